@@ -1,0 +1,80 @@
+# make demo: the main job in a few minutes. make test: all tests and checks. Both set everything up.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+RUN ?= runs/demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test test-long lint format lock system clean
+
+help:
+	@echo "make demo    train for about a minute, evaluate the shipped policy, write a video"
+	@echo "make test    run the tests, with coverage, and the style and type checks"
+	@echo "make test-long  run the whole pipeline at its quick preset, several minutes"
+	@echo "make format  put the source into its standard format"
+	@echo "make lock    pin the versions in $(VENV) in constraints.txt"
+	@echo "make clean   remove $(VENV), caches and build products (runs/ stays)"
+
+demo: $(VENV)/.train
+	rm -rf $(RUN)
+	$(BIN)/alohas2r train-teacher --phase pick --preset quick --out $(RUN)
+	$(BIN)/alohas2r evaluate params/pick --episodes 256 --video $(RUN)/pick.mp4
+
+# Everything runs even if one part fails; the tests' closing line comes last.
+test: $(VENV)/.test
+	@failed=0; \
+	$(MAKE) --no-print-directory lint || failed=1; \
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=85 $(PYTEST) || failed=1; \
+	exit $$failed
+
+test-long: $(VENV)/.test
+	$(BIN)/python -m pytest -m long
+
+lint: $(VENV)/.test
+	@failed=0; \
+	$(BIN)/ruff check . || failed=1; \
+	$(BIN)/ruff format --check . || failed=1; \
+	$(BIN)/pyright || failed=1; \
+	exit $$failed
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/.test
+	@{ echo "# Versions that this release was tested with; made by: make lock"; \
+	   $(PIP) freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+=='; } > constraints.tmp
+	mv constraints.tmp constraints.txt
+
+$(VENV)/.train: EXTRAS = train
+$(VENV)/.test: EXTRAS = train,warp,export,robot,dev
+
+$(VENV)/.train $(VENV)/.test: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory system
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt hatchling editables
+	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+# Libraries of the system: for pictures (EGL), RealSense cameras (libusb), environments (venv).
+system:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed: apt-get install python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; make PYTHON=/path/to/python3.11 takes another"; exit 1; }
+	@wanted=; libraries=$$(PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null); \
+	case "$$libraries" in *libEGL.so.1*) ;; *) wanted="$$wanted libegl1 libgl1-mesa-dri";; esac; \
+	case "$$libraries" in *libusb-1.0.so.0*) ;; *) wanted="$$wanted libusb-1.0-0";; esac; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || wanted="$$wanted python3-venv"; \
+	test -n "$$wanted" || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends $$wanted >/dev/null || \
+	    echo "Not installed:$$wanted; going on without (no videos, no RealSense cameras)"; \
+	else \
+	  echo "Missing:$$wanted (sudo apt-get install$$wanted); going on without"; \
+	fi
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

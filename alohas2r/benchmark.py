@@ -1,0 +1,257 @@
+"""Throughput of physics, environment and training, measured side by side in one run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r import evaluate, runlog, teacher
+from alohas2r.config import check
+from alohas2r.engines.cpu import CpuEngine, snapshot
+from alohas2r.ppo import Ppo
+
+
+class _Recording:
+    """An engine that keeps the targets it is given, so that its physics can be run again alone."""
+
+    def __init__(self, engine: CpuEngine):
+        self._engine = engine
+        self.targets: list[np.ndarray] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def step(self, physics: Any, ctrl: np.ndarray) -> Any:
+        self.targets.append(ctrl)
+        return self._engine.step(physics, ctrl)
+
+
+def bench_sim(
+    phase: str = "pick",
+    envs: int | None = None,
+    seconds: float = 30.0,
+    threads: int = 0,
+    progress: runlog.Progress | None = None,
+    policy_path: str | None = None,
+) -> dict[str, Any]:
+    """Measures control steps per second of three things, in turns, on the same engine, model and variants.
+
+    raw: `Batch.step` alone with the substeps of a control step, from the same states and with the same actuator
+    targets as the environment had just before; environment: the same with sensors, reward, noise, delays, reset
+    and the policy; training: with PPO updates. Turns alternate and the medians of the turns are compared, so that a
+    noisy machine does not favour one of them. The default preset's configuration is used throughout.
+
+    Args:
+      phase: "pick" or "insert"; or "distill", see `bench_distill`.
+      envs: environments; the default preset's number if None.
+      seconds: about how long to measure.
+      threads: of the physics; 0 for all cores.
+      progress: receives reports.
+      policy_path: start from this policy's weights, so that states are those of a trained policy; for "distill",
+        the staged teacher.
+
+    Returns:
+      "raw", "environment", "training" in control steps/s, the ratios to raw, and the settings.
+
+    Raises:
+      ConfigError: unknown phase or a number out of range.
+    """
+    check(seconds > 0, f"seconds must be > 0, not {seconds}")
+    if phase == "distill":
+        return bench_distill(envs, seconds, threads, progress, policy_path)
+    overrides = [] if envs is None else [f"ppo.num_envs={envs}"]
+    settings = teacher.config.override(teacher.find_preset(phase, "default"), overrides)
+    env = teacher.make_env(settings, 0, threads)
+    engine = _Recording(env.engine)
+    env.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+    ppo = Ppo(settings.ppo, env)
+    learner = ppo.init(jax.random.PRNGKey(0))
+    if policy_path is not None:
+        learner = teacher.with_policy(learner, policy_path)
+    keys = evaluate.episode_keys(0, 0, env.num_envs)
+    state, physics, readout = env.reset(keys, stagger=True)
+    times: dict[str, list[float]] = {"raw": [], "environment": [], "training": []}
+    meter = runlog.Meter(f"bench-sim {phase}", 100, progress, unit="%")
+    size = settings.ppo.steps_per_update
+    deadline = None
+    warm_up = True
+    while True:
+        before = snapshot(physics)
+        engine.targets.clear()
+        started = time.monotonic()
+        rollout, final, state, physics, readout, _ = ppo.rollout(learner, state, physics, readout)
+        jax.block_until_ready(rollout)
+        collected = time.monotonic()
+        updated, _ = ppo.update(learner, rollout, final, jnp.float32(0))
+        jax.block_until_ready(updated)
+        finished = time.monotonic()
+        after = snapshot(physics)
+        batch = engine.batch
+        batch.state[:] = before.rows
+        raw_started = time.monotonic()
+        for ctrl in engine.targets:
+            batch.ctrl = ctrl
+            batch.step(nstep=engine.substeps)
+        raw_finished = time.monotonic()
+        batch.state[:] = after.rows
+        if warm_up:  # the first turn compiles
+            warm_up = False
+            deadline = time.monotonic() + seconds
+            continue
+        times["environment"].append(collected - started)
+        times["training"].append(finished - started)
+        times["raw"].append(raw_finished - raw_started)
+        assert deadline is not None
+        left = deadline - time.monotonic()
+        meter.update(min(100, int(100 * (1 - left / seconds))))
+        if left <= 0 and len(times["raw"]) >= 3:
+            break
+    speed = {name: size / float(np.median(values)) for name, values in times.items()}
+    return {
+        "phase": phase,
+        "engine": engine.name,
+        "envs": env.num_envs,
+        "threads": engine.threads,
+        "substeps": engine.substeps,
+        "turns": len(times["raw"]),
+        "raw_steps_per_s": round(speed["raw"], 1),
+        "environment_steps_per_s": round(speed["environment"], 1),
+        "training_steps_per_s": round(speed["training"], 1),
+        "environment_over_raw": round(speed["environment"] / speed["raw"], 3),
+        "training_over_raw": round(speed["training"] / speed["raw"], 3),
+    }
+
+
+def bench_distill(
+    envs: int | None = None,
+    seconds: float = 30.0,
+    threads: int = 0,
+    progress: runlog.Progress | None = None,
+    teacher_path: str | None = None,
+    encoder_path: str | None = None,
+    overrides: Sequence[str] = (),
+    renderer: str = "auto",
+) -> dict[str, Any]:
+    """Measures distillation's control steps per second beside what physics and rendering alone would take.
+
+    collection: everything up to the samples (physics, rendering, corruption, delays, both policies); training: with
+    the updates; physics: `Batch.step` alone from the same states with the same targets; rendering: the same poses and
+    looks alone. Their harmonic limit, 1 / (1 / physics + 1 / rendering), is what collection could reach at most.
+    Turns alternate and medians are compared. The student acts, as in all iterations but the first.
+
+    Args:
+      envs, seconds, threads, progress: as `bench_sim`.
+      teacher_path: the staged teacher; the shipped one if None.
+      encoder_path: a pretrained encoder; an untrained one, which takes as long, if None.
+      overrides: settings on top of the default preset.
+      renderer: see senses.RENDERERS.
+
+    Raises:
+      ArtifactError: there is no teacher. ConfigError: a number or setting out of range.
+    """
+    from alohas2r import config, dagger, pretrain, scene, student
+
+    check(seconds > 0, f"seconds must be > 0, not {seconds}")
+    chosen = [*overrides] if envs is None else [*overrides, f"num_envs={envs}"]
+    settings = config.override(dagger.find_preset("default"), chosen)
+    staged = dagger.load_teacher(teacher_path or scene.data_path("params") / "teacher")
+    if encoder_path is None:
+        filters = settings.network.filters
+        spec = student.Encoder(filters)
+        side = settings.cameras.size
+        params: Any = spec.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))["params"]
+        encoder = pretrain.EncoderArtifact(filters, side, params, {})
+    else:
+        encoder = pretrain.load_encoder(encoder_path)
+    distiller = dagger.Distiller(settings, staged, encoder, 0, threads, renderer)
+    engine = _Recording(distiller.env.engine)
+    distiller.env.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+    assert distiller.senses is not None
+    drawer = _Drawn(distiller.senses.renderer)
+    distiller.senses.renderer = drawer
+    learner = distiller.init()
+    state, physics, readout, sense = distiller.begin()
+    names = ("physics", "rendering", "collection", "training")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    meter = runlog.Meter("bench-sim distill", 100, progress, unit="%")
+    turn, deadline = 0, math.inf
+    while True:
+        before = snapshot(physics)
+        engine.targets.clear()
+        drawer.poses.clear()
+        started = time.monotonic()
+        samples, state, physics, readout, sense, _ = distiller.collect(
+            learner, state, physics, readout, sense
+        )
+        jax.block_until_ready(samples)
+        collected = time.monotonic()
+        learner, _ = distiller.update(learner, samples)
+        jax.block_until_ready(learner)
+        finished = time.monotonic()
+        after = snapshot(physics)
+        engine.batch.state[:] = before.rows
+        physics_started = time.monotonic()
+        for ctrl in engine.targets:
+            engine.batch.ctrl = ctrl
+            engine.batch.step(nstep=engine.substeps)
+        drawing_started = time.monotonic()
+        for poses in drawer.poses:
+            drawer.plain.render(poses, drawer.looks)
+        drawn = time.monotonic()
+        engine.batch.state[:] = after.rows
+        turn += 1
+        if turn < 2:  # the first turn compiles, and in it the teacher acts
+            deadline = time.monotonic() + seconds
+            continue
+        for name, took in zip(
+            names,
+            (
+                drawing_started - physics_started,
+                drawn - drawing_started,
+                collected - started,
+                finished - started,
+            ),
+            strict=True,
+        ):
+            times[name].append(took)
+        left = deadline - time.monotonic()
+        meter.update(min(100, int(100 * (1 - left / seconds))))
+        if left <= 0 and len(times["physics"]) >= 3:
+            break
+    speed = {name: settings.samples / float(np.median(values)) for name, values in times.items()}
+    limit = 1 / (1 / speed["physics"] + 1 / speed["rendering"])
+    return {
+        "phase": "distill",
+        "engine": engine.name,
+        "renderer": drawer.plain.name,
+        "envs": settings.num_envs,
+        "threads": engine.threads,
+        "turns": len(times["physics"]),
+        "shadows": settings.senses.shadows,
+        **{f"{name}_steps_per_s": round(speed[name], 1) for name in names},
+        "limit_steps_per_s": round(limit, 1),
+        "collection_over_limit": round(speed["collection"] / limit, 3),
+        "full_scale_minutes": round(
+            settings.iterations * settings.samples / speed["training"] / 60, 1
+        ),
+    }
+
+
+class _Drawn:
+    """A renderer that keeps what it was asked to draw, so that it can be drawn again alone."""
+
+    def __init__(self, plain: Any):
+        self.plain = plain
+        self.poses: list[np.ndarray] = []
+        self.looks: Any = None
+
+    def render(self, poses: Any, looks: Any = None) -> Any:
+        self.poses.append(np.array(poses))
+        self.looks = looks
+        return self.plain.render(poses, looks)

@@ -1,0 +1,7 @@
+"""Runs the command line: python -m alohas2r.cli."""
+
+import sys
+
+from alohas2r.cli import main
+
+sys.exit(main())

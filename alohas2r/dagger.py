@@ -1,0 +1,728 @@
+"""Distillation: a student that sees learns by online DAgger from a teacher that knows the exact state.
+
+Each iteration collects a few steps of all environments and learns from them alone, so memory does not grow with
+the run. The teacher acts in the first iteration, the student in all others; the label is always the staged
+teacher's deterministic action, computed from its own noisy observations. Source: recipe, section 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from brax.training.acme import running_statistics, specs
+
+import alohas2r
+from alohas2r import config, networks, plan, policy, pretrain, randomize, runlog, scene, student
+from alohas2r.checkpoint import Checkpoint
+from alohas2r.config import check
+from alohas2r.control import ControlConfig
+from alohas2r.engines.cpu import CpuEngine, snapshot
+from alohas2r.env import Env, EnvConfig, EnvState
+from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
+from alohas2r.history import HistoryConfig
+from alohas2r.noise import NoiseConfig
+from alohas2r.policy import StagedPolicy, StatePolicy
+from alohas2r.senses import Seen, Senses, SensesConfig, SensesState, make_renderer
+from alohas2r.signals import Readout
+from alohas2r.student import CameraSpec, StudentNetworkConfig, StudentPolicy
+from alohas2r.switch_states import INSERT_NOISE
+from alohas2r.tasks import hold_out
+from alohas2r.tasks.hold_out import HoldOutConfig, HoldOutTask
+from alohas2r.tasks.insert import InsertConfig
+
+# Streams of random numbers.
+_ENVS, _SENSES, _SHIFT, _ORDER, _WEIGHTS = range(5)
+_CHUNK = 512  # samples that are encoded at once
+_RECORDED = 40  # observations in the artifact's check
+_LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """A distillation. Source of the numbers: recipe, section 6.
+
+    Attributes:
+      observation: what the student observes, one of student.OBSERVATIONS.
+      iterations: rounds of collecting and learning.
+      steps: control steps of every environment per iteration.
+      num_envs: environments side by side.
+      batch: samples of a gradient step; divides steps * num_envs.
+      epochs: passes over an iteration's samples.
+      learning_rate: of Adam, at the start and at the end; between them it changes linearly.
+      shift: pictures are shifted at random by up to so many pixels before the encoder.
+      shifts: different shifts of a sample; 1 to epochs. Fewer save time where the encoder is frozen.
+      finetune: whether a pretrained encoder goes on learning.
+      auxiliary: weight of predicting where the objects are from the pictures; 0 for none.
+      ahead: the student also predicts the teacher's actions in the next so many steps, less than `steps`; only the
+        present one is ever taken.
+      average: the policy is the exponential average of the parameters, of which each gradient step keeps this
+        share; 0 for the newest parameters.
+      precision: errors are weighted by the teacher's standard deviation to the power of minus this; 0 for alike.
+      history: what is remembered of the proprioception.
+      cameras: pictures. network: shapes.
+      task: the episodes. hold_out: missing objects.
+      control: action delay. noise: what the teacher's observation suffers. senses: what the student's does.
+      evaluations: evaluations on the way, evenly spread; the last is at the end.
+      evaluation_episodes: episodes of each.
+      checkpoints: how many on the way, evenly spread.
+    """
+
+    observation: str = "rgbd"
+    iterations: int = 400
+    steps: int = 6
+    num_envs: int = 1024
+    batch: int = 256
+    epochs: int = 4
+    learning_rate: tuple[float, float] = (4e-4, 4e-4)
+    shift: int = 2
+    shifts: int = 4
+    finetune: bool = False
+    auxiliary: float = 0.0
+    ahead: int = 0
+    average: float = 0.0
+    precision: float = 0.0
+    history: HistoryConfig = HistoryConfig(())
+    cameras: CameraSpec = CameraSpec()
+    network: StudentNetworkConfig = StudentNetworkConfig()
+    task: InsertConfig = InsertConfig(steps=200)
+    hold_out: HoldOutConfig = HoldOutConfig()
+    control: ControlConfig = ControlConfig()
+    noise: NoiseConfig = INSERT_NOISE
+    senses: SensesConfig = SensesConfig()
+    evaluations: int = 4
+    evaluation_episodes: int = 128
+    checkpoints: int = 40
+
+    def __post_init__(self) -> None:
+        choices = ", ".join(student.OBSERVATIONS)
+        check(
+            self.observation in student.OBSERVATIONS,
+            f"observation must be one of {choices}, not '{self.observation}'",
+        )
+        for name in ("iterations", "steps", "num_envs", "batch", "epochs"):
+            check(
+                1 <= getattr(self, name) <= 10**7,
+                f"{name} must be 1 or more, not {getattr(self, name)}",
+            )
+        check(
+            (self.steps * self.num_envs) % self.batch == 0,
+            f"batch = {self.batch} must divide steps * num_envs = {self.steps * self.num_envs}",
+        )
+        check(min(self.learning_rate) > 0, "learning_rate must be two numbers > 0")
+        check(0 <= self.shift <= 16, f"shift must be in 0..16 pixels, not {self.shift}")
+        check(1 <= self.shifts <= self.epochs, f"shifts must be in 1..{self.epochs} (epochs)")
+        check(0 <= self.auxiliary <= 100, f"auxiliary must be in 0..100, not {self.auxiliary}")
+        check(
+            0 <= self.ahead < self.steps, f"ahead must be in 0..{self.steps - 1} (less than steps)"
+        )
+        check(0 <= self.average < 1, f"average must be in [0, 1), not {self.average}")
+        check(0 <= self.precision <= 4, f"precision must be in 0..4, not {self.precision}")
+        check(0 <= self.evaluations <= 10_000, "evaluations must be in 0..10000")
+        check(1 <= self.evaluation_episodes <= 100_000, "evaluation_episodes must be in 1..100000")
+        check(0 <= self.checkpoints <= 100_000, "checkpoints must be in 0..100000")
+
+    @property
+    def samples(self) -> int:
+        """Samples of one iteration."""
+        return self.steps * self.num_envs
+
+
+PRESETS = {
+    "default": DistillConfig(),
+    "quick": DistillConfig(
+        iterations=20,
+        num_envs=64,
+        steps=4,
+        batch=64,
+        shifts=1,
+        evaluations=0,
+        checkpoints=4,
+    ),
+}
+DEPTH_ONLY_SIZE = (
+    64  # pixels; side of the pictures of the depth-only student. Source: recipe, section 6.
+)
+
+
+def find_preset(name: str, observation: str = "rgbd") -> DistillConfig:
+    """Returns a preset for an observation.
+
+    Raises:
+      ConfigError: unknown preset or observation.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"Unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
+    if observation not in student.OBSERVATIONS:
+        raise ConfigError(
+            f"Unknown observation '{observation}'.{did_you_mean(observation, student.OBSERVATIONS)}"
+        )
+    found = dataclasses.replace(PRESETS[name], observation=observation)
+    if observation == "depth":
+        cameras = dataclasses.replace(found.cameras, size=DEPTH_ONLY_SIZE)
+        found = dataclasses.replace(found, cameras=cameras)
+    return found
+
+
+class LearnerState(NamedTuple):
+    """What learning changes."""
+
+    params: Any  # "head", and "encoder" where it learns
+    averaged: Any  # likewise; empty if nothing is averaged
+    optimizer: Any
+    stats: Any  # running statistics of the features
+    iteration: jax.Array  # [] int32 iterations done
+    key: jax.Array  # [2] never changes
+
+
+class Samples(NamedTuple):
+    """Samples of B; pictures that the student lacks are None."""
+
+    rgb: Any  # [B, C, H, W, 3] uint8, or [B, C, E] once encoded
+    depth: Any  # [B, C, H, W] m
+    features: jax.Array  # [B, F]
+    switched: jax.Array  # [B] bool
+    label: jax.Array  # [B, 14] the teacher's actions
+    future: jax.Array  # [B, K, 14] its actions in the next steps
+    known: jax.Array  # [B, K] bool, whether the episode and the iteration last so long
+    weight: jax.Array  # [B, 14] of the squared errors
+    objects: jax.Array  # [B, 2, 3] where they are from the fingertips, in the gripper's frame (m)
+    present: jax.Array  # [B, 2] bool, not held out
+
+
+def teacher_std(found: StatePolicy, features: jax.Array) -> jax.Array:
+    """Returns how uncertain a trained policy is of its actions in [-1, 1]: standard deviations [..., n].
+
+    The network's second half of outputs is the scale of a normal distribution before tanh, as PPO trains it;
+    the derivative of tanh at the mean carries it over.
+    """
+    values = jnp.clip((features - found.weights["mean"]) / found.weights["std"], -10.0, 10.0)
+    layers = len(found.spec.hidden) + 1
+    for layer in range(layers):
+        values = (
+            values @ found.weights[f"layer{layer}/kernel"] + found.weights[f"layer{layer}/bias"]
+        )
+        if layer < layers - 1:
+            values = policy.activate(found.spec.activation, values, jnp)
+    mean, raw = jnp.split(values, 2, -1)
+    scale = jax.nn.softplus(raw) + 0.001  # Source: brax NormalTanhDistribution, min_std
+    return scale * (1 - jnp.tanh(mean) ** 2)
+
+
+def staged_std(teacher: StagedPolicy, features: jax.Array, switched: jax.Array) -> jax.Array:
+    """Returns `teacher_std` of the policy in charge, [..., 14]."""
+    size, rates = teacher.pick.spec.observation_size, len(teacher.spec.history.rates)
+    bank = features.reshape(*features.shape[:-1], 1 + rates, -1)
+    arms = [bank[..., :size], bank[..., size : 2 * size]]
+    pick = [teacher_std(teacher.pick, arm.reshape(*arm.shape[:-2], -1)) for arm in arms]
+    insert = teacher_std(teacher.insert, features)
+    return jnp.where(switched[..., None], insert, jnp.concatenate(pick, -1))
+
+
+class Distiller:
+    """Environments, the student's senses, the teacher, and the learning that joins them.
+
+    Args:
+      settings: the configuration.
+      teacher: the staged teacher.
+      encoder: a pretrained colour encoder; None to begin at random and learn it as well.
+      seed: of everything random.
+      threads: of physics and ray caster; 0 for all cores.
+      renderer: see senses.RENDERERS.
+    """
+
+    def __init__(
+        self,
+        settings: DistillConfig,
+        teacher: StagedPolicy,
+        encoder: pretrain.EncoderArtifact | None,
+        seed: int,
+        threads: int = 0,
+        renderer: str = "auto",
+    ):
+        loaded = scene.load_physics("insert")
+        count = settings.num_envs
+        draws = np.random.default_rng([seed, 2]).random((count, randomize.INSERT_DRAWS))
+        fields, half = randomize.sample_insert(loaded, settings.task.physics, draws)
+        task = HoldOutTask(
+            loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
+        )
+        engine = CpuEngine(loaded, count, threads=threads, fields=fields)
+        environment = EnvConfig(settings.control, settings.noise, teacher.spec.history)
+        context = np.stack([half, np.zeros(count)], 1)
+        network, memory = settings.network, settings.history
+        if encoder is not None:
+            network = dataclasses.replace(network, filters=encoder.filters)
+        if settings.observation == "state":  # the teacher's own observation and memory
+            memory = teacher.spec.history
+        self.settings, self.teacher, self.seed = settings, teacher, seed
+        self.env = Env(task, engine, environment, context)
+        self.spec = student.make_spec(
+            scene.load("insert"),
+            settings.observation,
+            network,
+            settings.cameras,
+            memory,
+            teacher.switch,
+            settings.control.scale,
+            teacher.spec.observation,
+        )
+        self.senses: Senses | None = None
+        if self.spec.has_rgb or self.spec.has_depth:
+            drawer = make_renderer(renderer, self.spec.cameras.size, threads)
+            self.senses = Senses(self.spec, settings.senses, half, drawer)
+        self.frozen: dict[str, Any] = {}
+        self._encoder = encoder
+        if self.spec.has_rgb and encoder is not None and not settings.finetune:
+            self.frozen = {"encoder": jax.tree.map(jnp.asarray, encoder.params)}
+        # Without the rate, which changes with the iteration.
+        self.optimizer = optax.scale_by_adam()
+        self._act = jax.jit(self._act_all)
+        self._stack = jax.jit(self._join)
+        self._augment = jax.jit(self._augmented)
+        self._epoch = jax.jit(self._one_epoch)
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether the student predicts where the objects are."""
+        return self.settings.auxiliary > 0 and self.senses is not None
+
+    def init(self) -> LearnerState:
+        """Returns the learner before the first iteration."""
+        key = jax.random.PRNGKey(self.seed)
+        weights_key = jax.random.fold_in(key, _WEIGHTS)
+        ahead = self.settings.ahead
+        params = jax.jit(lambda key: student.init(self.spec, key, self.auxiliary, ahead))(
+            weights_key
+        )
+        if self.spec.has_rgb and self._encoder is not None:
+            params["encoder"] = jax.tree.map(jnp.asarray, self._encoder.params)
+        if self.frozen:
+            params.pop("encoder")
+        stats: Any = running_statistics.init_state(specs.Array((self.spec.features,), jnp.float32))
+        averaged = params if self.settings.average else {}
+        state = LearnerState(
+            params, averaged, self.optimizer.init(params), stats, jnp.zeros((), jnp.int32), key
+        )
+        # Plain numbers among the statistics become arrays, so that a checkpoint restores the same types.
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, getattr(leaf, "dtype", jnp.float32)), state
+        )
+
+    def begin(self) -> tuple[EnvState, Any, Readout, SensesState | None]:
+        """Starts all environments, their clocks scattered over the episode."""
+        root = jax.random.PRNGKey(self.seed)
+        count = self.settings.num_envs
+        keys = jax.random.split(jax.random.fold_in(root, _ENVS), count)
+        state, physics, readout = self.env.reset(keys, stagger=True)
+        sense = None
+        if self.senses is not None:
+            sense = self.senses.reset(jax.random.split(jax.random.fold_in(root, _SENSES), count))
+        return state, physics, readout, sense
+
+    def _draw(self, sense: SensesState | None, readout: Readout) -> tuple[Any, Any]:
+        if self.senses is None or sense is None:
+            return None, None
+        return self.senses.draw(sense, readout.qpos)
+
+    def _act_all(
+        self,
+        learner: LearnerState,
+        frozen: Any,
+        state: EnvState,
+        readout: Readout,
+        sense: SensesState | None,
+        drawn: Any,
+        teacher_acts: Any,
+    ) -> tuple[EnvState, SensesState | None, Samples, Seen, jax.Array]:
+        """Observes, labels and acts; returns new states, samples [N], the observation and targets [N, nu]."""
+        held_out, switched = state.task.held_out, state.task.switched
+        signals = self.env.extract(readout)
+        state, known, _ = self.env.observe(state, readout)
+        label = hold_out.still(self.teacher.apply(known, switched, jnp), held_out)
+        weight = jnp.ones_like(label)
+        if self.settings.precision > 0:
+            std = jnp.maximum(staged_std(self.teacher, known, switched), _LEAST_STD)
+            weight = std**-self.settings.precision
+        if self.senses is None or sense is None:
+            size = self.env.task.observation_size
+            seen = Seen(None, None, known[:, :size], known)
+        else:
+            frames, brightness = drawn
+            sense, seen = self.senses.perceive(sense, frames, brightness, signals)
+        samples = Samples(
+            rgb=seen.rgb,
+            depth=seen.depth,
+            features=seen.features,
+            switched=switched,
+            label=label,
+            future=jnp.zeros((*label.shape[:1], self.settings.ahead, *label.shape[1:])),
+            known=jnp.zeros((*label.shape[:1], self.settings.ahead), bool),
+            weight=weight,
+            objects=hold_out.object_in_gripper(signals),
+            present=~held_out,
+        )
+        tree = {**learner.params, **frozen}
+        rgb = None if seen.rgb is None else student.encode(self.spec, tree["encoder"], seen.rgb)
+        features = networks.normalize(seen.features, learner.stats.mean, learner.stats.std)
+        logits, _ = student.head(
+            *(self.spec, tree["head"], rgb, seen.depth, features, switched),
+            *(self.auxiliary, self.settings.ahead),
+        )
+        action = jnp.where(teacher_acts, label, jnp.tanh(logits[:, : label.shape[1]]))
+        state, ctrl = self.env.control(state, readout, action)
+        return state, sense, samples, seen, ctrl
+
+    def collect(
+        self,
+        learner: LearnerState,
+        state: EnvState,
+        physics: Any,
+        readout: Readout,
+        sense: SensesState | None,
+    ) -> tuple[Samples, EnvState, Any, Readout, SensesState | None, list[Any]]:
+        """Collects one iteration's samples.
+
+        Returns:
+          Samples [steps * N] (time first), the states after them, and each step's `Scored`.
+        """
+        teacher_acts = jnp.asarray(learner.iteration == 0)
+        parts, scores = [], []
+        for _ in range(self.settings.steps):
+            drawn = self._draw(sense, readout)
+            state, sense, samples, _, ctrl = self._act(
+                learner, self.frozen, state, readout, sense, drawn, teacher_acts
+            )
+            state, physics, readout, scored = self.env.advance(state, physics, ctrl)
+            if self.senses is not None and sense is not None:
+                sense = self.senses.restart_jit(sense, scored.done)
+            parts.append(samples)
+            scores.append(scored)
+        samples = self._stack(parts, [scored.done for scored in scores])
+        return samples, state, physics, readout, sense, scores
+
+    def _join(self, parts: list[Samples], dones: list[jax.Array]) -> Samples:
+        """Puts the samples of all steps together, and to each what follows it."""
+        for step, part in enumerate(parts):
+            going_on, future, known = jnp.ones_like(dones[0]), part.future, part.known
+            for number in range(1, self.settings.ahead + 1):
+                if step + number < len(parts):
+                    going_on = going_on & ~dones[step + number - 1]
+                    future = future.at[:, number - 1].set(parts[step + number].label)
+                    known = known.at[:, number - 1].set(going_on)
+            parts[step] = part._replace(future=future, known=known)
+        joined: Samples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        return joined._replace(weight=joined.weight / joined.weight.mean())
+
+    def _augmented(self, key: jax.Array, frozen: Any, samples: Samples) -> Samples:
+        """Shifts the pictures, and encodes them if the encoder does not learn."""
+        rgb, depth = student.shift_pictures(key, samples.rgb, samples.depth, self.settings.shift)
+        if rgb is not None and frozen:
+            count = rgb.shape[0]
+            chunk = next(size for size in range(min(_CHUNK, count), 0, -1) if count % size == 0)
+            chunks = rgb.reshape(-1, chunk, *rgb.shape[1:])
+            rgb = jax.lax.map(
+                lambda some: student.encode(self.spec, frozen["encoder"], some), chunks
+            )
+            rgb = rgb.reshape(count, *rgb.shape[2:])
+        return samples._replace(rgb=rgb, depth=depth)
+
+    def loss(self, params: Any, stats: Any, batch: Samples) -> tuple[jax.Array, dict[str, Any]]:
+        """Returns the loss of a batch, and figures.
+
+        Args:
+          params: what learns. stats: of the features.
+          batch: colour pictures are encoded already unless the encoder learns.
+        """
+        rgb = batch.rgb
+        if rgb is not None and "encoder" in params:
+            rgb = student.encode(self.spec, params["encoder"], rgb)
+        features = networks.normalize(batch.features, stats.mean, stats.std)
+        logits, guess = student.head(
+            *(self.spec, params["head"], rgb, batch.depth, features, batch.switched),
+            *(self.auxiliary, self.settings.ahead),
+        )
+        actions = jnp.tanh(logits).reshape(len(logits), -1, batch.label.shape[1])
+        squares = jnp.square(actions[:, 0] - batch.label)
+        total = (batch.weight * squares).mean()
+        figures = {"loss/imitation": squares.mean()}
+        if self.settings.ahead:
+            errors = jnp.square(actions[:, 1:] - batch.future).mean(-1) * batch.known
+            figures["loss/ahead"] = errors.sum() / jnp.maximum(batch.known.sum(), 1)
+            total = total + figures["loss/ahead"]
+        if guess is not None:
+            wanted = jnp.clip(batch.objects / student.AUXILIARY_SCALE, -3, 3)
+            errors = jnp.square(guess - wanted).mean(-1) * batch.present
+            figures["loss/objects"] = errors.sum() / jnp.maximum(batch.present.sum(), 1)
+            total = total + self.settings.auxiliary * figures["loss/objects"]
+        return total, figures
+
+    def _one_epoch(
+        self, learnt: Any, stats: Any, samples: Samples, key: jax.Array, rate: Any
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Takes one gradient step per batch.
+
+        Args:
+          learnt: parameters, their average, optimizer.
+          stats: of the features. samples: augmented. key: of their order. rate: of learning.
+
+        Returns:
+          What is learnt, and figures [batches].
+        """
+        order = jax.random.permutation(key, self.settings.samples)
+
+        def step(carry: Any, chosen: jax.Array) -> tuple[Any, Any]:
+            params, averaged, optimizer = carry
+            batch = jax.tree.map(lambda leaf: leaf[chosen], samples)
+            gradient, figures = jax.grad(self.loss, has_aux=True)(params, stats, batch)
+            updates, optimizer = self.optimizer.update(gradient, optimizer)
+            params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+            if self.settings.average:
+                averaged = optax.incremental_update(params, averaged, 1 - self.settings.average)
+            return (params, averaged, optimizer), figures
+
+        order = order.reshape(-1, self.settings.batch)
+        return jax.lax.scan(step, learnt, order)
+
+    def update(
+        self, learner: LearnerState, samples: Samples
+    ) -> tuple[LearnerState, dict[str, Any]]:
+        """Learns from one iteration's samples.
+
+        Returns:
+          The learner, and figures: "loss/first" is on samples it has not learnt from yet.
+        """
+        settings = self.settings
+        stats: Any = running_statistics.update(learner.stats, samples.features)
+        share = int(learner.iteration) / max(settings.iterations - 1, 1)
+        first, last = settings.learning_rate
+        rate = jnp.float32(first + share * (last - first))
+        learnt = (learner.params, learner.averaged, learner.optimizer)
+        key = jax.random.fold_in(learner.key, learner.iteration)
+        seen, rows = samples, []
+        for epoch in range(settings.epochs):
+            if epoch < settings.shifts:
+                shift_key = jax.random.fold_in(jax.random.fold_in(key, _SHIFT), epoch)
+                seen = self._augment(shift_key, self.frozen, samples)
+            order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
+            learnt, figures = self._epoch(learnt, stats, seen, order_key, rate)
+            rows.append(figures)
+        metrics = {name: float(value.mean()) for name, value in rows[-1].items()}
+        metrics["loss/first"] = float(rows[0]["loss/imitation"][0])
+        metrics["loss/label_variance"] = float(jnp.var(samples.label, 0).mean())
+        metrics["loss/learning_rate"] = float(rate)
+        params, averaged, optimizer = learnt
+        done = learner.iteration + 1
+        learner = LearnerState(params, averaged, optimizer, stats, done, learner.key)
+        return learner, metrics
+
+    def to_policy(self, learner: LearnerState, trained: Mapping[str, Any]) -> StudentPolicy:
+        """Returns the learner's policy, without what only training needs."""
+        params = learner.averaged if self.settings.average else learner.params
+        weights = student.flatten({**params, **self.frozen}, learner.stats.mean, learner.stats.std)
+        if self.settings.ahead:
+            actions = len(self.spec.action.joints)
+            for name in ("kernel", "bias"):
+                last = f"head/layer{len(self.spec.network.hidden)}/{name}"
+                weights[last] = weights[last][..., :actions]
+        return StudentPolicy(self.spec, weights, trained)
+
+    def record(
+        self,
+        learner: LearnerState,
+        state: EnvState,
+        readout: Readout,
+        sense: SensesState | None,
+    ) -> dict[str, np.ndarray]:
+        """Returns what the first environments observe now, one after the other, for an artifact's check."""
+        drawn = self._draw(sense, readout)
+        outcome = self._act(learner, self.frozen, state, readout, sense, drawn, jnp.asarray(False))
+        seen, switched = outcome[3], np.asarray(state.task.switched)
+        rows: dict[str, np.ndarray] = {self.spec.vector: np.asarray(seen.vector)}
+        for camera, side in enumerate(student.SIDES):
+            if seen.rgb is not None:
+                rows[f"{side}_rgb"] = np.asarray(seen.rgb[:, camera])
+            if seen.depth is not None:
+                rows[f"{side}_depth"] = np.asarray(seen.depth[:, camera])
+        rows["switched"] = switched
+        return {name: value[:_RECORDED] for name, value in rows.items()}
+
+
+def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
+    """Reads a staged teacher.
+
+    Raises:
+      ArtifactError: it cannot be read, or is none.
+    """
+    found = policy.load(path)
+    if not isinstance(found, StagedPolicy):
+        raise ArtifactError(
+            f"{path} is no staged teacher; `alohas2r train-teacher --phase insert` makes one."
+        )
+    return found
+
+
+def distill(
+    preset: str = "default",
+    overrides: Sequence[str] = (),
+    teacher: str | os.PathLike[str] | None = None,
+    encoder: str | os.PathLike[str] | None = None,
+    observation: str = "rgbd",
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    threads: int = 0,
+    resume: bool = False,
+    minutes: float | None = None,
+    progress: runlog.Progress | None = None,
+    renderer: str = "auto",
+) -> dict[str, Any]:
+    """Distils a teacher into a student and writes the student's artifact to `out`/student.
+
+    Args:
+      preset: "default" (full scale) or "quick".
+      overrides: "key=value" settings on top of the preset.
+      teacher: the staged teacher's folder; the shipped one if None.
+      encoder: folder of a pretrained colour encoder; "none" to begin at random and learn it as well, "finetune"
+        to go on learning the shipped one; the shipped one, frozen, if None. Of no use without colour.
+      observation: "rgbd", "depth", "rgb", or "state" for the teacher's own observation.
+      out: folder of the run; runs/student if None.
+      seed: of everything random.
+      threads: of physics and ray caster; 0 for all cores.
+      resume: continue the run in `out` to the same result as an unbroken run.
+      minutes: stop (resumably) after this time.
+      progress: receives reports.
+      renderer: see senses.RENDERERS. Part of what makes a run reproducible.
+
+    Returns:
+      "student": the artifact's folder, or None if stopped early; "steps", "finished", "wall_s", last metrics.
+
+    Raises:
+      ConfigError: unknown setting, value out of range, or another configuration than the run that is resumed.
+      ArtifactError: an artifact cannot be read, the folder cannot be written, or the checkpoint is damaged.
+    """
+    from alohas2r import student_eval
+    from alohas2r.evaluate import episode_keys
+    from alohas2r.protocol import EVAL_V1
+
+    settings = find_preset(preset, observation)
+    if encoder is not None and os.fspath(encoder) == "finetune":
+        encoder, settings = None, dataclasses.replace(settings, finetune=True)
+    settings = config.override(settings, overrides)
+    folder = runlog.make_folder(out if out is not None else pathlib.Path("runs") / "student")
+    shipped = scene.data_path("params")
+    staged = load_teacher(shipped / "teacher" if teacher is None else teacher)
+    found = None
+    if settings.observation in ("rgb", "rgbd") and (
+        encoder is None or os.fspath(encoder) != "none"
+    ):
+        found = pretrain.load_encoder(shipped / "encoder" if encoder is None else encoder)
+    checkpoint = Checkpoint(folder / "checkpoint")
+    parents = {"teacher": staged.hash, "encoder": None if found is None else found.hash}
+    plan.begin(folder, settings, {"seed": seed, **parents}, resume, checkpoint.exists())
+
+    distiller = Distiller(settings, staged, found, seed, threads, renderer)
+    learner = distiller.init()
+    state, physics, readout, sense = distiller.begin()
+    done, wall_before = 0, 0.0
+    if resume and checkpoint.exists():
+        whole, extra = checkpoint.load((learner, state, snapshot(physics), readout, sense))
+        learner, state, physics, readout, sense = whole
+        done, wall_before = int(extra["iterations"]), float(extra["wall_s"])
+    per_iteration = settings.samples
+    started = time.monotonic()
+    figures: dict[str, float] = {}
+    runner: student_eval.StudentRunner | None = None
+
+    def wall() -> float:
+        return wall_before + time.monotonic() - started
+
+    def save(iteration: int) -> None:
+        extra = {"iterations": iteration, "wall_s": wall(), "version": alohas2r.__version__}
+        checkpoint.save((learner, state, snapshot(physics), readout, sense), extra)
+
+    with (
+        runlog.RunLog(
+            folder, settings.iterations * per_iteration, label="distill", progress=progress
+        ) as log,
+        runlog.StopSignal() as stop,
+    ):
+        if resume:
+            log.resume(done * per_iteration)
+        log.start()
+        for iteration in range(done + 1, settings.iterations + 1):
+            samples, state, physics, readout, sense, scores = distiller.collect(
+                learner, state, physics, readout, sense
+            )
+            learner, figures = distiller.update(learner, samples)
+            figures |= _measures(scores)
+            done = iteration
+            if not np.isfinite(figures["loss/imitation"]):
+                raise ArtifactError(
+                    f"The loss is not finite in iteration {iteration}; the last checkpoint in {folder} is good:"
+                    " start anew with a smaller learning_rate."
+                )
+            if plan.due(iteration, settings.iterations, settings.evaluations):
+                if runner is None:
+                    keys = episode_keys(seed + 1_000_003, 0, settings.evaluation_episodes)
+                    runner = student_eval.StudentRunner(
+                        distiller.spec, EVAL_V1, keys, threads, renderer
+                    )
+                table, _ = runner.run(distiller.to_policy(learner, {}).weights)
+                figures |= {
+                    f"eval/{name}": float(table[name].mean())
+                    for name in ("success", "held_at_end", "lifted_both", "switched", "dropped")
+                }
+            log.write(iteration * per_iteration, figures)
+            expired = minutes is not None and (time.monotonic() - started) > 60 * minutes
+            last = iteration == settings.iterations
+            if (
+                stop
+                or expired
+                or last
+                or plan.due(iteration, settings.iterations, settings.checkpoints)
+            ):
+                save(iteration)
+            if stop or expired:
+                break
+
+    finished = done == settings.iterations
+    result: dict[str, Any] = {
+        "observation": settings.observation,
+        "steps": done * per_iteration,
+        "finished": finished,
+        "wall_s": round(wall(), 1),
+        "out": str(folder),
+        "student": None,
+        "metrics": figures,
+    }
+    if finished:
+        command = (
+            f"alohas2r distill --preset {preset} --observation {settings.observation} --seed {seed}"
+            + (f" --encoder {os.fspath(encoder)}" if encoder is not None else "")
+            + "".join(f" --set {setting}" for setting in overrides)
+        )
+        trained = plan.provenance(
+            command, settings, seed, result["steps"], result["wall_s"], parents
+        )
+        rows = distiller.record(learner, state, readout, sense)
+        result["student"] = str(
+            student.save(distiller.to_policy(learner, trained), folder / "student", rows)
+        )
+    return result
+
+
+def _measures(scores: Sequence[Any]) -> dict[str, float]:
+    """Returns the shares of environments in each stage at the last step, and of those that diverged."""
+    measures = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scores[-1].measures)
+    names = ("grasped", "lifted", "switched", "success")
+    found = {f"train/{name}": float(getattr(measures, name).mean()) for name in names}
+    found["train/unstable"] = float(np.mean([(~np.asarray(s.finite)).mean() for s in scores]))
+    return found

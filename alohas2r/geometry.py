@@ -1,0 +1,70 @@
+"""Rotations and frames as pure functions; quaternions are (w, x, y, z), matrices map local to reference."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def quat_to_mat(quat: jax.Array) -> jax.Array:
+    """Converts unit quaternions [..., 4] to rotation matrices [..., 3, 3].
+
+    Source: Diebel, Representing Attitude (2006), eq. 125.
+    """
+    w, x, y, z = jnp.moveaxis(quat, -1, 0)
+    rows = [
+        [w * w + x * x - y * y - z * z, 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), w * w - x * x + y * y - z * z, 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z],
+    ]
+    return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
+
+
+def quat_multiply(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Returns the Hamilton product of quaternions [..., 4]."""
+    w1, x1, y1, z1 = jnp.moveaxis(first, -1, 0)
+    w2, x2, y2, z2 = jnp.moveaxis(second, -1, 0)
+    return jnp.stack(
+        [
+            w1 * w2 - x1 * x2 - y1 * y2 - z1 * z2,
+            w1 * x2 + x1 * w2 + y1 * z2 - z1 * y2,
+            w1 * y2 - x1 * z2 + y1 * w2 + z1 * x2,
+            w1 * z2 + x1 * y2 - y1 * x2 + z1 * w2,
+        ],
+        -1,
+    )
+
+
+def yaw_quat(angle: jax.Array) -> jax.Array:
+    """Returns the quaternion [..., 4] of a turn about z by an angle in radians."""
+    zero = jnp.zeros_like(angle)
+    return jnp.stack([jnp.cos(angle / 2), zero, zero, jnp.sin(angle / 2)], -1)
+
+
+def axis_angle_to_mat(axis: jax.Array, angle: jax.Array) -> jax.Array:
+    """Returns the rotation matrix [..., 3, 3] about a unit axis [..., 3] by an angle [...] (rad)."""
+    half = angle[..., None] / 2
+    return quat_to_mat(jnp.concatenate([jnp.cos(half), jnp.sin(half) * axis], -1))
+
+
+def unit_vector(gauss: jax.Array) -> jax.Array:
+    """Normalizes standard normal draws [..., 3]: the result is uniform on the sphere."""
+    return gauss / (jnp.linalg.norm(gauss, axis=-1, keepdims=True) + 1e-9)
+
+
+def rotation_angle(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Returns the geodesic angle (rad) between rotation matrices [..., 3, 3].
+
+    Uses the sine for small angles and the cosine for large ones, so that it is accurate everywhere.
+    """
+    relative = jnp.swapaxes(first, -1, -2) @ second
+    trace = jnp.trace(relative, axis1=-2, axis2=-1)
+    skew = jnp.stack(
+        [
+            relative[..., 2, 1] - relative[..., 1, 2],
+            relative[..., 0, 2] - relative[..., 2, 0],
+            relative[..., 1, 0] - relative[..., 0, 1],
+        ],
+        -1,
+    )
+    return jnp.arctan2(jnp.linalg.norm(skew, axis=-1), trace - 1)

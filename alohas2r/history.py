@@ -1,0 +1,63 @@
+"""What a policy remembers of past observations: a bank of exponential moving averages.
+
+The observation noise is independent from step to step, so averages over a few and over many steps say more
+than the newest value; the network learns how far to trust each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from alohas2r.config import check
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryConfig:
+    """Moving averages beside the newest observation.
+
+    Attributes:
+      rates: weight of the newest observation in each average; () for none. The first steps of an episode
+        use the plain mean, so that an average is never biased towards its start.
+    """
+
+    rates: tuple[float, ...] = (0.35, 0.1, 0.03)
+
+    def __post_init__(self) -> None:
+        check(
+            all(0 < rate <= 1 for rate in self.rates), f"rates must be in (0, 1], not {self.rates}"
+        )
+
+    def size(self, observation: int) -> int:
+        """Number of features for an observation of that size."""
+        return observation * (1 + len(self.rates))
+
+
+class HistoryState(NamedTuple):
+    """Averages after `seen` observations, any leading batch axes."""
+
+    averages: Any  # [..., rates, n]
+    seen: Any  # [...] int32
+
+
+def init(config: HistoryConfig, size: int, xp: Any, batch: tuple[int, ...] = ()) -> HistoryState:
+    """Returns the state after a reset; `xp` is numpy or jax.numpy."""
+    return HistoryState(
+        xp.zeros((*batch, len(config.rates), size), xp.float32), xp.zeros(batch, xp.int32)
+    )
+
+
+def update(
+    config: HistoryConfig, state: HistoryState, observation: Any, xp: Any
+) -> tuple[HistoryState, Any]:
+    """Adds an observation [..., n] and returns the new state and the features [..., n * (1 + rates)]."""
+    if not config.rates:
+        return HistoryState(state.averages, state.seen + 1), observation
+    rates = xp.asarray(config.rates, xp.float32)  # [R]
+    rate = xp.maximum(rates, 1.0 / (state.seen[..., None].astype(xp.float32) + 1.0))[
+        ..., None
+    ]  # [..., R, 1]
+    averages = state.averages + rate * (observation[..., None, :] - state.averages)
+    features = xp.concatenate([observation[..., None, :], averages], -2)
+    flat = features.reshape(*features.shape[:-2], -1)
+    return HistoryState(averages, state.seen + 1), flat

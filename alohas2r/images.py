@@ -1,0 +1,440 @@
+"""Pictures between camera and network: sensor corruption in simulation, and the one preprocessing.
+
+`preprocess` is what simulation and robot share: it takes NumPy or JAX arrays and gives the same
+numbers with both, bit for bit. Nothing here needs JAX until a JAX array or a random key comes in,
+so a robot's computer can do without it. `corrupt` and the functions that it is made of are pure
+functions of a random key; pictures whose depth is 0 show nothing there, as with a real sensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from alohas2r.config import check
+
+DEPTH_CUTOFF = 0.4  # m; farther things are not seen. Source: recipe, section 6.
+FOVY_DEG = 58.0  # of the simulated wrist cameras, square. Source: recipe, section 6.
+
+_ZERO_ONE_BYTE = np.float32(1 / 255)
+_SURFACE_STEP = 0.1  # of the depth; neighbours that differ by more belong to two surfaces
+
+
+class Crop(NamedTuple):
+    """A rectangle of a picture in pixels; it may reach beyond the picture, where nothing is seen."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+    """How pictures become network inputs.
+
+    Attributes:
+      height, width: of the inputs, in pixels.
+      depth_cutoff: depth beyond it becomes 0; depth is divided by it (m).
+    """
+
+    height: int = 32
+    width: int = 32
+    depth_cutoff: float = DEPTH_CUTOFF
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ConfigError: a value out of range.
+        """
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            check(1 <= size <= 4096, f"{name} = {size} must lie in 1..4096 pixels.")
+        check(
+            0.05 <= self.depth_cutoff <= 10,
+            f"depth_cutoff = {self.depth_cutoff} must lie in 0.05..10 m.",
+        )
+
+
+def simulated_crop(
+    fx: float, fy: float, cx: float, cy: float, fovy_deg: float = FOVY_DEG, aspect: float = 1.0
+) -> Crop:
+    """Returns the part of a real camera's picture that the simulated camera would show.
+
+    Args:
+      fx, fy: focal lengths in pixels; cx, cy: principal point in pixels (0 is the outer edge of the first
+        pixel): intrinsics that the device reports.
+      fovy_deg: the simulated camera's vertical field of view; aspect: its width over its height.
+
+    Raises:
+      ConfigError: intrinsics that no camera has.
+    """
+    check(fx > 0 and fy > 0, f"The focal lengths {fx} and {fy} must be positive.")
+    check(1 <= fovy_deg < 180, f"fovy_deg = {fovy_deg} must lie in 1..180 degrees.")
+    half = math.tan(math.radians(fovy_deg) / 2)
+    top, bottom = round(cy - fy * half), round(cy + fy * half)
+    left, right = round(cx - fx * half * aspect), round(cx + fx * half * aspect)
+    return Crop(top, left, bottom - top, right - left)
+
+
+def preprocess(
+    rgb: Any, depth: Any, config: PreprocessConfig | None = None, crop: Crop | None = None
+) -> tuple[Any, Any]:
+    """Turns pictures into network inputs: crop, resize by area, cut off depth, normalize.
+
+    Depth is averaged over the part of a cell where something is seen within the cut-off; a cell less than
+    half of which is seen becomes 0, so that edges leave no points in the air. Sizes are changed in
+    whole numbers, so that NumPy and JAX round alike.
+
+    Args:
+      rgb: [..., H, W, 3] uint8.
+      depth: [..., H, W] float32, metres along the optical axis; 0 where nothing is seen.
+      config: size and cut-off.
+      crop: what to cut out first; None for the whole picture.
+
+    Returns:
+      rgb [..., height, width, 3] and depth [..., height, width], float32 in [0, 1], of the arrays' kind.
+    """
+    config = config or PreprocessConfig()
+    xp = _namespace(depth)
+    depth = xp.where(depth > np.float32(config.depth_cutoff), np.float32(0), depth)
+    depth = xp.where(depth > 0, depth, np.float32(0))  # and what is no number
+    if crop is not None:
+        rgb, depth = _cut(rgb, crop, 3), _cut(depth, crop, 2)
+    height, width = depth.shape[-2:]
+    size = (config.height, config.width)
+    scale = np.float32(1 / config.depth_cutoff)
+    if (height, width) != size:
+        rgb = xp.moveaxis(_resize_colour(xp.moveaxis(rgb, -1, 0), size, xp), 0, -1)
+        # Depth in whole units of 0.1 mm, or coarser where sums would not fit into 31 bits.
+        most = (2**31 - 1) // (height * width)
+        units = min(10_000.0, most / config.depth_cutoff)
+        depth = _resize_depth(depth, size, np.float32(units), xp)
+        scale = np.float32(1 / (units * config.depth_cutoff))
+    return rgb.astype(np.float32) * _ZERO_ONE_BYTE, xp.minimum(depth * scale, np.float32(1))
+
+
+def _namespace(array: Any) -> Any:
+    if isinstance(array, np.ndarray):
+        return np
+    import jax.numpy as jnp
+
+    return jnp
+
+
+def _cut(picture: Any, crop: Crop, axes: int) -> Any:
+    """Cuts out a rectangle of the axes -axes, -axes + 1; beyond the picture there is 0."""
+    xp = _namespace(picture)
+    pads = [(0, 0)] * picture.ndim
+    first = picture.ndim - axes
+    index: list[Any] = [slice(None)] * picture.ndim
+    for axis, start, size in ((first, crop.top, crop.height), (first + 1, crop.left, crop.width)):
+        length = picture.shape[axis]
+        low, high = min(max(start, 0), length), min(max(start + size, 0), length)
+        before = min(max(-start, 0), size)
+        pads[axis] = (before, size - before - (high - low))
+        index[axis] = slice(low, high)
+    return xp.pad(picture[tuple(index)], pads)
+
+
+@functools.lru_cache(maxsize=64)
+def _overlaps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which source pixels a target pixel covers [target, K] and how much of each, int32.
+
+    The shares of a target pixel add up to `source`.
+    """
+    edges = np.arange(target + 1, dtype=np.int64) * source
+    first = edges[:-1] // target
+    taps = int((-(-edges[1:] // target) - first).max())
+    pixels = first[:, None] + np.arange(taps)
+    low = np.maximum(pixels * target, edges[:-1, None])
+    high = np.minimum((pixels + 1) * target, edges[1:, None])
+    shares = np.maximum(high - low, 0)
+    return np.minimum(pixels, source - 1).astype(np.int32), shares.astype(np.int32)
+
+
+def _area_sums(picture: Any, size: tuple[int, int]) -> Any:
+    """Returns sums over areas of whole numbers [..., H, W], [..., height, width], times H * W."""
+    for axis, target in ((-1, size[1]), (-2, size[0])):
+        pixels, shares = _overlaps(picture.shape[axis], target)
+        total = 0
+        for tap in range(pixels.shape[1]):
+            share = shares[:, tap] if axis == -1 else shares[:, tap, None]
+            part = picture[..., pixels[:, tap]] if axis == -1 else picture[..., pixels[:, tap], :]
+            total = total + part * share
+        picture = total
+    return picture
+
+
+def _resize_colour(picture: Any, size: tuple[int, int], xp: Any) -> Any:
+    area = picture.shape[-1] * picture.shape[-2]
+    sums = _area_sums(picture.astype(np.uint32), size)
+    return (sums + np.uint32(area // 2)) // np.uint32(area)
+
+
+def _resize_depth(depth: Any, size: tuple[int, int], units: np.float32, xp: Any) -> Any:
+    area = depth.shape[-1] * depth.shape[-2]
+    whole = xp.floor(depth * units).astype(np.int32)
+    sums = _area_sums(whole, size)
+    seen = _area_sums((whole > 0).astype(np.int32), size)
+    mean = (sums // xp.maximum(seen, 1)).astype(np.float32)
+    return xp.where(seen * 2 >= area, mean, np.float32(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptConfig:
+    """What a sensor does to pictures. Source of all values: recipe, section 6.
+
+    Attributes:
+      pixel_noise: each colour of each pixel gets up to this much more light (of full scale).
+      edge_gain: a pixel at a depth edge is lost with probability arctan(edge_gain * gradient in m per
+        pixel), where that exceeds edge_threshold.
+      edge_threshold: see edge_gain.
+      shift: standard deviation of where a stereo sensor thinks a pixel is (pixels).
+      disparity_noise: standard deviation of the disparity (in its own steps, eighths of a pixel).
+      disparity: disparity, in its steps, times depth (m).
+      dropout: probability that a pixel is lost.
+      lines: most random lines in a picture; line_length: shortest and longest (pixels); line_depth: range
+        of their depths (m); line_bank: number of pictures of lines to choose from.
+      blackout: probability that a whole depth picture is lost.
+    """
+
+    pixel_noise: float = 0.03
+    edge_gain: float = 10.0
+    edge_threshold: float = 0.05
+    shift: float = 0.5
+    disparity_noise: float = 1 / 6
+    disparity: float = 351.3
+    dropout: float = 0.006
+    lines: int = 16
+    line_length: tuple[int, int] = (2, 5)
+    line_depth: tuple[float, float] = (0.08, 0.34)
+    line_bank: int = 16384
+    blackout: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+          ConfigError: a value out of range.
+        """
+        for name in ("pixel_noise", "dropout", "blackout"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"{name} = {value} must lie in 0..1.")
+        for name in ("edge_gain", "edge_threshold", "shift", "disparity_noise"):
+            value = getattr(self, name)
+            check(value >= 0, f"{name} = {value} must not be negative.")
+        check(self.disparity > 0, f"disparity = {self.disparity} must be positive.")
+        check(0 <= self.lines <= 256, f"lines = {self.lines} must lie in 0..256.")
+        check(self.line_bank >= 1, f"line_bank = {self.line_bank} must be at least 1.")
+        check(
+            1 <= self.line_length[0] <= self.line_length[1],
+            f"line_length = {self.line_length} must be a range from 1.",
+        )
+        check(
+            0 < self.line_depth[0] <= self.line_depth[1],
+            f"line_depth = {self.line_depth} must be a positive range.",
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def line_bank(
+    height: int = 32, width: int = 32, config: CorruptConfig | None = None, seed: int = 0
+) -> np.ndarray:
+    """Returns pictures of short random lines [line_bank, height, width], float16 m; 0 beside them.
+
+    Source: lines ("sticks") as depth noise: recipe, section 6; T. Lum et al., DextrAH-G (2024).
+    """
+    config = config or CorruptConfig()
+    random = np.random.default_rng(seed)
+    count, most = config.line_bank, max(config.lines, 1)
+    shape = (count, most)
+    number = random.integers(1, most + 1, count)
+    x, y = random.integers(0, width, shape), random.integers(0, height, shape)
+    angle = random.uniform(0, 2 * np.pi, shape)
+    length = random.integers(config.line_length[0], config.line_length[1] + 1, shape)
+    depth = random.uniform(*config.line_depth, shape)
+    bank = np.zeros((count, height, width), np.float16)
+    picture = np.arange(count)
+    for line in range(config.lines):
+        for step in range(config.line_length[1] + 1):
+            column = np.round(x[:, line] + step * np.cos(angle[:, line])).astype(int)
+            row = np.round(y[:, line] + step * np.sin(angle[:, line])).astype(int)
+            drawn = (line < number) & (step <= length[:, line])
+            drawn &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            bank[picture[drawn], row[drawn], column[drawn]] = depth[drawn, line]
+    return bank
+
+
+def corrupt(
+    key: Any,
+    rgb: Any,
+    depth: Any,
+    brightness: Any,
+    bank: Any,
+    config: CorruptConfig | None = None,
+) -> tuple[Any, Any]:
+    """Makes rendered pictures look like a sensor's (JAX, traceable).
+
+    Environment i depends on key and i alone, not on N. Depth is corrupted before it is cut off, as in a
+    real camera.
+
+    Args:
+      key: one random key, or one for each environment [N].
+      rgb: [N, C, H, W, 3] uint8.
+      depth: [N, C, H, W] float32 (m); 0 where nothing is seen.
+      brightness: [N] factor of each environment.
+      bank: from `line_bank`, for pictures of this size.
+      config: strengths.
+
+    Returns:
+      rgb uint8 and depth float32, of the same shapes.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    config = config or CorruptConfig()
+    count = rgb.shape[0]
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if not key.ndim:
+        key = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
+
+    def one(key: Any, rgb: Any, depth: Any, brightness: Any) -> tuple[Any, Any]:
+        keys = jax.random.split(key, 6)
+        depth = edge_dropout(keys[0], depth, config)
+        depth = disparity_noise(keys[1], depth, config)
+        depth = random_dropout(keys[2], depth, config)
+        depth = add_lines(keys[3], depth, bank)
+        depth = blackout(keys[4], depth, config)
+        return colour_noise(keys[5], rgb, brightness, config), depth
+
+    return jax.vmap(one)(key, rgb, depth, brightness)
+
+
+def colour_noise(key: Any, rgb: Any, brightness: Any, config: CorruptConfig) -> Any:
+    """Adds light to each pixel, then scales the brightness; [..., 3] uint8 in and out.
+
+    Source: recipe, section 6.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    noise = jax.random.uniform(key, rgb.shape, maxval=255 * config.pixel_noise)
+    bright = (rgb.astype(jnp.float32) + noise) * brightness
+    return jnp.clip(jnp.round(bright), 0, 255).astype(jnp.uint8)
+
+
+def edge_dropout(key: Any, depth: Any, config: CorruptConfig) -> Any:
+    """Loses pixels where depth changes quickly, [..., H, W] (m).
+
+    Source: recipe, section 6: a stereo sensor loses what only one of its imagers sees.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    square: Any = 0.0
+    for axis in (-2, -1):
+        if depth.shape[axis] > 1:
+            square = square + jnp.asarray(jnp.gradient(depth, axis=axis)) ** 2
+    lost = jnp.arctan(config.edge_gain * jnp.sqrt(square))
+    lost = jnp.where(lost > config.edge_threshold, lost, 0)
+    return jnp.where(jax.random.uniform(key, depth.shape) < lost, 0.0, depth)
+
+
+def disparity_noise(key: Any, depth: Any, config: CorruptConfig) -> Any:
+    """Looks a little beside each pixel, and adds noise and steps to the disparity, [..., H, W] (m).
+
+    A stereo sensor measures disparity in whole steps; steps times depth is the focal length (pixels) times
+    the baseline times the steps per pixel. The published 35130 cm are a Kinect's: 585 pixels x 7.5 cm x 8
+    steps per pixel; so `disparity_noise` and the rounding are in eighths of a pixel, and `shift` in
+    pixels. The position error is limited to one pixel. Between pixels the depth is interpolated
+    on a surface, but not across its edge, where it would lie in the air; what the nearest pixel
+    shows counts there.
+
+    Source: Handa et al., A Benchmark for RGB-D Visual Odometry, 3D Reconstruction and SLAM (2014), after
+    Barron and Malik, Intrinsic Scene Properties from a Single RGB-D Image (2013).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    shift_key, noise_key = jax.random.split(key)
+    shift = jax.random.normal(shift_key, (2, *depth.shape)) * config.shift
+    shift = jnp.clip(shift, -1, 1)
+    nearest = jnp.round(shift)
+
+    def shares(shift: Any) -> tuple[Any, Any, Any]:
+        return jnp.maximum(-shift, 0), 1 - jnp.abs(shift), jnp.maximum(shift, 0)
+
+    height, width = depth.shape[-2:]
+    around = jnp.pad(depth, [(0, 0)] * (depth.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
+    places = [(row, column) for row in range(3) for column in range(3)]
+    values = [around[..., row : row + height, column : column + width] for row, column in places]
+    anchor = depth
+    for (row, column), value in zip(places, values, strict=True):
+        here = (nearest[0] == row - 1) & (nearest[1] == column - 1)
+        anchor = jnp.where(here, value, anchor)
+    share_y, share_x = shares(shift[0]), shares(shift[1])
+    total, weight = jnp.zeros_like(depth), jnp.zeros_like(depth)
+    for (row, column), value in zip(places, values, strict=True):
+        same = jnp.abs(value - anchor) <= _SURFACE_STEP * anchor
+        share = jnp.where(same, share_y[row] * share_x[column], 0)
+        total, weight = total + share * value, weight + share
+    seen = anchor > 0
+    disparity = config.disparity * weight / jnp.where(seen, total, 1)
+    noise = jax.random.normal(noise_key, depth.shape) * config.disparity_noise
+    disparity = jnp.maximum(jnp.round(disparity + noise), 1)
+    return jnp.where(seen, config.disparity / disparity, 0.0)
+
+
+def random_dropout(key: Any, depth: Any, config: CorruptConfig) -> Any:
+    """Loses random pixels, [..., H, W]. Source: recipe, section 6."""
+    import jax
+    import jax.numpy as jnp
+
+    return jnp.where(jax.random.uniform(key, depth.shape) < config.dropout, 0.0, depth)
+
+
+def add_lines(key: Any, depth: Any, bank: Any) -> Any:
+    """Draws random lines over pictures [..., H, W] from a bank [K, H, W] (m). Source: recipe, section 6."""
+    import jax
+    import jax.numpy as jnp
+
+    chosen = jax.random.randint(key, depth.shape[:-2], 0, bank.shape[0])
+    lines = jnp.asarray(bank)[chosen].astype(jnp.float32)
+    return jnp.where(lines > 0, lines, depth)
+
+
+def blackout(key: Any, depth: Any, config: CorruptConfig) -> Any:
+    """Loses whole pictures [..., H, W]. Source: recipe, section 6."""
+    import jax
+    import jax.numpy as jnp
+
+    lost = jax.random.uniform(key, depth.shape[:-2]) < config.blackout
+    return jnp.where(lost[..., None, None], 0.0, depth)
+
+
+def random_shift(key: Any, pictures: Any, pad: int = 2) -> Any:
+    """Shifts every picture by up to `pad` pixels each way; what comes in repeats the edge (JAX).
+
+    Source: recipe, section 6; Yarats et al., Image Augmentation Is All You Need (2021).
+
+    Args:
+      key: a random key.
+      pictures: [N, H, W] or [N, H, W, channels].
+      pad: most pixels.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    count, height, width = pictures.shape[:3]
+    shift = jax.random.randint(key, (2, count), -pad, pad + 1)
+    rows = jnp.clip(jnp.arange(height) + shift[0][:, None], 0, height - 1)
+    columns = jnp.clip(jnp.arange(width) + shift[1][:, None], 0, width - 1)
+    every = jnp.arange(count)[:, None, None]
+    return pictures[every, rows[:, :, None], columns[:, None, :]]

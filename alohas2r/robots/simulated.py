@@ -1,0 +1,264 @@
+"""Arms and cameras in the MuJoCo insertion scene, without a bus in between: `--robot sim`.
+
+The same deployment runs on it as on real arms; only time stands still until `World.advance`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import mujoco
+import numpy as np
+
+from alohas2r import scene
+from alohas2r.errors import RobotFault
+from alohas2r.robots import JOINTS, PER_ARM, SIDES, Frame, Proprio, hold_pose
+from alohas2r.robots.emulator import Renderer
+
+# How far the arm joints sway in `film` (rad), and how long a sway takes (s).
+_SWAY = np.array([0.15, 0.05, 0.05, 0.1, 0.1, 0.2])
+_SWAY_S = 4.0
+
+
+class SimulatedWorld:
+    """The insertion scene, stepped by whole control periods.
+
+    Attributes:
+      model, data: the physics.
+    """
+
+    def __init__(self) -> None:
+        """Starts at the keyframe home."""
+        insert = scene.load("insert")
+        self.model = insert.model
+        self.data = mujoco.MjData(self.model)
+        self._home = insert.home_qpos
+        self.joints = np.concatenate([arm.qpos[:PER_ARM] for arm in insert.arms])
+        self.dofs = np.concatenate([arm.qvel[:PER_ARM] for arm in insert.arms])
+        self.actuators = np.concatenate([arm.ctrl for arm in insert.arms])
+        self.low, self.high = insert.ctrl_low[self.actuators], insert.ctrl_high[self.actuators]
+        self.place(self._home)
+
+    def place(self, qpos: np.ndarray, ctrl: np.ndarray | None = None) -> None:
+        """Puts everything somewhere, at rest; the arms hold there.
+
+        Args:
+          qpos: [nq] joint positions.
+          ctrl: [14] targets; None: the arms' positions.
+        """
+        mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[:] = qpos
+        targets = self.data.qpos[self.joints] if ctrl is None else ctrl
+        self.data.ctrl[self.actuators] = np.clip(targets, self.low, self.high)
+        mujoco.mj_forward(self.model, self.data)
+
+    def advance(self, steps: int = 1) -> None:
+        """Lets whole control periods pass."""
+        mujoco.mj_step(self.model, self.data, nstep=steps * scene.SUBSTEPS)
+
+
+class SimulatedRobot:
+    """Both arms of a simulated world: the `Robot` protocol.
+
+    Attributes:
+      enabled: whether the arms follow commands; they hold their pose otherwise.
+    """
+
+    CELSIUS, VOLTS = 35.0, 12.0
+
+    def __init__(self, world: SimulatedWorld) -> None:
+        """Joins a world."""
+        self.enabled = False
+        self._world = world
+
+    def __enter__(self) -> Self:
+        """Needs nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves nothing."""
+
+    def read(self) -> Proprio:
+        """Reads both arms."""
+        data, world = self._world.data, self._world
+        return Proprio(
+            time_s=time.monotonic(),
+            position=data.qpos[world.joints].copy(),
+            velocity=data.qvel[world.dofs].copy(),
+            current=data.actuator_force[world.actuators].copy(),
+            age_s=np.zeros(len(JOINTS)),
+            temperature_c=np.full(len(JOINTS), self.CELSIUS),
+            voltage_v=np.full(len(JOINTS), self.VOLTS),
+            hardware_error=np.zeros(len(JOINTS), int),
+        )
+
+    def command(self, ctrl: np.ndarray) -> np.ndarray:
+        """Sets targets [14] and returns them, clipped to the actuators' ranges.
+
+        Raises:
+          RobotFault: torque is off, or a number is not finite.
+        """
+        if not self.enabled:
+            raise RobotFault("Torque is off: call enable() before command().")
+        if not np.isfinite(ctrl).all():
+            raise RobotFault(f"A command must be finite; it has {ctrl}.")
+        sent = np.clip(ctrl, self._world.low, self._world.high)
+        self._world.data.ctrl[self._world.actuators] = sent
+        return sent
+
+    def stop(self) -> None:
+        """Holds both arms where they are."""
+        if self.enabled:
+            data, world = self._world.data, self._world
+            self.command(hold_pose(data.ctrl[world.actuators], data.qpos[world.joints]))
+
+    def enable(self) -> None:
+        """Lets the arms follow commands; they hold their present targets."""
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Lets the arms no longer follow commands; simulated arms do not fall."""
+        self.enabled = False
+
+
+class SimulatedCamera:
+    """One wrist camera of a simulated world: the `Camera` protocol.
+
+    Attributes:
+      name: "left" or "right".
+    """
+
+    def __init__(self, name: str, view: _View) -> None:
+        """Picks one of the two cameras of `cameras`."""
+        self.name = name
+        self._view = view
+
+    def __enter__(self) -> Self:
+        """Needs nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves nothing."""
+
+    def read(self, max_age_s: float) -> Frame:
+        """Returns the present picture; it is always new enough."""
+        return self._view.frame(SIDES.index(self.name))
+
+
+def cameras(world: SimulatedWorld, renderer: Renderer) -> tuple[SimulatedCamera, SimulatedCamera]:
+    """Returns the left and the right wrist camera of a world.
+
+    Args:
+      world: what they show.
+      renderer: draws the wrist cameras, left first.
+    """
+    view = _View(world, renderer)
+    return SimulatedCamera(SIDES[0], view), SimulatedCamera(SIDES[1], view)
+
+
+def film(
+    side: str, seconds: float, fps: int = 30, size: int = 96
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields what a simulated wrist camera sees while its arm looks around.
+
+    Args:
+      side: "left" or "right".
+      seconds: for how long.
+      fps: pictures per second.
+      size: side of the pictures (pixels).
+
+    Yields:
+      rgb [size, size, 3] uint8 and depth [size, size] float32 (m).
+    """
+    from alohas2r import renderers
+
+    insert = scene.load("insert")
+    camera = renderers.CAMERAS[SIDES.index(side)]
+    renderer = renderers.make("raycast", insert, width=size, height=size, cameras=(camera,))
+    qpos = insert.home_qpos.copy()
+    joints = insert.arms[SIDES.index(side)].qpos[: len(_SWAY)]
+    for number in range(round(seconds * fps)):
+        turn = 2 * np.pi * number / fps / _SWAY_S
+        qpos[joints] = insert.home_qpos[joints] + _SWAY * np.sin(turn + np.arange(len(_SWAY)))
+        pictures = renderer.render(qpos[None])
+        yield np.asarray(pictures.rgb)[0, 0], np.asarray(pictures.depth)[0, 0]
+
+
+class StubCamera:
+    """A camera whose pictures cost nothing: noise, another one each time, the same on both sides.
+
+    They serve to time a control loop without the pictures; nothing can be seen on them.
+
+    Attributes:
+      name: "left" or "right".
+    """
+
+    PICTURES = 8
+    FAR_M = 0.35
+
+    def __init__(self, name: str, size: int = 32, seed: int = 0) -> None:
+        """Draws its pictures.
+
+        Args:
+          name: "left" or "right".
+          size: side of the pictures (pixels).
+          seed: of the noise.
+        """
+        self.name = name
+        random = np.random.default_rng(seed)
+        shape = (self.PICTURES, size, size)
+        self._rgb = random.integers(20, 236, (*shape, 3), dtype=np.uint8)
+        self._depth = random.uniform(0.1, self.FAR_M, shape).astype(np.float32)
+        self._number = 0
+
+    def __enter__(self) -> Self:
+        """Needs nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves nothing."""
+
+    def read(self, max_age_s: float) -> Frame:
+        """Returns the next picture; it is always new enough."""
+        self._number += 1
+        index = self._number % self.PICTURES
+        return Frame(self._rgb[index], self._depth[index], time.monotonic(), self._number)
+
+
+class _View:
+    """Draws both cameras with one call, and one state but once."""
+
+    def __init__(self, world: SimulatedWorld, renderer: Renderer) -> None:
+        self._world = world
+        self._renderer = renderer
+        self._shown: np.ndarray | None = None
+        self._number = 0
+        self._pictures: tuple[np.ndarray, np.ndarray] = (np.zeros(0), np.zeros(0))
+
+    def frame(self, index: int) -> Frame:
+        qpos = self._world.data.qpos
+        if self._shown is None or not np.array_equal(qpos, self._shown):
+            self._shown = qpos.copy()
+            rgb, depth = self._renderer.render(qpos[None].copy())
+            self._pictures = np.asarray(rgb)[0], np.asarray(depth)[0]
+            self._number += 1
+        rgb, depth = self._pictures
+        return Frame(rgb[index], depth[index], time.monotonic(), self._number)

@@ -1,0 +1,1 @@
+"""Tasks: initial states, rewards, success, termination, as pure functions of one environment."""

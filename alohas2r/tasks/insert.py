@@ -1,0 +1,413 @@
+"""Insert: two arms, one holds the socket, the other brings in the peg. Source: recipe, section 4.
+
+The same task serves whole episodes from the home pose (evaluation, distillation, collecting switch states) and
+insertion training, whose episodes start from a pool of switch states. Pure functions of one environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r import geometry
+from alohas2r.config import check
+from alohas2r.env import Start
+from alohas2r.noise import Measured, exact
+from alohas2r.randomize import InsertRandomization
+from alohas2r.scene import Scene
+from alohas2r.signals import Array, Signals
+from alohas2r.switching import Switch
+from alohas2r.tasks.pick import (
+    SINGLE_ARM_OBSERVATION,
+    TABLE_HEIGHT,
+    grasped,
+    home_pose,
+    single_arm_observation,
+    slow_joints,
+)
+
+OBSERVATION = (
+    *((f"left/{name}", size, unit) for name, size, unit in SINGLE_ARM_OBSERVATION),
+    *((f"right/{name}", size, unit) for name, size, unit in SINGLE_ARM_OBSERVATION),
+    ("socket_rear_minus_peg_end_in_left_base", 3, "m"),
+)
+SINGLE = sum(size for _, size, _ in SINGLE_ARM_OBSERVATION)
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertStart:
+    """Distribution of starts.
+
+    Attributes:
+      waist: half range of both waist angles about keyframe home (rad).
+      radius: range of the distance from an arm's base to its object (m).
+      angle_deg: half range of its direction about the home waist angle.
+      yaw_deg: the object's yaw is its direction plus or minus this.
+      targets: where the pick policy brings socket and peg (m, world).
+    """
+
+    waist: float = 0.1
+    radius: tuple[float, float] = (0.27, 0.42)
+    angle_deg: float = 14.5
+    yaw_deg: float = 5.0
+    targets: tuple[tuple[float, float, float], tuple[float, float, float]] = (
+        (-0.10, 0.0, 0.25),
+        (0.10, 0.0, 0.25),
+    )
+
+    def __post_init__(self) -> None:
+        check(0.15 <= self.radius[0] <= self.radius[1] <= 0.6, "radius must lie in 0.15..0.6 m")
+        check(0 <= self.angle_deg <= 90, "angle_deg must lie in 0..90")
+        check(0 <= self.waist <= 1, "waist must lie in 0..1 rad")
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertReward:
+    """Weights of the reward terms, all paid every step after the switch.
+
+    Attributes:
+      align: peg axis on the socket axis (lateral offset and angle).
+      depth: peg end close to its final place, while aligned or inside.
+      inserted: the peg is in and both objects are held.
+      grip: both fingertips at their grip points.
+      level: both objects in their nominal rotation.
+      slow: slow joints. home: near the home pose.
+      finish: once, in the last step, when both objects are held and the peg is in; a fifth of it for `depth`. Paid at
+        the same time however long the insertion takes, so that it rewards a sure insertion rather than a quick one.
+      dropped: paid once when an object falls or a grasp is lost; ends the episode.
+    """
+
+    align: float = 0.5
+    depth: float = 1.0
+    inserted: float = 2.0
+    grip: float = 0.4
+    level: float = 0.2
+    slow: float = 0.1
+    home: float = 0.02
+    finish: float = 0.0
+    dropped: float = -10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertConfig:
+    """The insertion task.
+
+    Attributes:
+      steps: control steps per episode.
+      start: distribution of starts.
+      physics: randomized physics.
+      reward: weights.
+      switch: when insertion takes over.
+      inserted_x: depth of the peg's end in the socket's frame that counts as inserted (m).
+      hole: half width of the hole (m).
+      grip_distance: largest distance of fingertips from the grip point that counts as held (m).
+      hold_steps: consecutive steps for `inserted`.
+      fall_height: an object below this has fallen (m, world).
+      tilt_deg: an object tilted further is lost (training).
+    """
+
+    steps: int = 100
+    start: InsertStart = InsertStart()
+    physics: InsertRandomization = InsertRandomization()
+    reward: InsertReward = InsertReward()
+    switch: Switch = Switch()
+    inserted_x: float = -0.030
+    hole: float = 0.018
+    grip_distance: float = 0.030
+    hold_steps: int = 5
+    fall_height: float = 0.07
+    tilt_deg: float = 80.0
+
+    def __post_init__(self) -> None:
+        check(1 <= self.steps <= 10_000, f"steps must be in 1..10000, not {self.steps}")
+        check(1 <= self.hold_steps <= 100, f"hold_steps must be in 1..100, not {self.hold_steps}")
+
+
+class InsertState(NamedTuple):
+    """One environment's task state."""
+
+    step: jax.Array  # [] int32
+    switched: jax.Array  # [] bool
+    held: jax.Array  # [] int32 consecutive steps inserted
+    lifted: jax.Array  # [2] bool, ever lifted and above fall_height
+    stage: jax.Array  # [] int32, unused; kept so that tasks have the same interface
+
+
+class InsertMeasures(NamedTuple):
+    """What evaluation and training metrics read, per step."""
+
+    grasped: jax.Array  # [2] bool
+    lifted: jax.Array  # [2] bool
+    switched: jax.Array  # [] bool
+    entered: jax.Array  # [] bool
+    in_place: jax.Array  # [] bool, this step
+    inserted: jax.Array  # [] bool, for hold_steps
+    dropped: jax.Array  # [2] bool, an object that was lifted lies low again
+    tip_error: jax.Array  # [2] m
+    peg_end: jax.Array  # [3] m, in the socket's frame
+    arm_distance: jax.Array  # [] m, least distance between the grippers' centre lines
+    joint_speed: jax.Array  # [] rad/s
+    contact_force: jax.Array  # [] N
+    success: jax.Array  # [] bool, as inserted
+    reached: jax.Array  # [] bool
+    stage: jax.Array  # [] int32
+
+
+class Pool(NamedTuple):
+    """Switch states by physics variant: [V, S, ...]; environment i uses variant i."""
+
+    qpos: Array
+    qvel: Array
+    ctrl: Array
+    actions: Array
+    delay: Array
+    delay_count: Array
+    averages: Array
+    seen: Array
+
+
+class InsertTask:
+    """The task on a scene; see the module.
+
+    Args:
+      scene: the two-arm scene.
+      config: the task.
+      pool: switch states to start from; None to start whole episodes from the home pose.
+    """
+
+    name = "insert"
+    action_size = 14
+    observation_spec = OBSERVATION
+    observation_size = sum(size for _, size, _ in OBSERVATION)
+    context_size = 2  # half side of the peg (m), index of the physics variant
+    privileged_size = observation_size + 28
+
+    def __init__(self, scene: Scene, config: InsertConfig, pool: Pool | None = None):
+        self.scene = scene
+        self.config = config
+        self.pool = pool
+        self._arms = scene.arms
+        self._base = jnp.array([arm.base_pos for arm in scene.arms], jnp.float32)
+        self._base_mat = geometry.quat_to_mat(
+            jnp.array([arm.base_quat for arm in scene.arms], jnp.float32)
+        )
+        self._home_qpos = jnp.array(scene.home_qpos, jnp.float32)
+        self._home_ctrl = jnp.array(scene.home_ctrl, jnp.float32)
+        self._home_arm = jnp.stack([self._home_qpos[arm.qpos] for arm in scene.arms])
+        self._socket_half = 0.022
+        targets = jnp.array(config.start.targets) - self._base
+        self.targets = jnp.einsum(
+            "aji,aj->ai", self._base_mat, targets
+        )  # [2, 3] each in its base frame
+
+    def reset(
+        self, key: jax.Array, context: jax.Array, stage: jax.Array
+    ) -> tuple[InsertState, Start]:
+        """Draws a start: from the pool of switch states if there is one, else from the home pose.
+
+        Args:
+          key: random key.
+          context: [2] half side of the peg, physics variant.
+          stage: ignored.
+        """
+        if self.pool is not None:
+            return self._reset_from_pool(key, context)
+        start = self.config.start
+        draw = jax.random.uniform(key, (2, 4), minval=-1.0, maxval=1.0)
+        qpos, ctrl = self._home_qpos, self._home_ctrl
+        for index, arm in enumerate(self._arms):
+            home = self._home_arm[index, 0]
+            waist = home + start.waist * draw[index, 0]
+            radius = start.radius[0] + (draw[index, 1] + 1) / 2 * (
+                start.radius[1] - start.radius[0]
+            )
+            angle = home + math.radians(start.angle_deg) * draw[index, 2]
+            yaw = angle + math.radians(start.yaw_deg) * draw[index, 3]
+            half = self._socket_half if index == 0 else context[0]
+            local = jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle), jnp.zeros(())])
+            centre = (
+                (self._base[index] + self._base_mat[index] @ local).at[2].set(TABLE_HEIGHT + half)
+            )
+            quat = geometry.quat_multiply(
+                jnp.array(arm.base_quat, jnp.float32), geometry.yaw_quat(yaw)
+            )
+            qpos = qpos.at[np.asarray(arm.qpos)[0]].set(waist)
+            qpos = qpos.at[np.asarray(arm.object_qpos)].set(jnp.concatenate([centre, quat]))
+            ctrl = ctrl.at[int(arm.ctrl[0])].set(waist)
+        return self._state(jnp.zeros((), bool)), Start(qpos=qpos, ctrl=ctrl)
+
+    def _state(self, switched: jax.Array) -> InsertState:
+        zero = jnp.zeros((), jnp.int32)
+        return InsertState(zero, switched, zero, jnp.broadcast_to(switched, (2,)), zero)
+
+    def _reset_from_pool(self, key: jax.Array, context: jax.Array) -> tuple[InsertState, Start]:
+        assert self.pool is not None
+        variant = context[1].astype(jnp.int32)
+        index = jax.random.randint(key, (), 0, self.pool.qpos.shape[1])
+        row = jax.tree.map(lambda x: x[variant, index], self.pool)
+        return self._state(jnp.ones((), bool)), Start(
+            qpos=row.qpos,
+            ctrl=row.ctrl,
+            qvel=row.qvel,
+            actions=row.actions,
+            delay=row.delay,
+            delay_count=row.delay_count,
+            averages=row.averages,
+            seen=row.seen,
+        )
+
+    def observation(self, measured: Measured, state: InsertState) -> jax.Array:
+        """Returns the observation [109]: both pick observations and socket rear minus peg end."""
+        single = single_arm_observation(
+            measured.qpos,
+            measured.qvel,
+            measured.ctrl,
+            measured.object_linvel,
+            measured.object_angvel,
+            measured.gripper_mat,
+            measured.object_mat,
+            measured.tip_to_grip,
+            measured.object_pos,
+            self.targets,
+            jnp.eye(3),
+        )
+        return jnp.concatenate([single.reshape(-1), measured.socket_minus_peg])
+
+    def privileged(self, signals: Signals, state: InsertState, context: jax.Array) -> jax.Array:
+        """Returns what the critic sees [137]: the exact observation, geometry of the insertion, physics, time."""
+        end = signals.peg_end_in_socket
+        held = grasped(signals).astype(jnp.float32)
+        forces = jnp.linalg.norm(signals.finger_force, axis=-1).reshape(-1) / 10
+        socket = signals.object_mat[0]
+        peg = self._base_mat[1] @ signals.object_mat[1]
+        extra = jnp.concatenate(
+            [
+                end,
+                jnp.linalg.norm(end[1:], keepdims=True),
+                socket[:, 0],
+                peg[:, 0],
+                socket.T @ peg[:, 0],
+                held,
+                forces,
+                signals.object_pos.reshape(-1),
+                jnp.stack(
+                    [state.held / 5.0, context[0] / 0.02 - 1, state.step / self.config.steps]
+                ),
+            ]
+        )
+        return jnp.concatenate([self.observation(exact(signals), state), extra])
+
+    def step(
+        self, signals: Signals, state: InsertState, context: jax.Array
+    ) -> tuple[InsertState, jax.Array, jax.Array, jax.Array, InsertMeasures]:
+        """Scores a new state.
+
+        Returns:
+          The task state, reward [], done [], whether it was cut off by time only [], and the measures.
+        """
+        config, weight = self.config, self.config.reward
+        end = signals.peg_end_in_socket
+        lateral = jnp.linalg.norm(end[1:])
+        socket_axis = signals.object_mat[0][:, 0]
+        peg_axis = (self._base_mat[1] @ signals.object_mat[1])[:, 0]
+        cosine = -(socket_axis * peg_axis).sum()
+        angle = jnp.arctan2(jnp.linalg.norm(jnp.cross(socket_axis, peg_axis)), cosine)
+        tip_error = jnp.linalg.norm(signals.tip_pos - signals.grip_pos, axis=-1)
+        section = (jnp.abs(end[1:]) <= config.hole).all()
+        entered = section & (end[0] <= 0.048) & (end[0] > -0.06)
+        in_place = (
+            section
+            & (end[0] <= config.inserted_x)
+            & (end[0] > -0.06)
+            & (tip_error <= config.grip_distance).all()
+        )
+        held = jnp.where(in_place, state.held + 1, 0)
+        height = signals.object_pos[:, 2] + self._base[:, 2]
+        rest = TABLE_HEIGHT + jnp.stack([jnp.asarray(self._socket_half), context[0]])
+        lifted = height > rest + 0.05
+        heights = signals.tip_pos[:, 2] + self._base[:, 2]
+        switched = config.switch.update(
+            state.switched, heights, signals.qpos[:, 6], signals.ctrl[:, 6], jnp
+        )
+        # On its way up an object is lifted before it is above the height below which it counts as fallen.
+        carried = state.lifted | (lifted & (height >= config.fall_height))
+        fallen = carried & (height < config.fall_height)
+
+        align = 1 / (1 + (lateral / 0.02) ** 2 + (angle / 0.2) ** 2)
+        gate = jnp.where(
+            entered,
+            1.0,
+            jnp.clip(1.5 - lateral / 0.02, 0.0, 1.0) * jnp.clip(1.5 - angle / 0.4, 0.0, 1.0),
+        )
+        depth = jnp.clip(1 - jnp.maximum(end[0] + 0.040, 0.0) / 0.25, 0.0, 1.0)
+        rotation = geometry.rotation_angle(signals.object_mat, jnp.eye(3))
+        step = state.step + 1
+        timeout = step >= config.steps
+        reward = (
+            weight.align * align
+            + weight.depth * depth * gate
+            + weight.inserted * in_place
+            + weight.finish * timeout * (0.2 * depth * gate + 0.8 * in_place)
+            + weight.grip * (1 - jnp.tanh(5 * tip_error)).mean() * (tip_error < 0.05).all()
+            + weight.level * (1 - jnp.tanh(2 * rotation)).mean()
+            + weight.slow * slow_joints(signals.qvel).mean()
+            + weight.home * home_pose(signals.qpos, self._home_arm).mean()
+        )
+        object_world = jnp.einsum("aij,aj->ai", self._base_mat, signals.object_pos) + self._base
+        out = (jnp.abs(object_world) > 1.0).any()
+        if self.pool is None:
+            done, truncated = timeout | out, timeout
+        else:
+            lost = fallen.any() | ~switched | (rotation > math.radians(config.tilt_deg)).any()
+            reward = reward + weight.dropped * lost
+            done = timeout | out | lost
+            # Where the last step is paid for, the end is an end: the critic sees the time.
+            truncated = timeout & ~(out | lost) & (weight.finish == 0)
+        new = InsertState(step, switched, held, carried, state.stage)
+        inserted = held >= config.hold_steps
+        measures = InsertMeasures(
+            grasped=grasped(signals),
+            lifted=lifted,
+            switched=switched,
+            entered=entered,
+            in_place=in_place,
+            inserted=inserted,
+            dropped=fallen,
+            tip_error=tip_error,
+            peg_end=end,
+            arm_distance=self._arm_distance(signals),
+            joint_speed=jnp.abs(signals.qvel[:, :6]).max(),
+            contact_force=jnp.linalg.norm(signals.finger_force, axis=-1).max(),
+            success=inserted,
+            reached=entered,
+            stage=state.stage,
+        )
+        return new, reward, done, truncated, measures
+
+    def _arm_distance(self, signals: Signals) -> jax.Array:
+        """Least distance between points on the two grippers' centre lines, fingertips to wrist (m)."""
+        back = jnp.linspace(0.0, 0.2, 9)[:, None]
+        points = []
+        for index in range(2):
+            local = signals.tip_pos[index] - back * signals.gripper_mat[index][:, 0]
+            points.append(local @ self._base_mat[index].T + self._base[index])
+        return jnp.linalg.norm(points[0][:, None] - points[1][None], axis=-1).min()
+
+
+def single_arm_features(features: Any, arm: int, rates: int) -> Any:
+    """Cuts one arm's pick features out of the two-arm features.
+
+    Args:
+      features: [..., (1 + rates) * 109]. arm: 0 left, 1 right. rates: number of moving averages.
+
+    Returns:
+      [..., (1 + rates) * 53], as the pick policy takes them.
+    """
+    lead = features.shape[:-1]
+    bank = features.reshape(*lead, 1 + rates, -1)
+    return bank[..., arm * SINGLE : (arm + 1) * SINGLE].reshape(*lead, -1)

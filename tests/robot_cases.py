@@ -1,0 +1,73 @@
+"""What tests of deployment share: a tiny untrained student, exported, and a policy server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from alohas2r import scene
+
+_STUDENTS: list[pathlib.Path] = []
+
+
+def student(factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Returns the ONNX file of a tiny untrained student on colour and depth, made once for all."""
+    if not _STUDENTS:
+        pytest.importorskip("jax2onnx")
+        import jax
+
+        from alohas2r import export
+        from alohas2r import student as students
+        from alohas2r.history import HistoryConfig
+        from alohas2r.student import CameraSpec, StudentNetworkConfig
+        from alohas2r.switching import Switch
+
+        network = StudentNetworkConfig((16,), "relu", (4, 4, 4), 8, 4)
+        memory, switch = HistoryConfig((0.3,)), Switch(on_height=0.16)
+        insert = scene.load("insert")
+        spec = students.make_spec(insert, "rgbd", network, CameraSpec(), memory, switch, 0.015)
+        draw = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda: students.init(spec, jax.random.PRNGKey(0)))
+        params = jax.tree.map(lambda one: draw.normal(0, 0.2, one.shape), shapes)
+        weights = students.flatten(params, np.zeros(spec.features), np.full(spec.features, 0.5))
+        rows = export.wrist_views(spec.cameras.size, 4, 1)
+        rows[spec.vector] = draw.normal(0, 0.5, (4, spec.vector_size)).astype(np.float32)
+        rows["switched"] = draw.random(4) < 0.5
+        folder = factory.mktemp("student")
+        students.save(students.StudentPolicy(spec, weights, {}), folder / "student", rows)
+        export.export(folder / "student", folder / "student.onnx", verify_samples=16)
+        _STUDENTS.append(folder / "student.onnx")
+    return _STUDENTS[0]
+
+
+@contextlib.contextmanager
+def serving(file: pathlib.Path, port: int = 0) -> Iterator[int]:
+    """Serves a policy from a thread; gives the port."""
+    from alohas2r.onnx_policy import OnnxPolicy
+    from alohas2r.server import PolicyServer, ServerConfig
+
+    server = PolicyServer(OnnxPolicy.load(file), ServerConfig(port=port))
+    started = threading.Event()
+    control: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        control.append((asyncio.get_running_loop(), stop))
+        await server.run(stop, lambda _: started.set())
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield server.port
+    finally:
+        loop, stop = control[0]
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        assert not thread.is_alive()
