@@ -289,11 +289,17 @@ class Distiller:
         self._stack = jax.jit(self._join)
         self._augment = jax.jit(self._augmented)
         self._epoch = jax.jit(self._one_epoch)
+        self._step = jax.jit(self._one_step)
 
     @property
     def auxiliary(self) -> bool:
         """Whether the student predicts where the objects are."""
         return self.settings.auxiliary > 0 and self.senses is not None
+
+    @property
+    def learns_convolutions(self) -> bool:
+        """Whether there are convolutions that learn."""
+        return (self.spec.has_rgb and not self.frozen) or self.spec.observation == "depth"
 
     def init(self) -> LearnerState:
         """Returns the learner before the first iteration."""
@@ -465,10 +471,13 @@ class Distiller:
             total = total + self.settings.auxiliary * figures["loss/objects"]
         return total, figures
 
-    def _one_epoch(
+    def _pass(
         self, learnt: Any, stats: Any, samples: Samples, key: jax.Array, rate: Any
     ) -> tuple[Any, dict[str, jax.Array]]:
-        """Takes one gradient step per batch.
+        """Takes one gradient step per batch of the samples.
+
+        Where convolutions learn, each step is a call of its own: inside a compiled loop XLA's gradients of
+        convolutions are some fifty times slower on a CPU.
 
         Args:
           learnt: parameters, their average, optimizer.
@@ -477,20 +486,38 @@ class Distiller:
         Returns:
           What is learnt, and figures [batches].
         """
+        if not self.learns_convolutions:
+            return self._epoch(learnt, stats, samples, key, rate)
+        order = np.asarray(jax.random.permutation(key, self.settings.samples))
+        rows = []
+        for chosen in order.reshape(-1, self.settings.batch):
+            learnt, figures = self._step(learnt, stats, samples, chosen, rate)
+            rows.append(figures)
+        return learnt, jax.tree.map(lambda *values: jnp.stack(values), *rows)
+
+    def _one_step(
+        self, learnt: Any, stats: Any, samples: Samples, chosen: Any, rate: Any
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Takes one gradient step on the chosen samples."""
+        params, averaged, optimizer = learnt
+        batch = jax.tree.map(lambda leaf: leaf[chosen], samples)
+        gradient, figures = jax.grad(self.loss, has_aux=True)(params, stats, batch)
+        updates, optimizer = self.optimizer.update(gradient, optimizer)
+        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        if self.settings.average:
+            averaged = optax.incremental_update(params, averaged, 1 - self.settings.average)
+        return (params, averaged, optimizer), figures
+
+    def _one_epoch(
+        self, learnt: Any, stats: Any, samples: Samples, key: jax.Array, rate: Any
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """As `_pass`, in one compiled loop."""
         order = jax.random.permutation(key, self.settings.samples)
 
         def step(carry: Any, chosen: jax.Array) -> tuple[Any, Any]:
-            params, averaged, optimizer = carry
-            batch = jax.tree.map(lambda leaf: leaf[chosen], samples)
-            gradient, figures = jax.grad(self.loss, has_aux=True)(params, stats, batch)
-            updates, optimizer = self.optimizer.update(gradient, optimizer)
-            params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-            if self.settings.average:
-                averaged = optax.incremental_update(params, averaged, 1 - self.settings.average)
-            return (params, averaged, optimizer), figures
+            return self._one_step(carry, stats, samples, chosen, rate)
 
-        order = order.reshape(-1, self.settings.batch)
-        return jax.lax.scan(step, learnt, order)
+        return jax.lax.scan(step, learnt, order.reshape(-1, self.settings.batch))
 
     def update(
         self, learner: LearnerState, samples: Samples
@@ -513,7 +540,7 @@ class Distiller:
                 shift_key = jax.random.fold_in(jax.random.fold_in(key, _SHIFT), epoch)
                 seen = self._augment(shift_key, self.frozen, samples)
             order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
-            learnt, figures = self._epoch(learnt, stats, seen, order_key, rate)
+            learnt, figures = self._pass(learnt, stats, seen, order_key, rate)
             rows.append(figures)
         metrics = {name: float(value.mean()) for name, value in rows[-1].items()}
         metrics["loss/first"] = float(rows[0]["loss/imitation"][0])

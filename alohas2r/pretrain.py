@@ -530,7 +530,7 @@ class Pretrainer:
         self.finder = _Finder(settings.data)
         schedule = optax.cosine_decay_schedule(settings.learning_rate, max(updates, 1))
         self.optimizer = optax.adam(schedule)
-        self.train = jax.jit(self._train)
+        self._step = jax.jit(self._one_step, donate_argnums=0)
         self.measure = jax.jit(self._measure)
 
     def init(self) -> LearnerState:
@@ -591,31 +591,44 @@ class Pretrainer:
         }
         return seen + position + rotation, figures
 
-    def _train(
+    def train(
         self, learner: LearnerState, pictures: Pictures, key: jax.Array
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
-        """Passes once over pictures [M], in whole batches; returns figures of each batch."""
+        """Passes once over pictures [M], in whole batches; returns figures of each batch.
+
+        One compiled step per batch: inside a compiled loop XLA's gradients of convolutions are some fifty times
+        slower on a CPU.
+        """
         settings = self.settings
         count = pictures.rgb.shape[0]
         batches = count // settings.batch
-        order = jax.random.permutation(jax.random.fold_in(key, _ORDER), count)
-        order = order[: batches * settings.batch].reshape(batches, -1)
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, _ORDER), count))
+        learner = jax.tree.map(
+            jnp.copy, learner
+        )  # the steps reuse the memory of what they are given
+        rows = []
+        for chosen in order[: batches * settings.batch].reshape(batches, -1):
+            batch = jax.tree.map(lambda leaf, chosen=chosen: np.asarray(leaf)[chosen], pictures)
+            learner, figures = self._step(learner, batch, key)
+            rows.append(figures)
+        return learner, jax.tree.map(lambda *values: jnp.stack(values), *rows)
 
-        def step(learner: LearnerState, chosen: jax.Array) -> tuple[LearnerState, Any]:
-            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], pictures)
-            shift_key = jax.random.fold_in(jax.random.fold_in(key, _SHIFT), learner.updates)
-            (loss, figures), gradient = jax.value_and_grad(self.loss, has_aux=True)(
-                learner.params, learner.target, shift_key, batch, settings.shift
-            )
-            updates, optimizer = self.optimizer.update(gradient, learner.optimizer)
-            params: Any = optax.apply_updates(learner.params, updates)
-            target = learner.target
-            if settings.method == "contrastive":
-                target = optax.incremental_update(params["encoder"], target, 1 - settings.momentum)
-            new = LearnerState(params, target, optimizer, learner.updates + 1)
-            return new, {"loss": loss, **figures}
-
-        return jax.lax.scan(step, learner, order)
+    def _one_step(
+        self, learner: LearnerState, batch: Pictures, key: jax.Array
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        """Takes one gradient step on a batch."""
+        settings = self.settings
+        shift_key = jax.random.fold_in(jax.random.fold_in(key, _SHIFT), learner.updates)
+        (loss, figures), gradient = jax.value_and_grad(self.loss, has_aux=True)(
+            learner.params, learner.target, shift_key, batch, settings.shift
+        )
+        updates, optimizer = self.optimizer.update(gradient, learner.optimizer)
+        params: Any = optax.apply_updates(learner.params, updates)
+        target = learner.target
+        if settings.method == "contrastive":
+            target = optax.incremental_update(params["encoder"], target, 1 - settings.momentum)
+        new = LearnerState(params, target, optimizer, learner.updates + 1)
+        return new, {"loss": loss, **figures}
 
     def _measure(
         self, learner: LearnerState, pictures: Pictures, key: jax.Array

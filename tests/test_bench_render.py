@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
+import subprocess
+import sys
+import textwrap
 
 import mujoco
 import numpy as np
@@ -214,10 +217,27 @@ def test_ratios_hold_and_memory_is_bounded() -> None:
         assert ratios["raycast_vs_warp"] is None
     else:
         assert ratios["raycast_vs_warp"] > 1.25
-    assert 10 < ratios["memory_mb_1024"] <= 1536
-    drawn = [row for row in found["rows"] if row["renderer"] == "raycast"]
-    assert drawn
-    assert all(row["memory_mb"] <= 1536 for row in drawn)
+    assert ratios["memory_mb_1024"] > 10
+
+
+@pytest.mark.slow
+def test_memory_is_bounded() -> None:
+    # A process of its own: here everything that other tests have loaded would count.
+    code = """
+    import json
+    from alohas2r import bench_render
+    found = bench_render.bench_render(bench_render.BenchConfig(
+        backends=("raycast",), scenes=("twoarm",), sizes=(32,), environments=(1024,), seconds=0.01,
+    ))
+    rows = [row["memory_mb"] for row in found["rows"]]
+    print(json.dumps([found["ratios"]["memory_mb_1024"], *rows]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    figures = json.loads(printed.splitlines()[-1])
+    assert len(figures) >= 3
+    assert min(figures) > 100
+    assert max(figures) <= 1536
 
 
 def test_picture_of_looks() -> None:

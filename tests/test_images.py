@@ -239,6 +239,45 @@ def test_noise_leaves_no_depth_in_the_air_at_edges() -> None:
     assert on_far[:, :, 7:].all()
 
 
+def test_random_words_are_even_and_independent() -> None:
+    import jax
+
+    keys = jax.random.split(jax.random.key(3), 512)
+    words = jax.jit(jax.vmap(lambda key: images.random_words(key, (2, 16, 32))))(keys)
+    alone = images.random_words(keys[17], (2, 16, 32))
+    for part, single in zip(words, alone, strict=True):
+        np.testing.assert_array_equal(np.asarray(part[17]), np.asarray(single))
+    drawn = np.stack([np.asarray(part) for part in words]).reshape(3, 512, 1024)
+    bits = np.unpackbits(drawn.view(np.uint8)).reshape(-1, 32).mean(0)
+    assert np.abs(bits - 0.5).max() < 5 * 0.5 / np.sqrt(drawn.size)  # five standard errors
+    even = drawn / 2**32
+    for counts in (np.histogram(even, 64)[0], np.histogram(even * 256 % 1, 64)[0]):
+        expected = even.size / 64
+        chi = ((counts - expected) ** 2 / expected).sum()
+        assert chi < 63 + 5 * np.sqrt(2 * 63)
+    centred = (even - 0.5) * np.sqrt(12)
+    pairs = {
+        "next pixel": (centred[:, :, :-1], centred[:, :, 1:]),
+        "next row": (centred[:, :, :-32], centred[:, :, 32:]),
+        "next key": (centred[:, :-1], centred[:, 1:]),
+        "next word": (centred[:-1], centred[1:]),
+    }
+    for name, (one, other) in pairs.items():
+        correlation = (one * other).mean()
+        assert abs(correlation) < 5 / np.sqrt(one.size), name
+
+
+def test_noise_is_normal() -> None:
+    import jax
+    from scipy import stats
+
+    words = images.random_words(jax.random.key(5), (300_000,))
+    drawn = np.concatenate([np.asarray(images._normal(part)) for part in words])
+    assert np.isfinite(drawn).all()
+    assert stats.kstest(drawn, "norm").pvalue > 1e-4
+    assert (np.abs(drawn) > 3).mean() == pytest.approx(0.0027, rel=0.1)
+
+
 def test_slanted_surfaces_are_interpolated() -> None:
     jax = pytest.importorskip("jax")
     column = np.arange(32, dtype=np.float32)
