@@ -72,7 +72,7 @@ class PretrainConfig:
       passes: over a round's pictures.
       batch: pictures of a gradient step.
       learning_rate: of Adam at the start; it falls to nothing along a cosine.
-      shift: crops move by up to so many pixels.
+      shift: crops move by up to so many pixels; 0 where positions are to be found.
       momentum: share of its past that the key encoder keeps in each step.
       held: pictures that are only for testing.
       size: side of rendered pictures (pixels).
@@ -83,12 +83,12 @@ class PretrainConfig:
 
     data: str = "sim"
     method: str = "supervised"
-    rounds: int = 40
+    rounds: int = 100
     pictures: int = 8192
-    passes: int = 4
+    passes: int = 2
     batch: int = 256
     learning_rate: float = 1e-3
-    shift: int = 4
+    shift: int = 0
     momentum: float = 0.95
     held: int = 2048
     size: int = 32
@@ -114,7 +114,7 @@ class PretrainConfig:
 
 PRESETS = {
     "default": PretrainConfig(),
-    "quick": PretrainConfig(rounds=4, pictures=1024, passes=2, batch=128, held=256, checkpoints=2),
+    "quick": PretrainConfig(rounds=4, pictures=1024, batch=128, held=256, checkpoints=2),
 }
 
 
@@ -128,7 +128,9 @@ def find_preset(name: str, data: str = "sim", method: str = "supervised") -> Pre
         raise ConfigError(f"Unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
     found = dataclasses.replace(PRESETS[name], data=data, method=method)
     if data == "cifar10":  # a round is one pass over 50,000 pictures
-        found = dataclasses.replace(found, passes=1)
+        return dataclasses.replace(found, passes=1, shift=4)
+    if method == "contrastive":
+        return dataclasses.replace(found, shift=4)
     return found
 
 
