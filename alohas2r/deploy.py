@@ -349,6 +349,9 @@ class Deployment:
         self._log = log
         self._on_step = on_step
         self._active = self.guard
+        insert = scene.load("insert")
+        order = np.concatenate([arm.ctrl for arm in insert.arms])
+        self._range = insert.ctrl_low[order], insert.ctrl_high[order]
         self._retreat: Path | None = None
         self._pending: list[Finding] = []  # about the time that the step before took
         self._episode = self._step_number = self._finished = self._acted = self._aborted = 0
@@ -532,7 +535,9 @@ class Deployment:
             arrays |= {f"observation/{name}": value for name, value in observation.items()}
             if action is not None:
                 arrays["action"] = action
-                wanted = command + self.config.action_scale * np.clip(action, -1.0, 1.0)
+                # As in training: targets stay within the actuators' ranges, which is no intervention.
+                moved = command + self.config.action_scale * np.clip(action, -1.0, 1.0)
+                wanted = np.clip(moved, *self._range)
         times.lap("infer")
         mode = self.reactions.update(findings, self._pacer.now_s())
         target = self._choose(mode, wanted, command, reading.position)

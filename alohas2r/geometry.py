@@ -68,3 +68,24 @@ def rotation_angle(first: jax.Array, second: jax.Array) -> jax.Array:
         -1,
     )
     return jnp.arctan2(jnp.linalg.norm(skew, axis=-1), trace - 1)
+
+
+def segment_distance(
+    start: jax.Array, end: jax.Array, other_start: jax.Array, other_end: jax.Array
+) -> jax.Array:
+    """Returns the least distance between two line segments [...] (JAX), from their ends [..., 3].
+
+    Source: Ericson, Real-Time Collision Detection (2005), section 5.1.9.
+    """
+    along, other = end - start, other_end - other_start
+    apart = start - other_start
+    a = jnp.maximum((along * along).sum(-1), 1e-12)
+    e = jnp.maximum((other * other).sum(-1), 1e-12)
+    b, c, f = (along * other).sum(-1), (along * apart).sum(-1), (other * apart).sum(-1)
+    steep = a * e - b * b
+    parallel = steep < 1e-6 * a * e
+    s = jnp.where(parallel, 0.0, (b * f - c * e) / jnp.where(parallel, 1.0, steep)).clip(0, 1)
+    t = ((b * s + f) / e).clip(0, 1)
+    s = ((b * t - c) / a).clip(0, 1)
+    nearest = apart + s[..., None] * along - t[..., None] * other
+    return jnp.linalg.norm(nearest, axis=-1)

@@ -254,8 +254,8 @@ class Pictures(NamedTuple):
     rgb: np.ndarray  # [M, H, W, 3] uint8
     label: np.ndarray  # [M] int32 class
     visible: np.ndarray  # [M, O] bool
-    position: np.ndarray  # [M, O, 3] in the camera's frame (m)
-    rotation: np.ndarray  # [M, O, 6] first two rows of the rotation in the camera's frame
+    position: np.ndarray  # [M, O, 3] in the nominal camera's frame (m)
+    rotation: np.ndarray  # [M, O, 6] first two rows of the rotation in that frame
 
 
 def random_poses(random: np.random.Generator, count: int) -> np.ndarray:
@@ -346,10 +346,18 @@ class Studio:
     def _know(
         self, poses: np.ndarray, sample: Mapping[str, Any], half: np.ndarray, depth: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns visibility [M, O], position [M, O, 3] and rotation [M, O, 6] in each camera's frame."""
+        """Returns visibility [M, O], position [M, O, 3] and rotation [M, O, 6].
+
+        Positions and rotations are those in the frame that each camera would have without randomization, which is
+        fixed to its gripper: what the arm has to know. Where the camera really is can only be read from the picture.
+        """
         prepared = self.renderer.prepared
         number, size = len(poses), self.settings.size
-        placed = Worker(prepared, number).place(poses, base.check_looks(prepared, sample, number))
+        worker = Worker(prepared, number)
+        exact = {name: value for name, value in sample.items() if not name.startswith("cam_")}
+        fixed = worker.place(poses, base.check_looks(prepared, exact, number))
+        fixed_pos, fixed_mat = fixed["cam_xpos"].copy(), fixed["cam_xmat"].copy()
+        placed = worker.place(poses, base.check_looks(prepared, sample, number))
         camera_pos, camera_mat = placed["cam_xpos"], placed["cam_xmat"]  # [N, C, 3], [N, C, 3, 3]
         fovy = prepared.model.cam_fovy[prepared.camera_ids[0]]
         focal = size / 2 / np.tan(np.deg2rad(fovy) / 2)
@@ -377,7 +385,9 @@ class Studio:
             # A point is seen if what is drawn there is about as far away.
             seen = inside & (np.abs(drawn - ahead) < 0.015)
             found[0].append(seen.sum(-1) >= 2)
-            found[1].append(centre)
+            apart = pose[:, None, :3] - fixed_pos
+            found[1].append(np.einsum("ncji,ncj->nci", fixed_mat, apart))
+            turned = np.einsum("ncji,njk->ncik", fixed_mat, matrix)
             found[2].append(turned[..., :2, :].reshape(number, 2, 6))
         visible, position, rotation = (np.stack(parts, 2) for parts in found)
         return (

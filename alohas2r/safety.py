@@ -126,7 +126,7 @@ class Capsule(NamedTuple):
 
 
 # Drawn around the outlines of the links. The fingers' thin capsules, which may come close to the
-# table, are the scene's own; the thick one is for the other arm only.
+# table, are the scene's own; the thick ones are for the other arm only.
 # Source: extents of the parts of each link in the published model.
 CAPSULES: dict[str, tuple[Capsule, ...]] = {
     "shoulder_link": (Capsule((0, 0, 0.01), (0, 0, 0.05), 0.089, table=False),),
@@ -136,10 +136,25 @@ CAPSULES: dict[str, tuple[Capsule, ...]] = {
     "wrist_link": (Capsule((0.012, 0, 0.0075), (0.053, 0, 0.0075), 0.043),),
     "gripper_base": (
         Capsule((-0.062, -0.002, 0.0095), (0.062, -0.002, 0.0095), 0.038),
-        Capsule((0, -0.098, -0.021), (0, -0.005, -0.021), 0.036),
+        Capsule((0, -0.025, -0.0208), (0, 0.001, -0.0208), 0.026),
+        # The camera's post; the camera with its plate, which lean back by 25 degrees.
+        Capsule((-0.0185, -0.0449, -0.0391), (0.0185, -0.0449, -0.0391), 0.0115),
+        Capsule((-0.0185, -0.0643, -0.0391), (0.0185, -0.0643, -0.0391), 0.0115),
+        Capsule((-0.019, -0.0749, -0.0281), (0.019, -0.0749, -0.0281), 0.0165),
+        Capsule((-0.019, -0.0881, -0.022), (0.019, -0.0881, -0.022), 0.0165),
+        Capsule((-0.019, -0.1013, -0.0159), (0.019, -0.1013, -0.0159), 0.0165),
     ),
-    "left_finger_link": (Capsule((0.0146, 0, 0.0135), (0.0146, -0.06, 0.0135), 0.03, False),),
-    "right_finger_link": (Capsule((0.0146, 0, 0.0135), (0.0146, 0.06, 0.0135), 0.03, False),),
+    # Carriage, upper and lower prong.
+    "left_finger_link": (
+        Capsule((-0.0043, -0.0039, 0.0052), (0.0342, -0.0041, 0.0045), 0.015, False),
+        Capsule((-0.0095, -0.0075, 0.0067), (0.014, -0.0829, 0.0201), 0.0135, False),
+        Capsule((0.0198, -0.0769, 0.0231), (0.0375, -0.0113, 0.0046), 0.0135, False),
+    ),
+    "right_finger_link": (
+        Capsule((-0.0043, 0.0039, 0.0052), (0.0342, 0.0041, 0.0045), 0.015, False),
+        Capsule((-0.0095, 0.0075, 0.0067), (0.014, 0.0829, 0.0201), 0.0135, False),
+        Capsule((0.0198, 0.0769, 0.0231), (0.0375, 0.0113, 0.0046), 0.0135, False),
+    ),
 }
 # The base does not move; a box [centre, half size] serves.
 BASE_BOX = ((-0.048, 0.0, 0.0395), (0.15, 0.102, 0.0395))

@@ -308,6 +308,13 @@ def test_a_policy_that_breaks_leads_to_the_retreat_within_three_steps(rig):
     rig.check_commands()
 
 
+def test_closing_closed_grippers_is_no_intervention(rig):
+    close = np.tile([0, 0, 0, 0, 0, 0, -1.0], 2)
+    outcome = rig.deployment(lambda *_: close, DeployConfig(mode="full", episode_s=3)).run()
+    assert outcome.interventions == {}
+    rig.check_commands()
+
+
 def gone(*_: object) -> np.ndarray:
     raise ConnectionError("server gone")
 

@@ -97,3 +97,18 @@ def test_rotation_angle_is_a_distance(rotations: tuple[Rotation, Rotation]) -> N
     )
     np.testing.assert_allclose(geometry.rotation_angle(first, first), 0, atol=1e-6)
     assert (np.asarray(angle) >= 0).all()
+
+
+def test_segment_distance_is_the_least_of_all_points() -> None:
+    random = np.random.default_rng(12)
+    ends = random.normal(size=(4, 300, 3))
+    ends[3, :40] = ends[2, :40] + 2 * (ends[1, :40] - ends[0, :40])  # parallel
+    ends[3, 40:50] = ends[2, 40:50]  # points
+    found = geometry.segment_distance(*(jnp.asarray(part) for part in ends))
+    share = np.linspace(0, 1, 201)[:, None, None]
+    one = ends[0] + share * (ends[1] - ends[0])
+    other = ends[2] + share * (ends[3] - ends[2])
+    for index in range(300):
+        apart = np.linalg.norm(one[:, None, index] - other[None, :, index], axis=-1).min()
+        assert found[index] <= apart + 1e-4
+        assert found[index] >= apart - 0.03

@@ -502,3 +502,42 @@ def test_a_whole_episode_starts_from_nothing(starts: tuple[Any, Any]) -> None:
         assert not getattr(first, name).any(), name
     assert start.qvel is None
     assert start.averages is None
+
+
+def test_arm_distance_is_that_of_the_grippers_and_cameras() -> None:
+    """Never more than the distance of the parts themselves, and not much less."""
+    loaded = scene.load("insert")
+    model, data = loaded.model, mujoco.MjData(loaded.model)
+    task = InsertTask(loaded, InsertConfig())
+    extract = jax.jit(signals.extractor(loaded))
+    parts = [
+        [
+            index
+            for index in range(model.ngeom)
+            if model.body(model.geom_bodyid[index]).name.startswith(f"{side}/")
+            and any(
+                name in model.body(model.geom_bodyid[index]).name for name in ("gripper", "finger")
+            )
+        ]
+        for side in ("left", "right")
+    ]
+    before = model.key("preinsert").qpos
+    random = np.random.default_rng(1)
+    joints = np.concatenate([arm.qpos[:6] for arm in loaded.arms])
+    compared = 0
+    for _ in range(40):
+        data.qpos[:] = before
+        data.qpos[joints] += random.normal(0, 0.12, len(joints))
+        mujoco.mj_forward(model, data)
+        values = (data.qpos, data.qvel, data.ctrl, data.sensordata)
+        readout = Readout(*(jnp.asarray(value, jnp.float32) for value in values))
+        found = float(task._arm_distance(extract(readout)))
+        true = min(
+            mujoco.mj_geomDistance(model, data, left, right, 0.5, None)
+            for left in parts[0]
+            for right in parts[1]
+        )
+        if 0.005 < true < 0.4:
+            compared += 1
+            assert true - 0.05 < found < true + 0.012
+    assert compared >= 20

@@ -225,6 +225,10 @@ def test_an_object_straight_ahead_is_seen_where_the_label_says() -> None:
     assert visible.reshape(2, 2, 2)[0, 0, 1]
     assert not visible.reshape(2, 2, 2)[1, 0, 1]
     np.testing.assert_allclose(position.reshape(2, 2, 2, 3)[0, 0, 1], wanted, atol=1e-4)
+    moved = dict(sample, cam_pos=sample["cam_pos"] + np.float32(0.01))
+    assert np.abs(moved["cam_pos"] - sample["cam_pos"]).max() > 0.009
+    _, unmoved, _ = studio._know(poses, moved, np.full(2, 0.01), np.asarray(frames.depth))
+    np.testing.assert_array_equal(unmoved, position)  # in the frame that the camera should have
     quat = np.empty(9)
     mujoco.mju_quat2Mat(quat, poses[0, peg[3:]])
     expected = (frame.T @ quat.reshape(3, 3))[:2].reshape(-1)

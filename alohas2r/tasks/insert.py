@@ -38,6 +38,24 @@ OBSERVATION = (
 )
 SINGLE = sum(size for _, size, _ in SINGLE_ARM_OBSERVATION)
 
+# Capsules around what two grippers could meet with: start, end, radius (m), in the gripper's frame (forward, left,
+# up) from the midpoint of the fingertips. The fingers' move sideways with the finger travel.
+# Source: extents of the parts of the published model.
+CAPSULES = (
+    ((-0.129, -0.015, 0.093), (-0.129, 0.015, 0.093), 0.031),
+    ((-0.143, -0.020, 0.060), (-0.143, 0.020, 0.060), 0.020),
+    ((-0.089, -0.055, 0.003), (-0.089, 0.055, 0.003), 0.030),
+    ((-0.060, 0.006, 0.003), (-0.006, 0.006, 0.003), 0.018),
+    ((-0.060, -0.006, 0.003), (-0.006, -0.006, 0.003), 0.018),
+)
+_FINGER_SIDE = (
+    0.0,
+    0.0,
+    0.0,
+    1.0,
+    -1.0,
+)  # what a metre of finger travel moves a capsule to the left
+
 
 @dataclasses.dataclass(frozen=True)
 class InsertStart:
@@ -80,6 +98,8 @@ class InsertReward:
       finish: once, in the last step, when both objects are held and the peg is in; a fifth of it for `depth`. Paid at
         the same time however long the insertion takes, so that it rewards a sure insertion rather than a quick one.
       dropped: paid once when an object falls or a grasp is lost; ends the episode.
+      near: grippers nearer to each other than `near_distance`: all of it where they touch, in proportion between.
+      near_distance: see near (m).
     """
 
     align: float = 0.5
@@ -91,6 +111,8 @@ class InsertReward:
     home: float = 0.02
     finish: float = 0.0
     dropped: float = -10.0
+    near: float = -1.5
+    near_distance: float = 0.06
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +172,9 @@ class InsertMeasures(NamedTuple):
     dropped: jax.Array  # [2] bool, an object that was lifted lies low again
     tip_error: jax.Array  # [2] m
     peg_end: jax.Array  # [3] m, in the socket's frame
-    arm_distance: jax.Array  # [] m, least distance between the grippers' centre lines
+    arm_distance: (
+        jax.Array
+    )  # [] m, least distance between the grippers; negative where they would touch
     joint_speed: jax.Array  # [] rad/s
     contact_force: jax.Array  # [] N
     success: jax.Array  # [] bool, as inserted
@@ -346,6 +370,7 @@ class InsertTask:
         )
         depth = jnp.clip(1 - jnp.maximum(end[0] + 0.040, 0.0) / 0.25, 0.0, 1.0)
         rotation = geometry.rotation_angle(signals.object_mat, jnp.eye(3))
+        distance = self._arm_distance(signals)
         step = state.step + 1
         timeout = step >= config.steps
         reward = (
@@ -357,6 +382,7 @@ class InsertTask:
             + weight.level * (1 - jnp.tanh(2 * rotation)).mean()
             + weight.slow * slow_joints(signals.qvel).mean()
             + weight.home * home_pose(signals.qpos, self._home_arm).mean()
+            + weight.near * jnp.clip(1 - distance / weight.near_distance, 0.0, 2.0)
         )
         object_world = jnp.einsum("aij,aj->ai", self._base_mat, signals.object_pos) + self._base
         out = (jnp.abs(object_world) > 1.0).any()
@@ -380,7 +406,7 @@ class InsertTask:
             dropped=fallen,
             tip_error=tip_error,
             peg_end=end,
-            arm_distance=self._arm_distance(signals),
+            arm_distance=distance,
             joint_speed=jnp.abs(signals.qvel[:, :6]).max(),
             contact_force=jnp.linalg.norm(signals.finger_force, axis=-1).max(),
             success=inserted,
@@ -390,13 +416,22 @@ class InsertTask:
         return new, reward, done, truncated, measures
 
     def _arm_distance(self, signals: Signals) -> jax.Array:
-        """Least distance between points on the two grippers' centre lines, fingertips to wrist (m)."""
-        back = jnp.linspace(0.0, 0.2, 9)[:, None]
-        points = []
+        """Least distance between the capsules around the two grippers and their cameras (m)."""
+        ends = jnp.array([[start, end] for start, end, _ in CAPSULES])  # [K, 2, 3]
+        radius = jnp.array([radius for _, _, radius in CAPSULES])
+        aside = jnp.array(_FINGER_SIDE)[:, None, None] * jnp.array([0.0, 1.0, 0.0])
+        placed = []
         for index in range(2):
-            local = signals.tip_pos[index] - back * signals.gripper_mat[index][:, 0]
-            points.append(local @ self._base_mat[index].T + self._base[index])
-        return jnp.linalg.norm(points[0][:, None] - points[1][None], axis=-1).min()
+            local = ends + aside * signals.qpos[index, 6]
+            local = local @ signals.gripper_mat[index].T + signals.tip_pos[index]
+            placed.append(local @ self._base_mat[index].T + self._base[index])
+        left, right = placed[0][:, None], placed[1][None]
+        apart = geometry.segment_distance(*_ends(left), *_ends(right))
+        return (apart - radius[:, None] - radius[None]).min()
+
+
+def _ends(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return segments[..., 0, :], segments[..., 1, :]
 
 
 def single_arm_features(features: Any, arm: int, rates: int) -> Any:
