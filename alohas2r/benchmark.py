@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r import evaluate, runlog, teacher
+from alohas2r import engines, evaluate, runlog, teacher
 from alohas2r.config import check
-from alohas2r.engines.cpu import CpuEngine, snapshot
+from alohas2r.engines import Engine
+from alohas2r.engines.cpu import snapshot
+from alohas2r.env import Env
+from alohas2r.errors import ConfigError
 from alohas2r.ppo import Ppo
 
 
 class _Recording:
-    """An engine that keeps the targets it is given, so that its physics can be run again alone."""
+    """A CPU engine that keeps the targets it is given, so that its physics can be run again alone."""
 
-    def __init__(self, engine: CpuEngine):
+    def __init__(self, engine: Engine):
         self._engine = engine
         self.targets: list[np.ndarray] = []
 
@@ -39,11 +42,13 @@ def bench_sim(
     threads: int = 0,
     progress: runlog.Progress | None = None,
     policy_path: str | None = None,
+    engine: str = "cpu",
 ) -> dict[str, Any]:
     """Measures control steps per second of three things, in turns, on the same engine, model and variants.
 
-    raw: `Batch.step` alone with the substeps of a control step, from the same states and with the same actuator
-    targets as the environment had just before; environment: the same with sensors, reward, noise, delays, reset
+    raw: the engine's physics alone (`Batch.step` with the substeps of a control step; on the engine "warp" its step,
+    all steps of an unroll in one call), from the same states and with the same actuator targets as the environment had
+    just before; environment: the same with sensors, reward, noise, delays, reset
     and the policy; training: with PPO updates. Turns alternate and the medians of the turns are compared, so that a
     noisy machine does not favour one of them. The default preset's configuration is used throughout.
 
@@ -55,21 +60,25 @@ def bench_sim(
       progress: receives reports.
       policy_path: start from this policy's weights, so that states are those of a trained policy; for "distill",
         the staged teacher.
+      engine: "cpu", "warp" or "auto"; "distill" is measured on the first.
 
     Returns:
       "raw", "environment", "training" in control steps/s, the ratios to raw, and the settings.
 
     Raises:
-      ConfigError: unknown phase or a number out of range.
+      ConfigError: unknown phase or engine, or a number out of range.
+      BackendUnavailable: the engine cannot run here.
     """
     check(seconds > 0, f"seconds must be > 0, not {seconds}")
+    engine = engines.choose(engine)
     if phase == "distill":
+        if engine != "cpu":
+            raise ConfigError(f"--phase distill is measured on the engine 'cpu', not '{engine}'.")
         return bench_distill(envs, seconds, threads, progress, policy_path)
     overrides = [] if envs is None else [f"ppo.num_envs={envs}"]
     settings = teacher.config.override(teacher.find_preset(phase, "default"), overrides)
-    env = teacher.make_env(settings, 0, threads)
-    engine = _Recording(env.engine)
-    env.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+    env = teacher.make_env(settings, 0, threads, engine=engine)
+    physics_alone = _traced_physics(env) if env.engine.traceable else _batch_physics(env)
     ppo = Ppo(settings.ppo, env)
     learner = ppo.init(jax.random.PRNGKey(0))
     if policy_path is not None:
@@ -82,31 +91,22 @@ def bench_sim(
     deadline = None
     warm_up = True
     while True:
-        before = snapshot(physics)
-        engine.targets.clear()
+        began = (state, snapshot(physics), readout)
         started = time.monotonic()
-        rollout, final, state, physics, readout, _ = ppo.rollout(learner, state, physics, readout)
+        rollout, final, state, physics, readout, _ = ppo.rollout(learner, *began)
         jax.block_until_ready(rollout)
         collected = time.monotonic()
         updated, _ = ppo.update(learner, rollout, final, jnp.float32(0))
         jax.block_until_ready(updated)
         finished = time.monotonic()
-        after = snapshot(physics)
-        batch = engine.batch
-        batch.state[:] = before.rows
-        raw_started = time.monotonic()
-        for ctrl in engine.targets:
-            batch.ctrl = ctrl
-            batch.step(nstep=engine.substeps)
-        raw_finished = time.monotonic()
-        batch.state[:] = after.rows
+        raw = physics_alone(ppo, learner, began, physics)
         if warm_up:  # the first turn compiles
             warm_up = False
             deadline = time.monotonic() + seconds
             continue
         times["environment"].append(collected - started)
         times["training"].append(finished - started)
-        times["raw"].append(raw_finished - raw_started)
+        times["raw"].append(raw)
         assert deadline is not None
         left = deadline - time.monotonic()
         meter.update(min(100, int(100 * (1 - left / seconds))))
@@ -115,10 +115,10 @@ def bench_sim(
     speed = {name: size / float(np.median(values)) for name, values in times.items()}
     return {
         "phase": phase,
-        "engine": engine.name,
+        "engine": engine,
         "envs": env.num_envs,
-        "threads": engine.threads,
-        "substeps": engine.substeps,
+        "threads": env.engine.threads,
+        "substeps": env.engine.substeps,
         "turns": len(times["raw"]),
         "raw_steps_per_s": round(speed["raw"], 1),
         "environment_steps_per_s": round(speed["environment"], 1),
@@ -126,6 +126,43 @@ def bench_sim(
         "environment_over_raw": round(speed["environment"] / speed["raw"], 3),
         "training_over_raw": round(speed["training"] / speed["raw"], 3),
     }
+
+
+def _batch_physics(env: Env) -> Callable[..., float]:
+    """Returns what steps the CPU engine as in the unroll just made, and gives the seconds that it took."""
+    engine = _Recording(env.engine)
+    env.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+
+    def again(_ppo: Ppo, _learner: Any, began: Any, physics: Any) -> float:
+        after = snapshot(physics)
+        batch = engine.batch
+        batch.state[:] = began[1].rows
+        started = time.monotonic()
+        for ctrl in engine.targets:
+            batch.ctrl = ctrl
+            batch.step(nstep=engine.substeps)
+        took = time.monotonic() - started
+        batch.state[:] = after.rows
+        engine.targets.clear()
+        return took
+
+    return again
+
+
+def _traced_physics(env: Env) -> Callable[..., float]:
+    """The same for an engine whose whole unroll is one compiled function."""
+
+    @jax.jit
+    def steps(physics: Any, targets: jax.Array) -> Any:
+        return jax.lax.scan(lambda p, ctrl: (env.engine.step(p, ctrl)[0], None), physics, targets)
+
+    def again(ppo: Ppo, learner: Any, began: Any, _physics: Any) -> float:
+        targets = jax.block_until_ready(ppo.targets(learner, *began))
+        started = time.monotonic()
+        jax.block_until_ready(steps(began[1], targets))
+        return time.monotonic() - started
+
+    return again
 
 
 def bench_distill(

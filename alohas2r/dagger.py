@@ -48,7 +48,7 @@ _LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be m
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """A distillation. Source of the numbers: recipe, section 6.
+    """A distillation. Source of the numbers: recipe, section 6, or docs/ablations.md where they differ from it.
 
     Attributes:
       observation: what the student observes, one of student.OBSERVATIONS.
@@ -65,7 +65,7 @@ class DistillConfig:
       ahead: the student also predicts the teacher's actions in the next so many steps, less than `steps`; only the
         present one is ever taken.
       average: the policy is the exponential average of the parameters, of which each gradient step keeps this
-        share; 0 for the newest parameters.
+        share (less in the first steps); 0 for the newest parameters.
       precision: errors are weighted by the teacher's standard deviation to the power of minus this; 0 for alike.
       history: what is remembered of the proprioception.
       cameras: pictures. network: shapes.
@@ -82,24 +82,24 @@ class DistillConfig:
     num_envs: int = 1024
     batch: int = 256
     epochs: int = 4
-    learning_rate: tuple[float, float] = (4e-4, 4e-4)
-    shift: int = 2
-    shifts: int = 4
+    learning_rate: tuple[float, float] = (1e-3, 3e-5)
+    shift: int = 1
+    shifts: int = 1
     finetune: bool = False
-    auxiliary: float = 0.0
+    auxiliary: float = 0.1
     ahead: int = 0
-    average: float = 0.0
+    average: float = 0.999
     precision: float = 0.0
-    history: HistoryConfig = HistoryConfig(())
+    history: HistoryConfig = HistoryConfig((0.35, 0.1))
     cameras: CameraSpec = CameraSpec()
-    network: StudentNetworkConfig = StudentNetworkConfig()
+    network: StudentNetworkConfig = StudentNetworkConfig(hidden=(384, 256, 256), depth_side=16)
     task: InsertConfig = InsertConfig(steps=200)
     hold_out: HoldOutConfig = HoldOutConfig()
     control: ControlConfig = ControlConfig()
     noise: NoiseConfig = INSERT_NOISE
     senses: SensesConfig = SensesConfig()
-    evaluations: int = 4
-    evaluation_episodes: int = 128
+    evaluations: int = 2
+    evaluation_episodes: int = 256
     checkpoints: int = 40
 
     def __post_init__(self) -> None:
@@ -143,7 +143,6 @@ PRESETS = {
         num_envs=64,
         steps=4,
         batch=64,
-        shifts=1,
         evaluations=0,
         checkpoints=4,
     ),
@@ -502,10 +501,14 @@ class Distiller:
         params, averaged, optimizer = learnt
         batch = jax.tree.map(lambda leaf: leaf[chosen], samples)
         gradient, figures = jax.grad(self.loss, has_aux=True)(params, stats, batch)
-        updates, optimizer = self.optimizer.update(gradient, optimizer)
+        updates, new = self.optimizer.update(gradient, optimizer)
+        optimizer: Any = new
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
         if self.settings.average:
-            averaged = optax.incremental_update(params, averaged, 1 - self.settings.average)
+            # Short at first, so that the start is soon forgotten.
+            taken = jnp.asarray(optimizer.count, jnp.float32)
+            kept = jnp.minimum(self.settings.average, (1 + taken) / (10 + taken))
+            averaged = jax.tree.map(lambda a, p: a + (1 - kept) * (p - a), averaged, params)
         return (params, averaged, optimizer), figures
 
     def _one_epoch(

@@ -1,7 +1,8 @@
 """Engine, task, control and noise joined into a batch of environments with automatic reset.
 
 A control step has three parts: `observe` and `control` (JAX), the engine's physics, and `score` (JAX). On a CPU
-engine a Python loop joins them; learners jit the two JAX parts together with their own networks.
+engine a Python loop joins them; learners jit the two JAX parts together with their own networks. Where the engine is
+traceable, learners put all three into one compiled loop over steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from alohas2r import control, history, noise, randomize, signals
 from alohas2r.control import ControlConfig, ControlState
-from alohas2r.engines.cpu import CpuEngine
+from alohas2r.engines import Engine
 from alohas2r.errors import ModelError
 from alohas2r.history import HistoryConfig, HistoryState
 from alohas2r.noise import DelayState, NoiseConfig
@@ -84,7 +85,7 @@ class Env:
       context: [N, C] per-environment constants that belong to the engine's model fields.
     """
 
-    def __init__(self, task: Any, engine: CpuEngine, config: EnvConfig, context: np.ndarray):
+    def __init__(self, task: Any, engine: Engine, config: EnvConfig, context: np.ndarray):
         if context.shape != (engine.num_envs, task.context_size):
             raise ModelError(
                 f"context must be [{engine.num_envs}, {task.context_size}], not {context.shape}."
@@ -100,6 +101,7 @@ class Env:
         self._high = jnp.asarray(task.scene.ctrl_high, jnp.float32)
         self._start = jax.jit(self._start_all)
         self.score_jit = jax.jit(self.score)
+        self._advance = jax.jit(self.advance_traced)
 
     def _fresh(
         self, key: jax.Array, context: jax.Array, stage: jax.Array
@@ -208,7 +210,15 @@ class Env:
     def advance(
         self, state: EnvState, physics: Any, ctrl: jax.Array
     ) -> tuple[EnvState, Any, Readout, Scored]:
-        """Steps the physics, scores, and resets the environments that are done."""
+        """Steps the physics, scores, and resets the environments that are done.
+
+        Raises:
+          ModelError: something did not fit into the engine's buffers.
+        """
+        if self.engine.traceable:
+            after = self._advance(state, physics, ctrl)
+            self.engine.check(after[1])
+            return after
         physics, readout = self.engine.step(physics, np.asarray(ctrl))
         state, scored = self.score_jit(state, readout)
         done = np.asarray(scored.done)
@@ -217,4 +227,15 @@ class Env:
             physics, readout = self.engine.reset(
                 physics, done, np.asarray(scored.reset_qpos), np.asarray(scored.reset_ctrl), qvel
             )
+        return state, physics, readout, scored
+
+    def advance_traced(
+        self, state: EnvState, physics: Any, ctrl: jax.Array
+    ) -> tuple[EnvState, Any, Readout, Scored]:
+        """The same as `advance`, inside `jax.jit` on a traceable engine; the caller asks `engine.check` later."""
+        physics, readout = self.engine.step(physics, ctrl)
+        state, scored = self.score(state, readout)
+        physics, readout = self.engine.reset(
+            physics, scored.done, scored.reset_qpos, scored.reset_ctrl, scored.reset_qvel
+        )
         return state, physics, readout, scored

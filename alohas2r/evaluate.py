@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r import engines, randomize, runlog, scene, stats, video
 from alohas2r import policy as policies
-from alohas2r import randomize, runlog, scene, stats, video
-from alohas2r.engines.cpu import CpuEngine
 from alohas2r.env import Env, EnvConfig
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.history import HistoryConfig
@@ -38,7 +37,11 @@ def episode_keys(seed: int, first: int, count: int) -> jax.Array:
 
 
 def pick_env(
-    protocol: Protocol, memory: HistoryConfig, keys: jax.Array, threads: int = 0
+    protocol: Protocol,
+    memory: HistoryConfig,
+    keys: jax.Array,
+    threads: int = 0,
+    engine: str = "cpu",
 ) -> tuple[Env, np.ndarray]:
     """Returns one environment per episode key under the protocol, and the blocks [N, 2] in them."""
     loaded = scene.load_physics("pick")
@@ -50,9 +53,9 @@ def pick_env(
         lambda key: jax.random.uniform(jax.random.fold_in(key, randomize.STREAM), (2,))
     )(keys)
     fields, context = randomize.sample_block(loaded, pick.block, np.asarray(draws, np.float64))
-    engine = CpuEngine(loaded, len(keys), threads=threads, fields=fields)
+    made = engines.make(engine, loaded, len(keys), threads, fields)
     environment = EnvConfig(control=protocol.control, noise=protocol.noise, history=memory)
-    return Env(PickTask(loaded, task), engine, environment, context), context
+    return Env(PickTask(loaded, task), made, environment, context), context
 
 
 def run_pick(
@@ -62,13 +65,14 @@ def run_pick(
     threads: int = 0,
     meter: runlog.Meter | None = None,
     done_before: int = 0,
+    engine: str = "cpu",
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Runs one episode per key.
 
     Returns:
       Per-episode results, each [N], and the states qpos [T, N, nq] (float32) for videos.
     """
-    env, block = pick_env(protocol, policy.spec.history, keys, threads)
+    env, block = pick_env(protocol, policy.spec.history, keys, threads, engine)
 
     @jax.jit
     def act(state: Any, readout: Any) -> tuple[Any, jax.Array]:
@@ -161,7 +165,11 @@ def pick_episodes(
 
 
 def insert_env(
-    protocol: Protocol, memory: HistoryConfig, keys: jax.Array, threads: int = 0
+    protocol: Protocol,
+    memory: HistoryConfig,
+    keys: jax.Array,
+    threads: int = 0,
+    engine: str = "cpu",
 ) -> tuple[Env, np.ndarray]:
     """Returns one two-arm environment per episode key under the protocol, and the pegs' half sides [N]."""
     loaded = scene.load_physics("insert")
@@ -185,10 +193,10 @@ def insert_env(
     fields, half = randomize.sample_insert(
         loaded, rules.physics, np.asarray(jax.vmap(draw)(keys), np.float64)
     )
-    engine = CpuEngine(loaded, len(keys), threads=threads, fields=fields)
+    made = engines.make(engine, loaded, len(keys), threads, fields)
     environment = EnvConfig(control=protocol.control, noise=rules.noise, history=memory)
     context = np.stack([half, np.zeros(len(keys))], 1)
-    return Env(InsertTask(loaded, task), engine, environment, context), half
+    return Env(InsertTask(loaded, task), made, environment, context), half
 
 
 def run_insert(
@@ -198,13 +206,14 @@ def run_insert(
     threads: int = 0,
     meter: runlog.Meter | None = None,
     done_before: int = 0,
+    engine: str = "cpu",
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Runs one whole episode per key with the staged teacher.
 
     Returns:
       Per-episode results, each [N], and the states qpos [T, N, nq] (float32) for videos.
     """
-    env, half = insert_env(protocol, policy.spec.history, keys, threads)
+    env, half = insert_env(protocol, policy.spec.history, keys, threads, engine)
 
     @jax.jit
     def act(state: Any, readout: Any) -> tuple[Any, jax.Array]:
@@ -342,8 +351,12 @@ def run(
     meter: runlog.Meter | None = None,
     done_before: int = 0,
     renderer: str = "auto",
+    engine: str = "cpu",
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Runs one episode per key with any policy; see run_pick, run_insert, student_eval.run_student, onnx_eval.run."""
+    """Runs one episode per key with any policy; see run_pick, run_insert, student_eval.run_student, onnx_eval.run.
+
+    Students and exported files run on the engine "cpu" only.
+    """
     if isinstance(policy, StudentPolicy):
         from alohas2r import student_eval
 
@@ -351,9 +364,9 @@ def run(
             policy, protocol, keys, threads, meter, done_before, renderer=renderer
         )
     if isinstance(policy, StagedPolicy):
-        return run_insert(policy, protocol, keys, threads, meter, done_before)
+        return run_insert(policy, protocol, keys, threads, meter, done_before, engine)
     if isinstance(policy, StatePolicy):
-        return run_pick(policy, protocol, keys, threads, meter, done_before)
+        return run_pick(policy, protocol, keys, threads, meter, done_before, engine)
     from alohas2r import onnx_eval
 
     return onnx_eval.run(policy, protocol, keys, threads, meter, done_before, renderer=renderer)
@@ -367,6 +380,7 @@ def evaluate(
     progress: runlog.Progress | None = None,
     protocol: Protocol = EVAL_V1,
     renderer: str = "auto",
+    engine: str = "cpu",
 ) -> dict[str, Any]:
     """Evaluates a policy under eval-v1: exactly the first `episodes` episodes of the seed.
 
@@ -378,6 +392,7 @@ def evaluate(
       progress: receives reports.
       protocol: eval-v1, or one made from it by `protocol.modified`.
       renderer: what draws a student's pictures; see senses.RENDERERS.
+      engine: what simulates: "cpu", "warp" or "auto"; students and exported files know the first only.
 
     Returns:
       Rates with Wilson intervals, quantiles of errors and times, and "table": per-episode columns.
@@ -388,13 +403,26 @@ def evaluate(
     """
     started = time.monotonic()
     policy = _checked_policy(policy_path, episodes)
+    knows = isinstance(policy, StatePolicy | StagedPolicy)
+    engine = "cpu" if engine == engines.AUTO and not knows else engines.choose(engine)
+    if engine != "cpu" and not knows:
+        raise ConfigError(
+            f"The engine '{engine}' evaluates teachers only; use --engine cpu for {policy_path}."
+        )
     meter = runlog.Meter("evaluate", episodes, progress, unit="episodes")
     parts = []
     for first in range(0, episodes, MAX_ENVS):
         count = min(MAX_ENVS, episodes - first)
         parts.append(
             run(
-                policy, protocol, episode_keys(seed, first, count), threads, meter, first, renderer
+                policy,
+                protocol,
+                episode_keys(seed, first, count),
+                threads,
+                meter,
+                first,
+                renderer,
+                engine,
             )[0]
         )
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -404,6 +432,7 @@ def evaluate(
         "protocol_hash": protocol.hash,
         "policy": policy.hash,
         "phase": policy.spec.phase,
+        "engine": engine,
         "episodes": episodes,
         "seed": seed,
     }
@@ -511,7 +540,11 @@ def _insert_summary(table: dict[str, np.ndarray], seconds: float) -> dict[str, A
                 np.where(success, times, seconds), success
             ),
         },
-        "arm_distance_mm": {"least": round(float(table["arm_distance_mm"].min()), 1)},
+        "arm_distance_mm": {
+            **_quantiles(table["arm_distance_mm"]),
+            "least": round(float(table["arm_distance_mm"].min()), 1),
+            "touching": _rate(table["arm_distance_mm"] < 0),
+        },
     }
 
 

@@ -20,7 +20,7 @@ from brax.training.acme import running_statistics, specs
 
 from alohas2r import networks
 from alohas2r.config import check
-from alohas2r.env import Env, EnvState
+from alohas2r.env import Env, EnvState, Scored
 from alohas2r.networks import NetworkConfig
 from alohas2r.signals import Readout
 
@@ -140,6 +140,7 @@ class Ppo:
         self.act = jax.jit(self._act)
         self.update = jax.jit(self._update)
         self._privileged = jax.jit(lambda state, readout: env.observe(state, readout)[2])
+        self._unroll = jax.jit(self._unroll_traced)
         self._stack = jax.jit(lambda items: jax.tree.map(lambda *leaves: jnp.stack(leaves), *items))
 
     def init(self, key: jax.Array) -> LearnerState:
@@ -196,12 +197,20 @@ class Ppo:
 
         Returns:
           The rollout, the critic's view after it [N, P], the environments' state, physics, readout, and each
-          step's `Scored`.
+          step's `Scored`. Where the engine is traceable the whole runs on the device, and of the scores there is
+          only the last step's, but `finite` of all steps [T, N].
+
+        Raises:
+          ModelError: something did not fit into the engine's buffers.
         """
-        key = jax.random.fold_in(jax.random.fold_in(learner.key, ACTING), learner.updates)
-        keys = jax.random.split(key, self.config.unroll)
+        if self.env.engine.traceable:
+            rollout, final, env_state, physics, readout, scored, _ = self._unroll(
+                learner, env_state, physics, readout
+            )
+            self.env.engine.check(physics)
+            return rollout, final, env_state, physics, readout, [scored]
         steps, scores = [], []
-        for key in keys:
+        for key in self._acting_keys(learner):
             env_state, step, ctrl = self.act(
                 learner.params, learner.policy_stats, env_state, readout, key
             )
@@ -217,6 +226,39 @@ class Ppo:
             scores.append(scored)
         final = self._privileged(env_state, readout)
         return Rollout(**self._stack(steps)), final, env_state, physics, readout, scores
+
+    def targets(
+        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
+    ) -> jax.Array:
+        """Returns the actuator targets [T, N, nu] of an unroll on a traceable engine, as `rollout` makes it."""
+        return self._unroll(learner, env_state, physics, readout)[-1]
+
+    def _acting_keys(self, learner: LearnerState) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(learner.key, ACTING), learner.updates)
+        return jax.random.split(key, self.config.unroll)
+
+    def _unroll_traced(
+        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
+    ) -> tuple[Rollout, jax.Array, EnvState, Any, Readout, Scored, jax.Array]:
+        """One unroll inside `jax.jit`; returns as `rollout`, and the actuator targets [T, N, nu]."""
+
+        def one(carry: Any, key: jax.Array) -> tuple[Any, Any]:
+            env_state, physics, readout = carry
+            env_state, step, ctrl = self._act(
+                learner.params, learner.policy_stats, env_state, readout, key
+            )
+            env_state, physics, readout, scored = self.env.advance_traced(env_state, physics, ctrl)
+            step |= {"reward": scored.reward, "done": scored.done, "truncated": scored.truncated}
+            return (env_state, physics, readout), (step, scored, ctrl)
+
+        carry, (steps, scores, ctrl) = jax.lax.scan(
+            one, (env_state, physics, readout), self._acting_keys(learner)
+        )
+        env_state, physics, readout = carry
+        final = self.env.observe(env_state, readout)[2]
+        last: Scored = jax.tree.map(lambda leaf: leaf[-1], scores)
+        last = last._replace(finite=scores.finite)
+        return Rollout(**steps), final, env_state, physics, readout, last, ctrl
 
     def _update(
         self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array

@@ -23,7 +23,6 @@ from alohas2r.env import Env
 from alohas2r.errors import ArtifactError
 from alohas2r.history import HistoryConfig
 from alohas2r.offscreen import Offscreen, free_camera
-from alohas2r.policy import StatePolicy
 from alohas2r.protocol import EVAL_V1, Protocol
 from alohas2r.senses import EVALUATION, Seen, Senses, SensesConfig
 from alohas2r.student import StudentPolicy, StudentSpec
@@ -249,7 +248,7 @@ def paired(
     """
     results, success = [], []
     for path in (policy_path, other_path):
-        if isinstance(evaluate._checked_policy(path, episodes), StatePolicy):
+        if evaluate._checked_policy(path, episodes).spec.phase == "pick":
             raise ArtifactError(f"{path} only picks; a paired evaluation needs two that insert.")
     for path in (policy_path, other_path):
         result = evaluate.evaluate(path, episodes, seed, threads, progress, protocol, renderer)

@@ -19,9 +19,10 @@ import mujoco
 import numpy as np
 
 import alohas2r
-from alohas2r import config, evaluate, policy, randomize, runlog, scene, switch_states
+from alohas2r import config, engines, evaluate, policy, randomize, runlog, scene, switch_states
 from alohas2r.checkpoint import Checkpoint
-from alohas2r.engines.cpu import CpuEngine, Physics, snapshot
+from alohas2r.engines import BufferConfig
+from alohas2r.engines.cpu import snapshot
 from alohas2r.env import Env, EnvConfig
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.networks import NetworkConfig
@@ -89,7 +90,14 @@ class InsertRefineConfig(SecondStage):
     """
 
     reward: InsertReward = InsertReward(
-        align=0.05, depth=0.1, inserted=0.1, grip=0.05, level=0.02, slow=0.05, finish=40.0
+        align=0.05,
+        depth=0.1,
+        inserted=0.5,
+        grip=0.05,
+        level=0.02,
+        slow=0.05,
+        finish=40.0,
+        near=-0.2,
     )
 
     def task(self, task: InsertConfig) -> InsertConfig:
@@ -111,6 +119,7 @@ class TrainConfig:
       evaluation_episodes: episodes of each.
       checkpoints: how many checkpoints on the way, evenly spread.
       refine: a second stage; none by default.
+      engine: sizes of the buffers of the engine "warp".
     """
 
     phase: str = "pick"
@@ -122,6 +131,7 @@ class TrainConfig:
     evaluation_episodes: int = 512
     checkpoints: int = 60
     refine: RefineConfig = RefineConfig()
+    engine: BufferConfig = BufferConfig()
 
     def __post_init__(self) -> None:
         config.check(
@@ -205,9 +215,9 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
     },
     "insert": {
         "default": InsertTrainConfig(
-            total_steps=8_000_000,
+            total_steps=4_000_000,
             ppo=PpoConfig(entropy=(0.01, 0.003), target_kl=(0.015, 0.008), reward_scale=0.04),
-            refine=InsertRefineConfig(steps=4_000_000),
+            refine=InsertRefineConfig(steps=3_000_000),
         ),
         "quick": InsertTrainConfig(
             total_steps=100_000,
@@ -242,6 +252,7 @@ def make_env(
     threads: int = 0,
     states: SwitchStates | None = None,
     stage: int = 0,
+    engine: str = "cpu",
 ) -> Env:
     """Returns the training environments of a configuration; every environment keeps its own physics.
 
@@ -251,6 +262,7 @@ def make_env(
       threads: of the physics; 0 for all cores.
       states: the switch states that insertion starts from; whole episodes if None.
       stage: number of the training stage; each has blocks of its own.
+      engine: "auto", "cpu" or "warp".
     """
     loaded = scene.load_physics(settings.phase)
     count = settings.ppo.num_envs
@@ -268,8 +280,8 @@ def make_env(
         draws = np.random.default_rng([seed, stage]).random((count, 2))
         fields, context = randomize.sample_block(loaded, settings.task.block, draws)
         task = PickTask(loaded, settings.task)
-    engine = CpuEngine(loaded, count, threads=threads, fields=fields)
-    return Env(task, engine, settings.env, context)
+    made = engines.make(engine, loaded, count, threads, fields, settings.engine)
+    return Env(task, made, settings.env, context)
 
 
 def to_policy(
@@ -353,9 +365,10 @@ def _peak_memory_gb() -> float:
 
 
 def _quick_rates(
-    found: policy.AnyPolicy, episodes: int, seed: int, threads: int
+    found: policy.AnyPolicy, episodes: int, seed: int, threads: int, engine: str
 ) -> dict[str, float]:
-    table, _ = evaluate.run(found, EVAL_V1, evaluate.episode_keys(seed, 0, episodes), threads)
+    keys = evaluate.episode_keys(seed, 0, episodes)
+    table, _ = evaluate.run(found, EVAL_V1, keys, threads, engine=engine)
     staged = isinstance(found, policy.StagedPolicy)
     names = (
         ("success", "held_at_end", "lifted_both", "switched", "entered", "dropped")
@@ -374,18 +387,21 @@ def _due(update: int, updates: int, times: int) -> bool:
     return times > 0 and (update * times) // updates > ((update - 1) * times) // updates
 
 
-def _guard(
-    rollout: Any, scores: Sequence[Any], physics_before: Physics, folder: pathlib.Path
-) -> None:
+@jax.jit
+def _finite(rollout: Any) -> jax.Array:
+    """Returns [T, N]: whether all that the learner takes from that step is finite."""
+    values = (rollout.features, rollout.privileged, rollout.reward, rollout.log_prob)
+    flat = [jnp.isfinite(value).reshape(*rollout.reward.shape, -1) for value in values]
+    return jnp.concatenate(flat, -1).all(-1)
+
+
+def _guard(rollout: Any, scores: Sequence[Any], physics_before: Any, folder: pathlib.Path) -> None:
     """Raises if learning data is not finite, naming the environment and keeping its state.
 
     Environments whose physics diverge are restarted by `Env.score`; what must never happen is a non-finite
     number that reaches the learner.
     """
-    finite = np.ones(rollout.reward.shape, bool)
-    for value in (rollout.features, rollout.privileged, rollout.reward, rollout.log_prob):
-        array = np.asarray(value)
-        finite &= np.isfinite(array).reshape(*finite.shape, -1).all(-1)
+    finite = np.asarray(_finite(rollout))
     if finite.all():
         return
     step, env = (int(index[0]) for index in np.nonzero(~finite))
@@ -414,6 +430,7 @@ def train(
     minutes: float | None = None,
     progress: runlog.Progress | None = None,
     pick: str | os.PathLike[str] | None = None,
+    engine: str = engines.AUTO,
 ) -> dict[str, Any]:
     """Trains a teacher and writes its artifact to `out`/policy; for insertion the whole teacher to `out`/teacher.
 
@@ -431,6 +448,8 @@ def train(
       minutes: stop (resumably) after this time.
       progress: receives reports.
       pick: the pick policy that insertion follows; the shipped one if None.
+      engine: "cpu"; "warp"; or "auto": the engine of the run that is resumed, else "warp" where there is CUDA, else
+        "cpu". Switch states are collected on the CPU engine in any case.
 
     Returns:
       "policy": the artifact's folder, or None if stopped early; "steps", "finished", "wall_s",
@@ -439,11 +458,13 @@ def train(
     Raises:
       ConfigError: unknown setting, value out of range, or another configuration than the run that is resumed.
       ArtifactError: the folder cannot be written, or the checkpoint is missing or damaged.
+      BackendUnavailable: the engine cannot run here.
+      ModelError: the engine's buffers are too small; the message says what to set.
     """
     settings = config.override(find_preset(phase, preset), overrides)
     folder = runlog.make_folder(out if out is not None else pathlib.Path("runs") / phase)
     checkpoint = Checkpoint(folder / "checkpoint")
-    plan = {"config": config.to_dict(settings), "seed": seed, "pick": None}
+    plan: dict[str, Any] = {"config": config.to_dict(settings), "seed": seed, "pick": None}
     states, pick_policy = None, None
     if isinstance(settings, InsertTrainConfig):
         pick = scene.data_path("params") / "pick" if pick is None else pick
@@ -452,6 +473,9 @@ def train(
             raise ArtifactError(f"{pick} is no pick policy.")
         plan["pick"] = pick_policy.hash
     described = folder / "config.json"
+    if resume and engine == engines.AUTO:
+        engine = _engine_of(described)
+    plan["engine"] = engine = engines.choose(engine)
     if resume:
         _check_same(described, settings, plan)
     elif checkpoint.exists():
@@ -475,7 +499,7 @@ def train(
 
     def enter(stage: int) -> tuple[Env, Ppo, Any, Any, Any]:
         """Starts the environments of a stage."""
-        env = make_env(stages[stage], seed, threads, states, stage)
+        env = make_env(stages[stage], seed, threads, states, stage, engine)
         keys = jax.random.split(jax.random.fold_in(root, 1 + stage), settings.ppo.num_envs)
         return env, Ppo(stages[stage].ppo, env), *env.reset(keys, stagger=True)
 
@@ -554,7 +578,7 @@ def train(
                 if pick_policy is not None and isinstance(settings, InsertTrainConfig):
                     found = policy.StagedPolicy(pick_policy, found, settings.task.switch, {})
                 figures |= _quick_rates(
-                    found, settings.evaluation_episodes, seed + 1_000_003, threads
+                    found, settings.evaluation_episodes, seed + 1_000_003, threads, engine
                 )
             log.write(update * per_update, figures)
             if stop or expired or update == updates or _due(update, updates, settings.checkpoints):
@@ -565,6 +589,7 @@ def train(
     finished = done_updates == updates
     result: dict[str, Any] = {
         "phase": phase,
+        "engine": engine,
         "steps": done_updates * per_update,
         "finished": finished,
         "wall_s": round(wall(), 1),
@@ -576,8 +601,10 @@ def train(
     if finished:
         trained = {
             "command": f"alohas2r train-teacher --phase {phase} --preset {preset} --seed {seed}"
+            + f" --engine {engine}"
             + "".join(f" --set {setting}" for setting in overrides),
             "config": plan["config"],
+            "engine": engine,
             "seed": seed,
             "steps": result["steps"],
             "wall_s": result["wall_s"],
@@ -624,11 +651,22 @@ def _record(found: policy.StatePolicy, env: Env, seed: int, steps: int = 40) -> 
     return np.stack(rows)
 
 
+def _engine_of(described: pathlib.Path) -> str:
+    """Returns the engine of a run, "auto" if it cannot be read; `_check_same` says why."""
+    try:
+        return str(json.loads(described.read_text()).get("engine", "cpu"))
+    except (OSError, ValueError, AttributeError):
+        return engines.AUTO
+
+
 def _check_same(described: pathlib.Path, settings: TrainConfig, plan: dict[str, Any]) -> None:
     try:
         earlier = json.loads(described.read_text())
-        before = config.from_dict(type(settings), earlier["config"])
+        # Runs from before there was a choice of engines say nothing about it.
+        buffers = {"engine": config.to_dict(BufferConfig())}
+        before = config.from_dict(type(settings), buffers | earlier["config"])
         others = {name: earlier[name] for name in ("seed", "pick")}
+        others["engine"] = earlier.get("engine", "cpu")
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{described.parent} holds no run to resume; leave out --resume to start one."

@@ -87,6 +87,7 @@ def test_an_episode_starts_from_a_state_of_its_variant_bit_for_bit(
     for seed in range(10):
         state, _, _ = env.reset(jax.random.split(jax.random.PRNGKey(seed), 3))
         assert np.asarray(state.task.switched).all()
+        assert isinstance(env.engine, CpuEngine)
         batch = env.engine.batch
         for variant in range(3):
             rows = [np.array_equal(batch.qpos[variant], row) for row in states.pool.qpos[variant]]

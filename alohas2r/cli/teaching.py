@@ -25,6 +25,13 @@ from alohas2r.cli.common import (
 )
 from alohas2r.errors import ConfigError
 
+Engine = Annotated[
+    Literal["auto", "cpu", "warp"],
+    typer.Option(
+        help="What simulates: cpu, all cores; warp, an NVIDIA GPU; auto: warp where there is CUDA."
+    ),
+]
+
 
 @command("train-teacher")
 def train_teacher(
@@ -57,12 +64,14 @@ def train_teacher(
         str | None,
         typer.Option(help="Pick policy that insertion follows (params/pick if left out)."),
     ] = None,
+    engine: Engine = "auto",
     as_json: Json = False,
 ) -> None:
     """Train a teacher by reinforcement learning (PPO) on the exact state.
 
     Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an
-    unbroken run. Metrics go to metrics.jsonl and to TensorBoard files in the run's folder.
+    unbroken run, on the engine that the run began with. Metrics go to metrics.jsonl and to
+    TensorBoard files in the run's folder.
     """
     teacher = library("teacher")
     folder = out or pathlib.Path("runs") / phase
@@ -78,6 +87,7 @@ def train_teacher(
             minutes=minutes,
             progress=progress,
             pick=None if pick is None else policy_folder(pick),
+            engine=engine,
         )
     show(result, f"Trained {phase} in {folder}", as_json)
     if not result["finished"]:
@@ -127,6 +137,10 @@ def evaluate_policy(
             "--hold-out", help="Students only: one object is missing; who grasps at thin air?"
         ),
     ] = False,
+    engine: Annotated[
+        Literal["auto", "cpu", "warp"],
+        typer.Option(help="What simulates, as in train-teacher; warp: teachers only."),
+    ] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Measure how often a policy succeeds, under the frozen protocol eval-v1.
@@ -135,6 +149,10 @@ def evaluate_policy(
     result; only results of the same protocol can be compared. A student is measured with
     pictures, unseen looks and all noise.
     """
+    if engine == "warp" and (hold_out or any(x is not None for x in (sweep, video, paired))):
+        raise ConfigError(
+            "--sweep, --video, --paired and --hold-out run on the engine cpu; leave out --engine."
+        )
     if paired is not None or hold_out:
         if sweep is not None or video is not None or csv is not None or (paired and hold_out):
             raise ConfigError(
@@ -157,7 +175,9 @@ def evaluate_policy(
         _show_sweep(swept, policy, as_json)
         return
     with progress_display() as progress:
-        result = evaluate.evaluate(folder, episodes, seed, threads, progress=progress)
+        result = evaluate.evaluate(
+            folder, episodes, seed, threads, progress=progress, engine=engine
+        )
     if csv is not None:
         evaluate.write_csv(result, csv)
     if video is not None:
@@ -242,6 +262,7 @@ def bench_sim(
             help="Policy to start from, for states of a trained one; distill: the staged teacher."
         ),
     ] = None,
+    engine: Engine = "cpu",
     as_json: Json = False,
 ) -> None:
     """Measure the speed of physics, environment and training on this machine.
@@ -261,6 +282,7 @@ def bench_sim(
             threads=threads,
             progress=progress,
             policy_path=folder,
+            engine=engine,
         )
     show(result, f"Speed of {phase} (control steps per second)", as_json)
 

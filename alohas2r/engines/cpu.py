@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import mujoco
 import mujoco.batch
@@ -24,6 +24,9 @@ class Physics(NamedTuple):
 
     rows: np.ndarray  # [N, nstate] float64, MuJoCo's mjSTATE_INTEGRATION
     sensordata: np.ndarray  # [N, nsensordata] float64
+
+
+PhysicsState = TypeVar("PhysicsState", bound=tuple)
 
 
 class CpuEngine:
@@ -126,6 +129,9 @@ class CpuEngine:
         self._load(physics)
         return self._readout(physics.sensordata)
 
+    def check(self, physics: Physics) -> None:
+        """Does nothing: C MuJoCo's buffers grow as needed."""
+
     def _load(self, physics: Physics | None) -> None:
         if physics is not None and physics.rows is not self._rows:
             self._rows[:] = physics.rows
@@ -142,6 +148,8 @@ class CpuEngine:
         )
 
 
-def snapshot(physics: Physics) -> Physics:
-    """Returns a copy that later steps leave alone, for checkpoints."""
-    return Physics(physics.rows.copy(), physics.sensordata.copy())
+def snapshot(physics: PhysicsState) -> PhysicsState:
+    """Returns a copy of any engine's state that later steps leave alone, for checkpoints."""
+    return type(physics)(
+        *(leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in physics)
+    )

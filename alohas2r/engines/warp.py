@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import mujoco
 import mujoco.batch
@@ -25,6 +26,7 @@ _UNUSED = ("bvh_aabb", "dof_M0", "dof_length")
 # Room for contacts of one simulation, on average over the batch, for each geom that moves. Contacts that are near
 # enough to be looked at count too. Trained and random policies need up to 1.5 at once.
 _CONTACTS_PER_GEOM = 3
+_FEW = 8  # Few simulations share room for so many, as one of them may need more than the average.
 
 
 class WarpPhysics(NamedTuple):
@@ -67,6 +69,12 @@ def most_constraints(model: mujoco.MjModel, contacts: int) -> int:
     # A pyramid over a cone of dimension d has 2 (d - 1) edges.
     edges = max(1, 2 * (int(model.geom_condim.max(initial=1)) - 1))
     return equalities + dry + limits + edges * contacts
+
+
+def _overflow_type() -> Any:
+    from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
+
+    return OverflowType
 
 
 class WarpEngine:
@@ -116,11 +124,12 @@ class WarpEngine:
         self.substeps = substeps
         self.contacts = contacts or most_contacts(scene.model)
         self.constraints = constraints or most_constraints(scene.model, self.contacts)
+        self._room = self.contacts * max(num_envs, _FEW)
         # C MuJoCo takes the fields in and derives from them what follows (mj_setConst), each simulation by itself.
         native = CpuEngine(scene, num_envs, threads, fields)
         self.threads = native.threads
         frames = copy.copy(scene.model)
-        frames.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONSTRAINT)
+        frames.opt.iterations = 1  # whose forces are not looked at
         self._mjx = mjx
         try:
             self._model = self._quiet(mjx.put_model(scene.model, impl="warp"))
@@ -128,10 +137,9 @@ class WarpEngine:
             self._data = mjx.make_data(
                 scene.model,
                 impl="warp",
-                naconmax=self.contacts * num_envs,
+                naconmax=self._room,
                 njmax=self.constraints,
             )
-            self._frames_data = mjx.make_data(frames, impl="warp", naconmax=1, njmax=1)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             raise BackendUnavailable(
                 f"Warp cannot simulate this scene: {error}; {_INSTALL}."
@@ -165,8 +173,9 @@ class WarpEngine:
         """
         model = self.scene.model
         count = self.num_envs
-        if physics is None:
-            physics = WarpPhysics(
+        before = physics
+        if before is None:
+            before = WarpPhysics(
                 qpos=jnp.tile(jnp.asarray(model.qpos0, jnp.float32), (count, 1)),
                 qvel=jnp.zeros((count, model.nv)),
                 ctrl=jnp.zeros((count, model.nu)),
@@ -174,16 +183,16 @@ class WarpEngine:
                 sensordata=jnp.zeros((count, model.nsensordata)),
                 contacts=jnp.zeros((), jnp.int32),
                 constraints=jnp.zeros((), jnp.int32),
-                lost=jnp.zeros(count, jnp.int32),
+                lost=jnp.zeros((), jnp.int32),
             )
         start = (
             jnp.asarray(qpos, jnp.float32),
             jnp.zeros((count, model.nv)) if qvel is None else jnp.asarray(qvel, jnp.float32),
             jnp.asarray(ctrl, jnp.float32),
         )
-        physics = self._reset(physics, jnp.asarray(mask, bool), *start)
-        self._check_now(physics)
-        return physics, self.readout(physics)
+        after: WarpPhysics = self._reset(before, jnp.asarray(mask, bool), *start)
+        self._check_now(after)
+        return after, self.readout(after)
 
     def step(self, physics: WarpPhysics, ctrl: Any) -> tuple[WarpPhysics, Readout]:
         """Advances all simulations by one control step.
@@ -212,59 +221,56 @@ class WarpEngine:
         Raises:
           ModelError: they have not; the message names the number to set.
         """
-        contacts, constraints = int(physics.contacts), int(physics.constraints)
-        room = self.contacts * self.num_envs
-        if contacts > room:
-            wanted = math.ceil(1.5 * contacts / self.num_envs)
+        contacts, constraints, lost = (
+            int(value)
+            for value in jax.device_get((physics.contacts, physics.constraints, physics.lost))
+        )
+        if contacts > self._room:
+            wanted = math.ceil(1.5 * contacts / max(self.num_envs, _FEW))
             raise ModelError(
                 f"{contacts} contacts or nearly touching pairs of geoms at once in {self.num_envs} simulations; there"
-                f" is room for {room}: set engine.contacts={wanted} (now {self.contacts} per simulation)."
+                f" is room for {self._room}: set engine.contacts={wanted} (now {self.contacts} per simulation)."
             )
         if constraints > self.constraints:
             raise ModelError(
                 f"{constraints} constraint rows in one simulation; there is room for {self.constraints}: set"
                 f" engine.constraints={math.ceil(1.5 * constraints)}."
             )
-        lost = np.asarray(physics.lost)
-        if lost.any():
-            kinds = self._limits(int(np.bitwise_or.reduce(lost)))
+        if lost:
             raise ModelError(
-                f"Collision buffers were too small in {np.count_nonzero(lost)} simulations ({kinds}): set"
-                f" engine.contacts={2 * self.contacts} (now {self.contacts} per simulation)."
+                f"A collision buffer was too small ({_overflow_type()(lost)}): set engine.contacts="
+                f"{2 * self.contacts} (now {self.contacts} per simulation)."
             )
 
     def _check_now(self, physics: WarpPhysics) -> None:
         if not isinstance(physics.contacts, jax.core.Tracer):
             self.check(physics)
 
-    @property
-    def _watched(self) -> int:
-        """Bits of what must not overflow beside contacts and constraint rows: buffers, not iteration limits."""
-        from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
-
-        return int(OverflowType.CCD | OverflowType.CONTACT_MATCH | OverflowType.NJMAX_NNZ)
-
-    @staticmethod
-    def _limits(bits: int) -> str:
-        from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
-
-        return str(OverflowType(bits))
-
     @staticmethod
     def _quiet(model: Any) -> Any:
         """Returns the model without messages from the device: `check` says what there is to say."""
         return model.tree_replace({"opt._impl.warn_overflow": 0})
 
+    @staticmethod
+    def _watched(overflow: jax.Array) -> jax.Array:
+        """Returns the bits of buffers among those of all simulations [N]; reaching an iteration limit is no fault."""
+        kinds = _overflow_type()
+        bits = int(kinds.CCD | kinds.CONTACT_MATCH | kinds.NJMAX_NNZ)
+        return jax.lax.reduce(overflow & bits, np.int32(0), jax.lax.bitwise_or, (0,))
+
     def _carried(self, batch: mujoco.batch.Batch) -> dict[str, jax.Array]:
         """Returns the model fields that differ between simulations, or from the scene's, as Warp wants them."""
+        from mujoco.mjx.warp import types
+
+        batched = types._BATCH_DIM["Model"]  # field -> whether Warp can have one per simulation
         fields = {}
         for name in sorted(mujoco.batch.MODEL_FIELDS):
             values = batch.expanded(name)
             if values is None or name in _UNUSED:
                 continue
-            nominal = None if "." in name else getattr(self._model, name, None)
-            if nominal is None:
+            if not batched.get(name):
                 raise ModelError(f"The engine 'warp' has the model field '{name}' only once.")
+            nominal = getattr(self._model, name)
             shaped = np.asarray(values, np.float32).reshape(self.num_envs, *nominal.shape)
             if (shaped != np.asarray(nominal)).any():
                 fields[name] = jnp.asarray(shaped)
@@ -275,8 +281,12 @@ class WarpEngine:
         axes = jax.tree.map(lambda _: None, model).tree_replace(dict.fromkeys(self._fields, 0))
         return model.tree_replace(self._fields), axes
 
-    def _forward(self, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> Any:
+    def _forward(self, nominal: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> Any:
         """Runs the whole forward pass of all simulations.
+
+        Args:
+          nominal: the model without the simulations' own fields.
+          qpos: [N, nq]. qvel: [N, nv]. ctrl: [N, nu].
 
         Returns:
           Sensors [N, nsensordata], where the solver is to start [N, nv], contacts [], constraint rows [N], lost [N].
@@ -289,7 +299,7 @@ class WarpEngine:
             contacts = jnp.maximum(inner.nacon[0], inner.ncollision[0])
             return data.sensordata, data.qacc_warmstart, contacts, inner.nefc, inner.overflow
 
-        model, axes = self._over(self._model)
+        model, axes = self._over(nominal)
         mapped = jax.vmap(one, in_axes=(axes, 0, 0, 0), out_axes=(0, 0, None, 0, 0))
         return mapped(model, qpos, qvel, ctrl)
 
@@ -302,7 +312,9 @@ class WarpEngine:
         ctrl: jax.Array,
     ) -> WarpPhysics:
         def restart() -> WarpPhysics:
-            sensors, warmstart, contacts, constraints, lost = self._forward(qpos, qvel, ctrl)
+            sensors, warmstart, contacts, constraints, lost = self._forward(
+                self._model, qpos, qvel, ctrl
+            )
 
             def pick(new: jax.Array, old: jax.Array) -> jax.Array:
                 return jnp.where(mask[:, None], new, old)
@@ -315,7 +327,7 @@ class WarpEngine:
                 sensordata=pick(sensors, physics.sensordata),
                 contacts=jnp.maximum(physics.contacts, contacts),
                 constraints=jnp.maximum(physics.constraints, constraints.max()),
-                lost=physics.lost | (lost & self._watched),
+                lost=physics.lost | self._watched(lost),
             )
 
         return jax.lax.cond(mask.any(), restart, lambda: physics)
@@ -340,25 +352,20 @@ class WarpEngine:
             new = (data.qpos, data.qvel, data.qacc_warmstart, data.sensordata)
             return (*new, contacts, constraints, data._impl.overflow)
 
-        def look(model: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> jax.Array:
-            data = self._frames_data.replace(qpos=qpos, qvel=qvel, ctrl=ctrl)
-            return self._mjx.forward(model, data).sensordata
-
         model, axes = self._over(self._model)
         mapped = jax.vmap(substeps, in_axes=(axes, 0, 0, 0, 0), out_axes=(0, 0, 0, 0, None, 0, 0))
         qpos, qvel, warmstart, forces, contacts, constraints, lost = mapped(
             model, physics.qpos, physics.qvel, ctrl, physics.warmstart
         )
-        # The sensors of a step describe the state before its last substep. Forces stay so; frames must not lag.
-        model, axes = self._over(self._frames)
-        frames = jax.vmap(look, in_axes=(axes, 0, 0, 0))(model, qpos, qvel, ctrl)
+        # The sensors of a step describe the state before its last substep. Forces stay so; the others must not lag.
+        fresh, _, more, _, _ = self._forward(self._frames, qpos, qvel, ctrl)
         return WarpPhysics(
             qpos=qpos,
             qvel=qvel,
             ctrl=ctrl,
             warmstart=warmstart,
-            sensordata=jnp.where(self._forces, forces, frames),
-            contacts=jnp.maximum(physics.contacts, contacts),
+            sensordata=jnp.where(self._forces, forces, fresh),
+            contacts=jnp.maximum(physics.contacts, jnp.maximum(contacts, more)),
             constraints=jnp.maximum(physics.constraints, constraints.max()),
-            lost=physics.lost | (lost & self._watched),
+            lost=physics.lost | self._watched(lost),
         )

@@ -38,6 +38,8 @@ OBSERVATION = (
 )
 SINGLE = sum(size for _, size, _ in SINGLE_ARM_OBSERVATION)
 
+_DEEP = -0.034  # m; no deeper insertion is rewarded, because it brings the grippers together
+
 # Capsules around what two grippers could meet with: start, end, radius (m), in the gripper's frame (forward, left,
 # up) from the midpoint of the fingertips. The fingers' move sideways with the finger travel.
 # Source: extents of the parts of the published model.
@@ -45,16 +47,11 @@ CAPSULES = (
     ((-0.129, -0.015, 0.093), (-0.129, 0.015, 0.093), 0.031),
     ((-0.143, -0.020, 0.060), (-0.143, 0.020, 0.060), 0.020),
     ((-0.089, -0.055, 0.003), (-0.089, 0.055, 0.003), 0.030),
-    ((-0.060, 0.006, 0.003), (-0.006, 0.006, 0.003), 0.018),
-    ((-0.060, -0.006, 0.003), (-0.006, -0.006, 0.003), 0.018),
+    ((-0.060, 0.006, 0.003), (-0.002, 0.006, 0.003), 0.018),
+    ((-0.060, -0.006, 0.003), (-0.002, -0.006, 0.003), 0.018),
 )
-_FINGER_SIDE = (
-    0.0,
-    0.0,
-    0.0,
-    1.0,
-    -1.0,
-)  # what a metre of finger travel moves a capsule to the left
+# What a metre of finger travel moves each of them to the left (m).
+_FINGER_SIDE = (0.0, 0.0, 0.0, 1.0, -1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +100,7 @@ class InsertReward:
     """
 
     align: float = 0.5
-    depth: float = 1.0
+    depth: float = 1.5
     inserted: float = 2.0
     grip: float = 0.4
     level: float = 0.2
@@ -111,7 +108,7 @@ class InsertReward:
     home: float = 0.02
     finish: float = 0.0
     dropped: float = -10.0
-    near: float = -1.5
+    near: float = -0.3
     near_distance: float = 0.06
 
 
@@ -172,9 +169,7 @@ class InsertMeasures(NamedTuple):
     dropped: jax.Array  # [2] bool, an object that was lifted lies low again
     tip_error: jax.Array  # [2] m
     peg_end: jax.Array  # [3] m, in the socket's frame
-    arm_distance: (
-        jax.Array
-    )  # [] m, least distance between the grippers; negative where they would touch
+    arm_distance: jax.Array  # [] m, least distance between the grippers; negative: they meet
     joint_speed: jax.Array  # [] rad/s
     contact_force: jax.Array  # [] N
     success: jax.Array  # [] bool, as inserted
@@ -368,7 +363,7 @@ class InsertTask:
             1.0,
             jnp.clip(1.5 - lateral / 0.02, 0.0, 1.0) * jnp.clip(1.5 - angle / 0.4, 0.0, 1.0),
         )
-        depth = jnp.clip(1 - jnp.maximum(end[0] + 0.040, 0.0) / 0.25, 0.0, 1.0)
+        depth = jnp.clip(1 - jnp.maximum(end[0] - _DEEP, 0.0) / 0.25, 0.0, 1.0)
         rotation = geometry.rotation_angle(signals.object_mat, jnp.eye(3))
         distance = self._arm_distance(signals)
         step = state.step + 1
