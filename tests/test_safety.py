@@ -96,7 +96,7 @@ def test_capsules_enclose_the_links():
 def test_capsules_enclose_slanted_parts():
     """The scene's own parts of camera and fingers, and the camera at its published size."""
     model = INSERT.model
-    seen = 0
+    seen, turn = 0, np.empty(9)
     for index in range(model.ngeom):
         link = model.body(model.geom_bodyid[index]).name.partition("/")[2]
         name = model.geom(index).name.partition("/")[2]
@@ -111,7 +111,6 @@ def test_capsules_enclose_slanted_parts():
         else:
             corners = np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1
             corners *= model.geom_size[index]
-        turn = np.empty(9)
         mujoco.mju_quat2Mat(turn, model.geom_quat[index])
         corners = corners @ turn.reshape(3, 3).T + model.geom_pos[index]
         assert enclosed(link, corners), model.geom(index).name
