@@ -217,7 +217,7 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
         "default": InsertTrainConfig(
             total_steps=4_000_000,
             ppo=PpoConfig(entropy=(0.01, 0.003), target_kl=(0.015, 0.008), reward_scale=0.04),
-            refine=InsertRefineConfig(steps=3_000_000),
+            refine=InsertRefineConfig(steps=2_000_000),
         ),
         "quick": InsertTrainConfig(
             total_steps=100_000,

@@ -261,7 +261,7 @@ def test_the_last_step_can_pay_for_a_peg_in_place_whenever_it_got_there(
     pool = Pool(*(jnp.zeros((1, 1, 1)) for _ in Pool._fields))
     config = InsertConfig(reward=InsertReward(finish=40.0))
     rewarded = make_step(InsertTask(scene.load_physics("insert"), config, pool))
-    inside, far = signals_by_hand(end=(-0.04, 0, 0)), signals_by_hand(end=(0.21, 0, 0))
+    inside, far = signals_by_hand(end=(-0.04, 0, 0)), signals_by_hand(end=(0.22, 0, 0))
     for steps, case, expected in ((98, inside, 0), (99, inside, 40), (99, far, 0)):
         now = state(step=np.int32(steps))
         assert rewarded(case, now)[1] - training_step(case, now)[1] == pytest.approx(
@@ -269,6 +269,24 @@ def test_the_last_step_can_pay_for_a_peg_in_place_whenever_it_got_there(
         )
     # What comes after is worth nothing, and the critic sees the time.
     assert rewarded(inside, state(step=np.int32(99)))[2:4] == (True, False)
+
+
+def test_grippers_that_come_near_each_other_cost(training_step: Step) -> None:
+    """Grippers that point down steeply bring their cameras together."""
+    found, tips = [], np.array(signals_by_hand().tip_pos)
+    tips[:, 0] = 0.44
+    for pitch_deg in (0.0, 45.0, 60.0, 70.0):
+        turn = Rotation.from_rotvec(np.deg2rad([0, pitch_deg, 0])).as_matrix()
+        _, reward, *_, measures = training_step(
+            signals_by_hand(gripper_mat=np.tile(turn, (2, 1, 1)), tip_pos=tips), state()
+        )
+        found.append((float(measures.arm_distance), float(reward)))
+    distance, reward = np.array(found).T
+    assert (np.diff(distance[1:]) < 0).all()
+    assert distance[1] > 0.01
+    assert distance[-1] < 0
+    cost = InsertReward().near * np.clip(1 - distance / InsertReward().near_distance, 0, 2)
+    np.testing.assert_allclose(np.diff(reward), np.diff(cost), atol=1e-4)
 
 
 def test_training_goes_on_while_all_is_held_and_is_cut_off_by_time(training_step: Step) -> None:
