@@ -194,7 +194,7 @@ def test_divergence_is_seen_and_cured_by_a_reset(pick: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "buffer", ["constraints", pytest.param("contacts", marks=pytest.mark.slow)]
+    "buffer", ["constraints", pytest.param("contacts", marks=pytest.mark.long)]
 )
 def test_what_does_not_fit_is_an_error_that_names_the_number_to_set(
     pick: Pair, buffer: str
@@ -231,7 +231,7 @@ def pair_of_envs(phase: str, count: int) -> list[Env]:
     return [teacher.make_env(settings, 0, 1, engine=name) for name in engines.ENGINES]
 
 
-@pytest.mark.parametrize("phase", ["pick", pytest.param("insert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("phase", ["pick", pytest.param("insert", marks=pytest.mark.long)])
 def test_observations_and_rewards_agree_without_contact_of_the_arms(
     phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +308,7 @@ def arguments(out: pathlib.Path, *more: str, phase: str = "pick") -> list[str]:
     return [*start, "--threads", "1", "--seed", "3", "--json", *chosen, *more]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_on_warp_stops_resumes_and_says_what_it_ran_on(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,7 +350,7 @@ def test_a_run_stops_where_a_buffer_is_too_small(
     assert error.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_insertion_is_trained_on_warp_from_switch_states(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("warp", reason="MuJoCo Warp is not installed")
     settings = (*TINY, "total_steps=16", "collect.variants=4", "collect.rounds=1")
