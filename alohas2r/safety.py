@@ -224,20 +224,38 @@ class SafetyModel:
 
     def clearance(self, pose: np.ndarray) -> Clearance:
         """Returns how far a pose [14] is from table and collision."""
-        data = self._data
-        data.qpos[self._joints] = pose
-        data.qpos[self._second_fingers] = pose[IS_GRIPPER]
-        mujoco.mj_kinematics(self.model, data)
-        mujoco.mj_collision(self.model, data)
-        if not data.ncon:
+        first, second, slack = self._pairs(pose)
+        if not len(slack):
             return Clearance(REACH, REACH, _NEITHER)
-        first, second = data.contact.geom.T
-        slack = data.contact.dist - self._required[first, second]
         on_table = self._on_table[first, second]
         table = float(slack.min(where=on_table, initial=REACH))
         arms = float(slack.min(where=~on_table, initial=REACH))
         closest = int(slack.argmin())
         return Clearance(table, arms, self._sides[first[closest]] | self._sides[second[closest]])
+
+    def closest(self, pose: np.ndarray) -> tuple[tuple[int, int], float]:
+        """Returns the two geoms that are closest in a pose [14], and their slack (m), at most REACH."""
+        first, second, slack = self._pairs(pose)
+        if not len(slack):
+            return (-1, -1), REACH
+        index = int(slack.argmin())
+        return (int(first[index]), int(second[index])), float(slack[index])
+
+    def between(self, pose: np.ndarray, pair: tuple[int, int]) -> float:
+        """Returns the slack of two geoms in a pose [14] (m), at most REACH."""
+        first, second, slack = self._pairs(pose)
+        chosen = (first == pair[0]) & (second == pair[1])
+        return float(slack.min(where=chosen, initial=REACH))
+
+    def _pairs(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the geoms of each pair within REACH of each other, and the slack of each (m)."""
+        data = self._data
+        data.qpos[self._joints] = pose
+        data.qpos[self._second_fingers] = pose[IS_GRIPPER]
+        mujoco.mj_kinematics(self.model, data)
+        mujoco.mj_collision(self.model, data)
+        first, second = data.contact.geom.T
+        return first, second, data.contact.dist - self._required[first, second]
 
 
 @functools.cache
@@ -333,6 +351,10 @@ class Guard:
 
     SWEEPS = 3  # halvings of a step's path that is not plainly clear
     _TOLERANCE = 1e-9  # differences of distances below this are rounding (m)
+    _SLIDES = 6  # pairs of links that a step is led around
+    _NUDGE = 1e-4  # of a joint, to see which way leads apart (rad)
+    _FLAT = 1e-6  # square of a gradient of distance below which no joint leads apart (m^2 / rad^2)
+    _SPARE = 1e-4  # by how much further apart than necessary (m)
 
     def __init__(self, config: SafetyConfig = FULL) -> None:
         """Builds the safety model; call `start` before `limit`."""
@@ -347,7 +369,8 @@ class Guard:
         # A rounding error is no excess.
         self._most = config.max_speed * config.period_s * (1 + 1e-9)
         self._change = config.max_acceleration * config.period_s**2 * (1 + 1e-9)
-        self._clearance = SafetyModel(config).clearance
+        self._model = SafetyModel(config)
+        self._clearance = self._model.clearance
         self._levers = _levers()
         self._last = np.zeros(len(JOINTS))
         self._step = np.zeros(len(JOINTS))
@@ -414,24 +437,19 @@ class Guard:
         self._last_clearance = self._clearance(command)
 
     def _avoid(self, step: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
-        """Takes the greatest part of a step that stays clear, and returns it.
+        """Takes what comes near a step and stays clear, and returns it.
 
-        First the whole; then the arms that are too close keep their joints still and move only
-        their fingers; then they do not move at all; then no arm does.
+        First the whole step; then the part of it that leads along the obstacle; then the arms that are too close keep
+        their joints still and move only their fingers; then they do not move at all; then no arm does.
         """
-        last = self._last
         lag_before = None if measured is None else self._clearance(measured).slack
-        for _ in range(4):
-            end = last + step
-            reached = self._clearance(end)
-            offending = self._offends(end, reached)
-            if offending is None and measured is not None and lag_before is not None:
-                lagging = self._clearance(measured + step)
-                if lagging.slack < min(0.0, lag_before) - self._TOLERANCE:
-                    offending = lagging.sides
-            if offending is None:
-                self._last, self._last_clearance = end, reached
-                return step
+        offending = self._try(step, measured, lag_before)
+        if offending is None:
+            return step
+        along = self._slide(step)
+        if along is not None and self._try(along, measured, lag_before) is None:
+            return along
+        for _ in range(3):
             arms = np.repeat(offending, PER_ARM)
             still = np.where(arms & ~IS_GRIPPER, 0.0, step)
             if (still == step).all():
@@ -439,7 +457,56 @@ class Guard:
             if (still == step).all():
                 break
             step = still
+            offending = self._try(step, measured, lag_before)
+            if offending is None:
+                return step
         return np.zeros_like(step)
+
+    def _try(
+        self, step: np.ndarray, measured: np.ndarray | None, lag_before: float | None
+    ) -> np.ndarray | None:
+        """Takes a step if it stays clear; otherwise returns which arms come too close."""
+        end = self._last + step
+        reached = self._clearance(end)
+        offending = self._offends(end, reached)
+        if offending is None and measured is not None and lag_before is not None:
+            lagging = self._clearance(measured + step)
+            if lagging.slack < min(0.0, lag_before) - self._TOLERANCE:
+                offending = lagging.sides
+        if offending is None:
+            self._last, self._last_clearance = end, reached
+        return offending
+
+    def _slide(self, step: np.ndarray) -> np.ndarray | None:
+        """Turns a step that comes too close into one along the obstacle, or returns None if it finds none.
+
+        It stays within the limits of range, speed and acceleration as far as standing still does.
+
+        Source: projection onto the linearized constraint, as in Faverjon and Tournassoud, A local based approach for
+        path planning of manipulators with a high number of degrees of freedom (1987).
+        """
+        least = -self._TOLERANCE
+        if self._last_clearance.slack < least:  # too close already, and only to be left
+            return None
+        slowest = np.maximum(np.minimum(0.0, self._step - self._change), -self._most)
+        fastest = np.minimum(np.maximum(0.0, self._step + self._change), self._most)
+        low, high = np.minimum(self._low, self._last), np.maximum(self._high, self._last)
+        for _ in range(self._SLIDES):
+            end = self._last + step
+            pair, slack = self._model.closest(end)
+            if slack >= least:
+                return step
+            gradient = np.zeros_like(step)
+            for joint in np.flatnonzero(~IS_GRIPPER):
+                beside = end.copy()
+                beside[joint] += self._NUDGE
+                gradient[joint] = (self._model.between(beside, pair) - slack) / self._NUDGE
+            square = float(gradient @ gradient)
+            if square < self._FLAT:
+                return None
+            step = step + gradient * ((least - slack + self._SPARE) / square)
+            step = np.clip(self._last + np.clip(step, slowest, fastest), low, high) - self._last
+        return step
 
     def _offends(self, end: np.ndarray, after: Clearance) -> np.ndarray | None:
         """Returns which arms come too close on the way to a pose, or None if none does.

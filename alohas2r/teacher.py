@@ -92,12 +92,12 @@ class InsertRefineConfig(SecondStage):
     reward: InsertReward = InsertReward(
         align=0.05,
         depth=0.1,
-        inserted=0.5,
+        inserted=2.0,
         grip=0.05,
         level=0.02,
         slow=0.05,
         finish=40.0,
-        near=-0.2,
+        near=-1.0,
     )
 
     def task(self, task: InsertConfig) -> InsertConfig:
@@ -217,7 +217,7 @@ PRESETS: dict[str, dict[str, TrainConfig]] = {
         "default": InsertTrainConfig(
             total_steps=4_000_000,
             ppo=PpoConfig(entropy=(0.01, 0.003), target_kl=(0.015, 0.008), reward_scale=0.04),
-            refine=InsertRefineConfig(steps=2_000_000),
+            refine=InsertRefineConfig(steps=5_000_000),
         ),
         "quick": InsertTrainConfig(
             total_steps=100_000,

@@ -319,6 +319,23 @@ def test_a_step_through_the_other_arm_is_noticed_on_the_way():
     assert tried > 0
 
 
+def test_a_step_into_the_table_slides_along_it():
+    """The part of a step that leads along an obstacle is taken, and the obstacle is not approached."""
+    guard = guard_at(HOME)
+    step = np.where(np.arange(14) % 7 == 1, 0.02, 0)  # both shoulders, forward and down
+    while (decision := guard.limit(guard.last + step)).interventions != ("collision",):
+        pass
+    at_table = decision.command
+    assert 0 <= guard.slack < 0.01
+    for _ in range(20):
+        before = guard.last
+        turned = step + np.where(np.arange(14) % 7 == 0, 0.01, 0)  # and the waists
+        guard.limit(before + turned)
+        assert guard.slack >= -1e-9
+    moved = guard.last - at_table
+    assert moved[[0, 7]] == pytest.approx([0.2, 0.2], abs=0.05)
+
+
 def test_the_next_step_starts_from_what_was_sent():
     guard = guard_at(HOME)
     wanted = HOME + np.where(np.arange(14) == 0, 0.02, 0)
