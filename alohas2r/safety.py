@@ -243,19 +243,21 @@ class SafetyModel:
 
     def between(self, pose: np.ndarray, pair: tuple[int, int]) -> float:
         """Returns the slack of two geoms in a pose [14] (m), at most REACH."""
-        first, second, slack = self._pairs(pose)
-        chosen = (first == pair[0]) & (second == pair[1])
-        return float(slack.min(where=chosen, initial=REACH))
+        self._place(pose)
+        distance = mujoco.mj_geomDistance(self.model, self._data, *pair, REACH, None)
+        return float(distance - self._required[pair])
 
     def _pairs(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the geoms of each pair within REACH of each other, and the slack of each (m)."""
-        data = self._data
-        data.qpos[self._joints] = pose
-        data.qpos[self._second_fingers] = pose[IS_GRIPPER]
-        mujoco.mj_kinematics(self.model, data)
-        mujoco.mj_collision(self.model, data)
-        first, second = data.contact.geom.T
-        return first, second, data.contact.dist - self._required[first, second]
+        self._place(pose)
+        mujoco.mj_collision(self.model, self._data)
+        first, second = self._data.contact.geom.T
+        return first, second, self._data.contact.dist - self._required[first, second]
+
+    def _place(self, pose: np.ndarray) -> None:
+        self._data.qpos[self._joints] = pose
+        self._data.qpos[self._second_fingers] = pose[IS_GRIPPER]
+        mujoco.mj_kinematics(self.model, self._data)
 
 
 @functools.cache
