@@ -16,7 +16,6 @@ from alohas2r.config import check
 from alohas2r.engines import Engine
 from alohas2r.engines.cpu import snapshot
 from alohas2r.env import Env
-from alohas2r.errors import ConfigError
 from alohas2r.ppo import Ppo
 
 
@@ -60,7 +59,7 @@ def bench_sim(
       progress: receives reports.
       policy_path: start from this policy's weights, so that states are those of a trained policy; for "distill",
         the staged teacher.
-      engine: "cpu", "warp" or "auto"; "distill" is measured on the first.
+      engine: "cpu", "warp" or "auto".
 
     Returns:
       "raw", "environment", "training" in control steps/s, the ratios to raw, and the settings.
@@ -72,10 +71,10 @@ def bench_sim(
     check(seconds > 0, f"seconds must be > 0, not {seconds}")
     engine = engines.choose(engine)
     if phase == "distill":
-        if engine != "cpu":
-            raise ConfigError(f"--phase distill is measured on the engine 'cpu', not '{engine}'.")
-        return bench_distill(envs, seconds, threads, progress, policy_path)
+        return bench_distill(envs, seconds, threads, progress, policy_path, engine=engine)
     overrides = [] if envs is None else [f"ppo.num_envs={envs}"]
+    if overrides and phase == "insert":
+        overrides.append(f"collect.variants={envs}")  # one for each environment
     settings = teacher.config.override(teacher.find_preset(phase, "default"), overrides)
     env = teacher.make_env(settings, 0, threads, engine=engine)
     physics_alone = _traced_physics(env) if env.engine.traceable else _batch_physics(env)
@@ -151,10 +150,7 @@ def _batch_physics(env: Env) -> Callable[..., float]:
 
 def _traced_physics(env: Env) -> Callable[..., float]:
     """The same for an engine whose whole unroll is one compiled function."""
-
-    @jax.jit
-    def steps(physics: Any, targets: jax.Array) -> Any:
-        return jax.lax.scan(lambda p, ctrl: (env.engine.step(p, ctrl)[0], None), physics, targets)
+    steps = _traced_steps(env)
 
     def again(ppo: Ppo, learner: Any, began: Any, _physics: Any) -> float:
         targets = jax.block_until_ready(ppo.targets(learner, *began))
@@ -163,6 +159,16 @@ def _traced_physics(env: Env) -> Callable[..., float]:
         return time.monotonic() - started
 
     return again
+
+
+def _traced_steps(env: Env) -> Any:
+    """Returns the compiled function from physics and targets [T, N, nu] to the physics after them."""
+
+    @jax.jit
+    def steps(physics: Any, targets: jax.Array) -> Any:
+        return jax.lax.scan(lambda p, ctrl: (env.engine.step(p, ctrl)[0], None), physics, targets)
+
+    return steps
 
 
 def bench_distill(
@@ -174,23 +180,26 @@ def bench_distill(
     encoder_path: str | None = None,
     overrides: Sequence[str] = (),
     renderer: str = "auto",
+    engine: str = "cpu",
 ) -> dict[str, Any]:
     """Measures distillation's control steps per second beside what physics and rendering alone would take.
 
     collection: everything up to the samples (physics, rendering, corruption, delays, both policies); training: with
-    the updates; physics: `Batch.step` alone from the same states with the same targets; rendering: the same poses and
-    looks alone. Their harmonic limit, 1 / (1 / physics + 1 / rendering), is what collection could reach at most.
-    Turns alternate and medians are compared. The student acts, as in all iterations but the first.
+    the updates; physics: the engine alone (`Batch.step`; on the engine "warp" all steps of an iteration in one call)
+    from the same states with the same targets; rendering: the same poses and looks alone. Their harmonic limit,
+    1 / (1 / physics + 1 / rendering), is what collection could reach at most. Turns alternate and medians are
+    compared. The student acts, as in all iterations but the first.
 
     Args:
       envs, seconds, threads, progress: as `bench_sim`.
       teacher_path: the staged teacher; the shipped one if None.
       encoder_path: a pretrained encoder; an untrained one, which takes as long, if None.
       overrides: settings on top of the default preset.
-      renderer: see senses.RENDERERS.
+      renderer, engine: see `dagger.choose_engine`.
 
     Raises:
-      ArtifactError: there is no teacher. ConfigError: a number or setting out of range.
+      ArtifactError: there is no teacher. ConfigError: a number or setting out of range, or an engine and a renderer
+        that do not go together.
     """
     from alohas2r import config, dagger, pretrain, scene, student
 
@@ -206,12 +215,11 @@ def bench_distill(
         encoder = pretrain.EncoderArtifact(filters, side, params, {})
     else:
         encoder = pretrain.load_encoder(encoder_path)
-    distiller = dagger.Distiller(settings, staged, encoder, 0, threads, renderer)
-    engine = _Recording(distiller.env.engine)
-    distiller.env.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+    distiller = dagger.Distiller(settings, staged, encoder, 0, threads, renderer, engine)
     assert distiller.senses is not None
-    drawer = _Drawn(distiller.senses.renderer)
-    distiller.senses.renderer = drawer
+    drawn_by = distiller.senses.renderer.name
+    traceable = distiller.env.engine.traceable
+    parts_alone = _traced_parts(distiller) if traceable else _batch_parts(distiller)
     learner = distiller.init()
     state, physics, readout, sense = distiller.begin()
     names = ("physics", "rendering", "collection", "training")
@@ -219,9 +227,7 @@ def bench_distill(
     meter = runlog.Meter("bench-sim distill", 100, progress, unit="%")
     turn, deadline = 0, math.inf
     while True:
-        before = snapshot(physics)
-        engine.targets.clear()
-        drawer.poses.clear()
+        began = (learner, state, snapshot(physics), readout, sense)
         started = time.monotonic()
         samples, state, physics, readout, sense, _ = distiller.collect(
             learner, state, physics, readout, sense
@@ -231,17 +237,7 @@ def bench_distill(
         learner, _ = distiller.update(learner, samples)
         jax.block_until_ready(learner)
         finished = time.monotonic()
-        after = snapshot(physics)
-        engine.batch.state[:] = before.rows
-        physics_started = time.monotonic()
-        for ctrl in engine.targets:
-            engine.batch.ctrl = ctrl
-            engine.batch.step(nstep=engine.substeps)
-        drawing_started = time.monotonic()
-        for poses in drawer.poses:
-            drawer.plain.render(poses, drawer.looks)
-        drawn = time.monotonic()
-        engine.batch.state[:] = after.rows
+        physics_alone, drawing_alone = parts_alone(began, physics)
         turn += 1
         if turn < 2:  # the first turn compiles, and in it the teacher acts
             deadline = time.monotonic() + seconds
@@ -249,8 +245,8 @@ def bench_distill(
         for name, took in zip(
             names,
             (
-                drawing_started - physics_started,
-                drawn - drawing_started,
+                physics_alone,
+                drawing_alone,
                 collected - started,
                 finished - started,
             ),
@@ -265,10 +261,10 @@ def bench_distill(
     limit = 1 / (1 / speed["physics"] + 1 / speed["rendering"])
     return {
         "phase": "distill",
-        "engine": engine.name,
-        "renderer": drawer.plain.name,
+        "engine": distiller.env.engine.name,
+        "renderer": drawn_by,
         "envs": settings.num_envs,
-        "threads": engine.threads,
+        "threads": distiller.env.engine.threads,
         "turns": len(times["physics"]),
         "shadows": settings.senses.shadows,
         **{f"{name}_steps_per_s": round(speed[name], 1) for name in names},
@@ -278,6 +274,50 @@ def bench_distill(
             settings.iterations * settings.samples / speed["training"] / 60, 1
         ),
     }
+
+
+def _batch_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
+    """Returns what does an iteration's physics and rendering on the CPU engine again, and gives the seconds of each."""
+    engine = _Recording(distiller.env.engine)
+    drawer = _Drawn(distiller.senses.renderer)
+    distiller.env.engine, distiller.senses.renderer = engine, drawer
+
+    def again(began: Any, physics: Any) -> tuple[float, float]:
+        after = snapshot(physics)
+        engine.batch.state[:] = began[2].rows
+        started = time.monotonic()
+        for ctrl in engine.targets:
+            engine.batch.ctrl = ctrl
+            engine.batch.step(nstep=engine.substeps)
+        between = time.monotonic()
+        for poses in drawer.poses:
+            drawer.plain.render(poses, drawer.looks)
+        finished = time.monotonic()
+        engine.batch.state[:] = after.rows
+        engine.targets.clear()
+        drawer.poses.clear()
+        return between - started, finished - between
+
+    return again
+
+
+def _traced_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
+    """The same for an engine whose whole iteration is one compiled function."""
+    steps = _traced_steps(distiller.env)
+
+    @jax.jit
+    def pictures(sense: Any, poses: jax.Array) -> Any:
+        return jax.lax.map(lambda qpos: distiller.senses.draw_traced(sense, qpos), poses)
+
+    def again(began: Any, _physics: Any) -> tuple[float, float]:
+        targets, poses = jax.block_until_ready(distiller.trace(*began))
+        started = time.monotonic()
+        jax.block_until_ready(steps(began[2], targets))
+        between = time.monotonic()
+        jax.block_until_ready(pictures(began[4], poses))
+        return between - started, time.monotonic() - between
+
+    return again
 
 
 class _Drawn:

@@ -7,11 +7,14 @@ teacher's deterministic action, computed from its own noisy observations. Source
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,12 +24,24 @@ import optax
 from brax.training.acme import running_statistics, specs
 
 import alohas2r
-from alohas2r import config, networks, plan, policy, pretrain, randomize, runlog, scene, student
+from alohas2r import (
+    config,
+    engines,
+    networks,
+    plan,
+    policy,
+    pretrain,
+    randomize,
+    runlog,
+    scene,
+    student,
+)
 from alohas2r.checkpoint import Checkpoint
 from alohas2r.config import check
 from alohas2r.control import ControlConfig
-from alohas2r.engines.cpu import CpuEngine, snapshot
-from alohas2r.env import Env, EnvConfig, EnvState
+from alohas2r.engines import BufferConfig
+from alohas2r.engines.cpu import snapshot
+from alohas2r.env import Env, EnvConfig, EnvState, Scored
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.history import HistoryConfig
 from alohas2r.noise import NoiseConfig
@@ -44,6 +59,19 @@ _ENVS, _SENSES, _SHIFT, _ORDER, _WEIGHTS = range(5)
 _CHUNK = 512  # samples that are encoded at once
 _RECORDED = 40  # observations in the artifact's check
 _LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiplies float32 matrices in float32 on GPUs too, where JAX else rounds them to ten bits (TensorFloat-32).
+
+    That is 1e-3 of a value: too much for an artifact's check, which other machines must agree with.
+    """
+    if jax.default_backend() == "cpu":
+        yield
+        return
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +99,7 @@ class DistillConfig:
       cameras: pictures. network: shapes.
       task: the episodes. hold_out: missing objects.
       control: action delay. noise: what the teacher's observation suffers. senses: what the student's does.
+      engine: sizes of the buffers of the engine "warp".
       evaluations: evaluations on the way, evenly spread; the last is at the end.
       evaluation_episodes: episodes of each.
       checkpoints: how many on the way, evenly spread.
@@ -98,6 +127,7 @@ class DistillConfig:
     control: ControlConfig = ControlConfig()
     noise: NoiseConfig = INSERT_NOISE
     senses: SensesConfig = SensesConfig()
+    engine: BufferConfig = BufferConfig()
     evaluations: int = 2
     evaluation_episodes: int = 256
     checkpoints: int = 40
@@ -226,8 +256,35 @@ def staged_std(teacher: StagedPolicy, features: jax.Array, switched: jax.Array) 
     return jnp.where(switched[..., None], insert, jnp.concatenate(pick, -1))
 
 
+def choose_engine(engine: str, renderer: str, sees: bool) -> tuple[str, str]:
+    """Returns an engine and a renderer that go together.
+
+    Args:
+      engine: "cpu"; "warp"; or "auto": "warp" where there is CUDA and no renderer is named that needs a CPU.
+      renderer: see senses.RENDERERS. On the engine "warp" pictures stay on its device, so "auto" is "warp".
+      sees: whether there are pictures at all.
+
+    Raises:
+      ConfigError: an unknown name, or two that do not go together.
+    """
+    if engine == engines.AUTO and renderer not in ("auto", "warp"):
+        engine = "cpu"
+    engine = engines.choose(engine)
+    if engine != "warp" or not sees:
+        return engine, renderer
+    if renderer not in ("auto", "warp"):
+        raise ConfigError(
+            f"The engine 'warp' cannot be combined with the renderer '{renderer}': pictures are drawn on the same"
+            " device. Use the renderer 'warp', or the engine 'cpu'."
+        )
+    return engine, "warp"
+
+
 class Distiller:
     """Environments, the student's senses, the teacher, and the learning that joins them.
+
+    On the engine "warp" all of it is compiled JAX on one device, an NVIDIA GPU; on the engine "cpu" Python joins the
+    parts.
 
     Args:
       settings: the configuration.
@@ -235,7 +292,11 @@ class Distiller:
       encoder: a pretrained colour encoder; None to begin at random and learn it as well.
       seed: of everything random.
       threads: of physics and ray caster; 0 for all cores.
-      renderer: see senses.RENDERERS.
+      renderer, engine: see `choose_engine`.
+
+    Raises:
+      ConfigError: an engine and a renderer that do not go together.
+      BackendUnavailable: one of them cannot run here.
     """
 
     def __init__(
@@ -246,7 +307,10 @@ class Distiller:
         seed: int,
         threads: int = 0,
         renderer: str = "auto",
+        engine: str = engines.AUTO,
     ):
+        sees = settings.observation != "state"
+        engine, renderer = choose_engine(engine, renderer, sees)
         loaded = scene.load_physics("insert")
         count = settings.num_envs
         draws = np.random.default_rng([seed, 2]).random((count, randomize.INSERT_DRAWS))
@@ -254,7 +318,7 @@ class Distiller:
         task = HoldOutTask(
             loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
         )
-        engine = CpuEngine(loaded, count, threads=threads, fields=fields)
+        made = engines.make(engine, loaded, count, threads, fields, settings.engine)
         environment = EnvConfig(settings.control, settings.noise, teacher.spec.history)
         context = np.stack([half, np.zeros(count)], 1)
         network, memory = settings.network, settings.history
@@ -263,7 +327,7 @@ class Distiller:
         if settings.observation == "state":  # the teacher's own observation and memory
             memory = teacher.spec.history
         self.settings, self.teacher, self.seed = settings, teacher, seed
-        self.env = Env(task, engine, environment, context)
+        self.env = Env(task, made, environment, context)
         self.spec = student.make_spec(
             scene.load("insert"),
             settings.observation,
@@ -275,8 +339,9 @@ class Distiller:
             teacher.spec.observation,
         )
         self.senses: Senses | None = None
-        if self.spec.has_rgb or self.spec.has_depth:
-            drawer = make_renderer(renderer, self.spec.cameras.size, threads)
+        if sees:
+            capacity = count if made.traceable else 0
+            drawer = make_renderer(renderer, self.spec.cameras.size, threads, capacity)
             self.senses = Senses(self.spec, settings.senses, half, drawer)
         self.frozen: dict[str, Any] = {}
         self._encoder = encoder
@@ -284,11 +349,20 @@ class Distiller:
             self.frozen = {"encoder": jax.tree.map(jnp.asarray, encoder.params)}
         # Without the rate, which changes with the iteration.
         self.optimizer = optax.scale_by_adam()
-        self._act = jax.jit(self._act_all)
+        # Three calls instead of one, which XLA makes slower than their sum.
+        self._sense = jax.jit(self._observe)
+        self._encode = jax.jit(functools.partial(student.encode, self.spec))
+        self._decide = jax.jit(self._decided)
         self._stack = jax.jit(self._join)
         self._augment = jax.jit(self._augmented)
         self._epoch = jax.jit(self._one_epoch)
         self._step = jax.jit(self._one_step)
+        # Rates of learning [iterations].
+        share = np.arange(settings.iterations) / max(settings.iterations - 1, 1)
+        first, last = settings.learning_rate
+        self._rates = jnp.asarray(first + share * (last - first), jnp.float32)
+        self._collect = jax.jit(self._collect_traced)
+        self._learn_at_once = jax.jit(self._learn)
 
     @property
     def auxiliary(self) -> bool:
@@ -299,6 +373,11 @@ class Distiller:
     def learns_convolutions(self) -> bool:
         """Whether there are convolutions that learn."""
         return (self.spec.has_rgb and not self.frozen) or self.spec.observation == "depth"
+
+    @property
+    def compiles_passes(self) -> bool:
+        """Whether the gradient steps of a pass are one compiled loop; see `_pass`."""
+        return not self.learns_convolutions or jax.default_backend() != "cpu"
 
     def init(self) -> LearnerState:
         """Returns the learner before the first iteration."""
@@ -349,6 +428,35 @@ class Distiller:
         teacher_acts: Any,
     ) -> tuple[EnvState, SensesState | None, Samples, Seen, jax.Array]:
         """Observes, labels and acts; returns new states, samples [N], the observation and targets [N, nu]."""
+        state, sense, samples, seen = self._observe(state, readout, sense, drawn)
+        code = None
+        if seen.rgb is not None:
+            code = student.encode(self.spec, {**learner.params, **frozen}["encoder"], seen.rgb)
+        state, ctrl = self._decided(learner, state, readout, samples, code, teacher_acts)
+        return state, sense, samples, seen, ctrl
+
+    def _act(
+        self,
+        learner: LearnerState,
+        frozen: Any,
+        state: EnvState,
+        readout: Readout,
+        sense: SensesState | None,
+        drawn: Any,
+        teacher_acts: Any,
+    ) -> tuple[EnvState, SensesState | None, Samples, Seen, jax.Array]:
+        """Does the same as `_act_all` in compiled parts."""
+        state, sense, samples, seen = self._sense(state, readout, sense, drawn)
+        code = None
+        if seen.rgb is not None:
+            code = self._encode({**learner.params, **frozen}["encoder"], seen.rgb)
+        state, ctrl = self._decide(learner, state, readout, samples, code, teacher_acts)
+        return state, sense, samples, seen, ctrl
+
+    def _observe(
+        self, state: EnvState, readout: Readout, sense: SensesState | None, drawn: Any
+    ) -> tuple[EnvState, SensesState | None, Samples, Seen]:
+        """Observes and labels."""
         held_out, switched = state.task.held_out, state.task.switched
         signals = self.env.extract(readout)
         state, known, _ = self.env.observe(state, readout)
@@ -375,16 +483,26 @@ class Distiller:
             objects=hold_out.object_in_gripper(signals),
             present=~held_out,
         )
-        tree = {**learner.params, **frozen}
-        rgb = None if seen.rgb is None else student.encode(self.spec, tree["encoder"], seen.rgb)
-        features = networks.normalize(seen.features, learner.stats.mean, learner.stats.std)
+        return state, sense, samples, seen
+
+    def _decided(
+        self,
+        learner: LearnerState,
+        state: EnvState,
+        readout: Readout,
+        samples: Samples,
+        code: jax.Array | None,
+        teacher_acts: Any,
+    ) -> tuple[EnvState, jax.Array]:
+        """Acts on samples whose colour pictures are encoded to `code` [N, C, E]; returns targets [N, nu] as well."""
+        features = networks.normalize(samples.features, learner.stats.mean, learner.stats.std)
         logits, _ = student.head(
-            *(self.spec, tree["head"], rgb, seen.depth, features, switched),
+            *(self.spec, learner.params["head"], code, samples.depth, features, samples.switched),
             *(self.auxiliary, self.settings.ahead),
         )
+        label = samples.label
         action = jnp.where(teacher_acts, label, jnp.tanh(logits[:, : label.shape[1]]))
-        state, ctrl = self.env.control(state, readout, action)
-        return state, sense, samples, seen, ctrl
+        return self.env.control(state, readout, action)
 
     def collect(
         self,
@@ -397,8 +515,13 @@ class Distiller:
         """Collects one iteration's samples.
 
         Returns:
-          Samples [steps * N] (time first), the states after them, and each step's `Scored`.
+          Samples [steps * N] (time first), the states after them, and each step's `Scored`. Where the engine is
+          traceable the whole runs on the device in one call; of the scores there is only the last step's, but
+          `done` and `finite` of all steps [steps, N]; and the caller asks `engine.check` afterwards.
         """
+        if self.env.engine.traceable:
+            *found, scored, _ = self._collect(learner, self.frozen, state, physics, readout, sense)
+            return *found, [scored]
         teacher_acts = jnp.asarray(learner.iteration == 0)
         parts, scores = [], []
         for _ in range(self.settings.steps):
@@ -408,11 +531,64 @@ class Distiller:
             )
             state, physics, readout, scored = self.env.advance(state, physics, ctrl)
             if self.senses is not None and sense is not None:
-                sense = self.senses.restart_jit(sense, scored.done)
+                sense = self.senses.restart_some(sense, scored.done)
             parts.append(samples)
             scores.append(scored)
         samples = self._stack(parts, [scored.done for scored in scores])
         return samples, state, physics, readout, sense, scores
+
+    def _collect_traced(
+        self,
+        learner: LearnerState,
+        frozen: Any,
+        state: EnvState,
+        physics: Any,
+        readout: Readout,
+        sense: SensesState | None,
+    ) -> tuple[Samples, EnvState, Any, Readout, SensesState | None, Scored, Any]:
+        """Collects one iteration's samples inside `jax.jit`.
+
+        Returns:
+          As `collect`, and what `trace` returns.
+        """
+        teacher_acts = learner.iteration == 0
+
+        def step(carry: Any, _: Any) -> tuple[Any, Any]:
+            state, physics, readout, sense = carry
+            drawn = None
+            if self.senses is not None and sense is not None:
+                drawn = self.senses.draw_traced(sense, readout.qpos)
+            state, sense, samples, _, ctrl = self._act_all(
+                learner, frozen, state, readout, sense, drawn, teacher_acts
+            )
+            moved = (ctrl, readout.qpos)
+            state, physics, readout, scored = self.env.advance_traced(state, physics, ctrl)
+            if self.senses is not None and sense is not None:
+                sense = self.senses.restart(sense, scored.done)
+            return (state, physics, readout, sense), (samples, scored, moved)
+
+        count = self.settings.steps
+        carry, (rows, scores, moved) = jax.lax.scan(
+            step, (state, physics, readout, sense), None, length=count
+        )
+        parts: list[Any] = [
+            jax.tree.map(lambda leaf, at=at: leaf[at], (rows, scores)) for at in range(count)
+        ]
+        samples = self._join([part for part, _ in parts], [scored.done for _, scored in parts])
+        last: Scored = parts[-1][1]
+        last = last._replace(done=scores.done, finite=scores.finite)
+        return samples, *carry, last, moved
+
+    def trace(
+        self,
+        learner: LearnerState,
+        state: EnvState,
+        physics: Any,
+        readout: Readout,
+        sense: SensesState | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns actuator targets [steps, N, nu] and poses [steps, N, nq] of what `collect` does on the device."""
+        return self._collect(learner, self.frozen, state, physics, readout, sense)[-1]
 
     def _join(self, parts: list[Samples], dones: list[jax.Array]) -> Samples:
         """Puts the samples of all steps together, and to each what follows it."""
@@ -475,8 +651,8 @@ class Distiller:
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Takes one gradient step per batch of the samples.
 
-        Where convolutions learn, each step is a call of its own: inside a compiled loop XLA's gradients of
-        convolutions are some fifty times slower on a CPU.
+        Where convolutions learn on a CPU, each step is a call of its own: inside a compiled loop XLA's gradients of
+        convolutions are some fifty times slower there.
 
         Args:
           learnt: parameters, their average, optimizer.
@@ -485,7 +661,7 @@ class Distiller:
         Returns:
           What is learnt, and figures [batches].
         """
-        if not self.learns_convolutions:
+        if self.compiles_passes:
             return self._epoch(learnt, stats, samples, key, rate)
         order = np.asarray(jax.random.permutation(key, self.settings.samples))
         rows = []
@@ -530,25 +706,32 @@ class Distiller:
         Returns:
           The learner, and figures: "loss/first" is on samples it has not learnt from yet.
         """
+        at_once = self.env.engine.traceable and self.compiles_passes
+        learn = self._learn_at_once if at_once else self._learn
+        learner, metrics = learn(learner, self.frozen, samples)
+        return learner, {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+    def _learn(
+        self, learner: LearnerState, frozen: Any, samples: Samples
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        """Learns as `update` does (traceable if `compiles_passes`)."""
         settings = self.settings
         stats: Any = running_statistics.update(learner.stats, samples.features)
-        share = int(learner.iteration) / max(settings.iterations - 1, 1)
-        first, last = settings.learning_rate
-        rate = jnp.float32(first + share * (last - first))
+        rate = self._rates[learner.iteration]
         learnt = (learner.params, learner.averaged, learner.optimizer)
         key = jax.random.fold_in(learner.key, learner.iteration)
         seen, rows = samples, []
         for epoch in range(settings.epochs):
             if epoch < settings.shifts:
                 shift_key = jax.random.fold_in(jax.random.fold_in(key, _SHIFT), epoch)
-                seen = self._augment(shift_key, self.frozen, samples)
+                seen = self._augment(shift_key, frozen, samples)
             order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
             learnt, figures = self._pass(learnt, stats, seen, order_key, rate)
             rows.append(figures)
-        metrics = {name: float(value.mean()) for name, value in rows[-1].items()}
-        metrics["loss/first"] = float(rows[0]["loss/imitation"][0])
-        metrics["loss/label_variance"] = float(jnp.var(samples.label, 0).mean())
-        metrics["loss/learning_rate"] = float(rate)
+        metrics = {name: value.mean() for name, value in rows[-1].items()}
+        metrics["loss/first"] = rows[0]["loss/imitation"][0]
+        metrics["loss/label_variance"] = jnp.var(samples.label, 0).mean()
+        metrics["loss/learning_rate"] = rate
         params, averaged, optimizer = learnt
         done = learner.iteration + 1
         learner = LearnerState(params, averaged, optimizer, stats, done, learner.key)
@@ -600,6 +783,7 @@ def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
     return found
 
 
+@full_precision()
 def distill(
     preset: str = "default",
     overrides: Sequence[str] = (),
@@ -613,6 +797,7 @@ def distill(
     minutes: float | None = None,
     progress: runlog.Progress | None = None,
     renderer: str = "auto",
+    engine: str = engines.AUTO,
 ) -> dict[str, Any]:
     """Distils a teacher into a student and writes the student's artifact to `out`/student.
 
@@ -630,12 +815,18 @@ def distill(
       minutes: stop (resumably) after this time.
       progress: receives reports.
       renderer: see senses.RENDERERS. Part of what makes a run reproducible.
+      engine: what simulates and learns: "cpu"; "warp", which draws as well; or "auto": the engine of the run that is
+        resumed, else as `choose_engine`. Evaluations on the way run on the engine "cpu" in any case.
 
     Returns:
-      "student": the artifact's folder, or None if stopped early; "steps", "finished", "wall_s", last metrics.
+      "student": the artifact's folder, or None if stopped early; "engine", "steps", "finished", "wall_s", last
+      metrics.
 
     Raises:
-      ConfigError: unknown setting, value out of range, or another configuration than the run that is resumed.
+      ConfigError: unknown setting, value out of range, another configuration than the run that is resumed, or an
+        engine and a renderer that do not go together.
+      BackendUnavailable: the engine or the renderer cannot run here.
+      ModelError: the engine's buffers are too small; the message says what to set.
       ArtifactError: an artifact cannot be read, the folder cannot be written, or the checkpoint is damaged.
     """
     from alohas2r import student_eval
@@ -647,6 +838,9 @@ def distill(
         encoder, settings = None, dataclasses.replace(settings, finetune=True)
     settings = config.override(settings, overrides)
     folder = runlog.make_folder(out if out is not None else pathlib.Path("runs") / "student")
+    if resume and engine == engines.AUTO:
+        engine = _engine_of(folder / plan.NAME)
+    engine, _ = choose_engine(engine, renderer, settings.observation != "state")
     shipped = scene.data_path("params")
     staged = load_teacher(shipped / "teacher" if teacher is None else teacher)
     found = None
@@ -656,9 +850,10 @@ def distill(
         found = pretrain.load_encoder(shipped / "encoder" if encoder is None else encoder)
     checkpoint = Checkpoint(folder / "checkpoint")
     parents = {"teacher": staged.hash, "encoder": None if found is None else found.hash}
-    plan.begin(folder, settings, {"seed": seed, **parents}, resume, checkpoint.exists())
+    others = {"seed": seed, "engine": engine, **parents}
+    plan.begin(folder, settings, others, resume, checkpoint.exists())
 
-    distiller = Distiller(settings, staged, found, seed, threads, renderer)
+    distiller = Distiller(settings, staged, found, seed, threads, renderer, engine)
     learner = distiller.init()
     state, physics, readout, sense = distiller.begin()
     done, wall_before = 0, 0.0
@@ -693,6 +888,7 @@ def distill(
             )
             learner, figures = distiller.update(learner, samples)
             figures |= _measures(scores)
+            distiller.env.engine.check(physics)
             done = iteration
             if not np.isfinite(figures["loss/imitation"]):
                 raise ArtifactError(
@@ -726,6 +922,7 @@ def distill(
     finished = done == settings.iterations
     result: dict[str, Any] = {
         "observation": settings.observation,
+        "engine": engine,
         "steps": done * per_iteration,
         "finished": finished,
         "wall_s": round(wall(), 1),
@@ -736,12 +933,14 @@ def distill(
     if finished:
         command = (
             f"alohas2r distill --preset {preset} --observation {settings.observation} --seed {seed}"
+            + f" --engine {engine}"
             + (f" --encoder {os.fspath(encoder)}" if encoder is not None else "")
             + "".join(f" --set {setting}" for setting in overrides)
         )
         trained = plan.provenance(
             command, settings, seed, result["steps"], result["wall_s"], parents
         )
+        trained["engine"] = engine
         rows = distiller.record(learner, state, readout, sense)
         result["student"] = str(
             student.save(distiller.to_policy(learner, trained), folder / "student", rows)
@@ -749,10 +948,23 @@ def distill(
     return result
 
 
+def _engine_of(described: pathlib.Path) -> str:
+    """Returns the engine of a run, "auto" if it cannot be read; `plan.begin` says why."""
+    try:
+        return str(json.loads(described.read_text())["engine"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return engines.AUTO
+
+
 def _measures(scores: Sequence[Any]) -> dict[str, float]:
     """Returns the shares of environments in each stage at the last step, and of those that diverged."""
-    measures = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scores[-1].measures)
     names = ("grasped", "lifted", "switched", "success")
-    found = {f"train/{name}": float(getattr(measures, name).mean()) for name in names}
-    found["train/unstable"] = float(np.mean([(~np.asarray(s.finite)).mean() for s in scores]))
+    last, finite = jax.device_get(
+        ([getattr(scores[-1].measures, name) for name in names], [s.finite for s in scores])
+    )
+    found = {
+        f"train/{name}": float(np.asarray(value, np.float32).mean())
+        for name, value in zip(names, last, strict=True)
+    }
+    found["train/unstable"] = float(np.mean([(~row).mean() for row in finite]))
     return found

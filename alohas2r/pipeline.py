@@ -18,6 +18,7 @@ from typing import Any
 from alohas2r import (
     config,
     dagger,
+    engines,
     evaluate,
     export,
     pretrain,
@@ -69,6 +70,7 @@ def run(
     progress: runlog.Progress | None = None,
     overrides: Mapping[str, Sequence[str]] | None = None,
     renderer: str = "auto",
+    engine: str = engines.AUTO,
 ) -> dict[str, Any]:
     """Runs all phases that are not done yet.
 
@@ -80,6 +82,7 @@ def run(
       progress: receives reports.
       overrides: "key=value" settings by phase ("encoder", "pick", "insert", "distill"), or "pipeline".
       renderer: see senses.RENDERERS.
+      engine: of the training of teacher and student, see `teacher.train` and `dagger.distill`.
 
     Returns:
       "finished"; "phases": seconds of each phase that is done and, where there is one, the published time; "total_s",
@@ -99,7 +102,7 @@ def run(
     folder = runlog.make_folder(out)
     plan = {"preset": preset, "seed": seed, "overrides": changes}
     state = _read(folder / NAME, plan)
-    phases = _phases(folder, settings, changes, seed, threads, progress, renderer)
+    phases = _phases(folder, settings, changes, seed, threads, progress, renderer, engine)
     for name in PHASES:
         if name in state["done"]:
             continue
@@ -124,6 +127,7 @@ def _phases(
     threads: int,
     progress: runlog.Progress | None,
     renderer: str,
+    engine: str,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """Returns what each phase does; each takes nothing but what earlier phases left on disk."""
     preset = settings.preset
@@ -154,7 +158,7 @@ def _phases(
         return trained(pretrain.pretrain_encoder(renderer=renderer, **common("encoder")))
 
     def learn_pick() -> dict[str, Any]:
-        return trained(teacher.train("pick", **common("pick")))
+        return trained(teacher.train("pick", engine=engine, **common("pick")))
 
     def collect() -> dict[str, Any]:
         insert = config.override(teacher.find_preset("insert", preset), chosen("insert"))
@@ -165,7 +169,7 @@ def _phases(
         return {"switched_rate": states.rate}
 
     def learn_insert() -> dict[str, Any]:
-        return trained(teacher.train("insert", pick=pick, **common("insert")))
+        return trained(teacher.train("insert", pick=pick, engine=engine, **common("insert")))
 
     def distill() -> dict[str, Any]:
         return trained(
@@ -173,6 +177,7 @@ def _phases(
                 teacher=folder / "insert" / "teacher",
                 encoder=folder / "encoder" / "encoder",
                 renderer=renderer,
+                engine=engine,
                 **common("distill"),
             )
         )

@@ -89,13 +89,14 @@ class Seen(NamedTuple):
     features: jax.Array  # [N, F] with its moving averages
 
 
-def make_renderer(name: str, size: int, threads: int = 0) -> Any:
+def make_renderer(name: str, size: int, threads: int = 0, capacity: int = 0) -> Any:
     """Creates a renderer of the wrist cameras' pictures of the insertion scene.
 
     Args:
       name: one of RENDERERS.
       size: side of the pictures (pixels).
       threads: of a ray caster; 0 for all cores.
+      capacity: environments that the renderer "warp" draws at a time; compiled code needs it.
 
     Raises:
       ConfigError: unknown name. BackendUnavailable: it cannot run here.
@@ -106,6 +107,8 @@ def make_renderer(name: str, size: int, threads: int = 0) -> Any:
     options: dict[str, Any] = {"width": size, "height": size}
     if name in ("raycast", "exact"):
         options["threads"] = threads
+    if name == "warp":
+        options["capacity"] = capacity
     if name == "exact":
         name, options["caster"] = "raycast", "mujoco"
     return renderers.make(name, model, **options)
@@ -153,7 +156,7 @@ class Senses:
         if spec.has_depth and config.corruption:
             side = spec.cameras.size
             self._bank = jnp.asarray(images.line_bank(side, side, config.corrupt))
-        self.restart_jit = jax.jit(self.restart)
+        self._restart = jax.jit(self.restart)
 
     def reset(self, keys: jax.Array) -> SensesState:
         """Starts all environments with one random key each, [N, 2]."""
@@ -189,14 +192,16 @@ class Senses:
             memory=jax.tree.map(cleared, state.memory),
         )
 
+    def restart_some(self, state: SensesState, done: jax.Array) -> SensesState:
+        """Does the same as `restart`, compiled, without copying the buffers."""
+        small = self._restart(state._replace(rgb=None, depth=None, vector=None), done)
+        return small._replace(rgb=state.rgb, depth=state.depth, vector=state.vector)
+
     def looks(self, state: SensesState) -> dict[str, np.ndarray]:
         """Returns the looks of the present episodes: model field -> [N, ...], and "brightness" [N]."""
         root, episode = np.asarray(state.root), np.asarray(state.episode)
         if not self._looks:
-            base = {**looks.nominal(self._scene.model), looks.BRIGHTNESS: np.ones((), np.float32)}
-            self._looks = looks.repeat(base, self.num_envs)
-            self._looks["geom_size"] = self._sizes
-            self._looks["light_castshadow"][~self._may_cast] = False
+            self._looks = self._nominal()
         if not self.config.looks:
             return self._looks
         changed = np.ones(self.num_envs, bool)
@@ -215,6 +220,33 @@ class Senses:
             self._looks["light_castshadow"][some] &= self._may_cast[some, None]
         self._drawn_for = root.copy(), episode.copy()
         return self._looks
+
+    def _nominal(self) -> dict[str, np.ndarray]:
+        """Returns looks without randomization, of each environment's peg."""
+        base = {**looks.nominal(self._scene.model), looks.BRIGHTNESS: np.ones((), np.float32)}
+        found = looks.repeat(base, self.num_envs)
+        found["geom_size"] = self._sizes
+        found["light_castshadow"][~self._may_cast] = False
+        return found
+
+    def looks_traced(self, state: SensesState) -> dict[str, jax.Array]:
+        """Returns the same as `looks`, inside `jax.jit`.
+
+        All are drawn anew each time, which gives an episode the same looks in each of its steps: on a device that
+        draws the pictures it takes no time, and there is nothing to keep.
+        """
+        found = {name: jnp.asarray(value) for name, value in self._nominal().items()}
+        if self.config.looks:
+            found |= _sample_looks(state.root, state.episode)
+            found["light_castshadow"] &= jnp.asarray(self._may_cast)[:, None]
+        return found
+
+    def draw_traced(self, state: SensesState, qpos: jax.Array) -> tuple[Frames | None, jax.Array]:
+        """Does the same as `draw`, inside `jax.jit`; for the renderer "warp" with capacity for all environments."""
+        found = self.looks_traced(state)
+        if not (self.spec.has_rgb or self.spec.has_depth):
+            return None, found[looks.BRIGHTNESS]
+        return self.renderer.draw(qpos, found), found[looks.BRIGHTNESS]
 
     def draw(self, state: SensesState, qpos: Any) -> tuple[Frames | None, np.ndarray]:
         """Renders what the cameras are pointed at, before any corruption.

@@ -162,9 +162,11 @@ def test_without_the_extras_the_base_imports_and_the_rest_says_what_to_install(
         "import alohas2r.policy, alohas2r.runlog, alohas2r.scene, alohas2r.stats\n"
         "import alohas2r.switching, alohas2r.video\n"
         "assert main(['--version']) == 0\n"
-        "sys.exit(main(['train-teacher', '--phase', 'pick']))\n"
+        "assert main(['train-teacher', '--phase', 'pick']) == 1\n"
+        "sys.exit(main(['export', 'params/pick', '--out', 'pick.onnx']))\n"
     )
     done = run(installed, tmp_path, sys.executable, "-c", code)
     assert done.returncode == 1, done.stderr
     assert "pip install 'alohas2r[train]'" in done.stderr
+    assert "pip install 'alohas2r[export]'" in done.stderr
     assert "Traceback" not in done.stderr

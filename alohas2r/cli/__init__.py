@@ -4,7 +4,7 @@ Figures go to stdout, everything else to stderr; with --json, stdout is one JSON
 codes: 0 done, 1 something that the message says how to put right, 2 wrong usage, 130 interrupted.
 """
 
-from alohas2r.cli import teaching, distilling, pictures, serving, robot  # isort: skip  (the order of the help)
+from alohas2r.cli import teaching, distilling, pictures, serving, benching, robot  # isort: skip  (the order of the help)
 from alohas2r.cli.common import (
     EXTRAS,
     ProgressDisplay,
@@ -19,6 +19,7 @@ __all__ = [
     "EXTRAS",
     "ProgressDisplay",
     "app",
+    "benching",
     "distilling",
     "duration_text",
     "main",

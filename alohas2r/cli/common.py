@@ -101,10 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
             raise
+        extra = EXTRAS[package]
+        if extra == "train" and (arguments or sys.argv[1:])[:1] == ["export"]:
+            extra = "export"  # which brings what training needs, and more
         _complain(
             console,
             f"This command needs the package {package}, which is not installed: "
-            f"pip install 'alohas2r[{EXTRAS[package]}]'",
+            f"pip install 'alohas2r[{extra}]'",
         )
         return 1
     except KeyboardInterrupt:

@@ -34,6 +34,13 @@ Renderer = Annotated[
     Literal["auto", "raycast", "exact", "warp", "opengl", "madrona"],
     typer.Option(help="What draws the pictures; auto takes what suits this machine."),
 ]
+Engine = Annotated[
+    Literal["auto", "cpu", "warp"],
+    typer.Option(
+        help="What simulates and learns: cpu, all cores; warp, an NVIDIA GPU, which draws as well; "
+        "auto: warp where there is CUDA."
+    ),
+]
 
 
 @command("pretrain-encoder")
@@ -120,12 +127,14 @@ def distill(
     threads: Threads = 0,
     minutes: Minutes = None,
     renderer: Renderer = "auto",
+    engine: Engine = "auto",
     as_json: Json = False,
 ) -> None:
     """Distil the teacher into a student that sees, by online DAgger.
 
     Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an
-    unbroken run. Metrics go to metrics.jsonl and to TensorBoard files in the run's folder.
+    unbroken run, on the engine that the run began with. Metrics go to metrics.jsonl and to
+    TensorBoard files in the run's folder.
     """
     dagger = library("dagger")
     folder = out or pathlib.Path("runs") / "student"
@@ -144,6 +153,7 @@ def distill(
             minutes=minutes,
             progress=progress,
             renderer=renderer,
+            engine=engine,
         )
     show(result, f"Distilled a student in {folder}", as_json)
     _tell_if_stopped(result, folder)
@@ -159,6 +169,7 @@ def pipeline(
     ] = pathlib.Path("runs/pipeline"),
     seed: Seed = 0,
     threads: Threads = 0,
+    engine: Engine = "auto",
     as_json: Json = False,
 ) -> None:
     """Run everything: encoder, pick, switch states, insert, distill, evaluate, export.
@@ -168,7 +179,7 @@ def pipeline(
     """
     library_ = library("pipeline")
     with progress_display() as progress:
-        result = library_.run(preset, out, seed, threads, progress)
+        result = library_.run(preset, out, seed, threads, progress, engine=engine)
     show(result, f"Pipeline in {out}", as_json)
     if not result["finished"]:
         Console(stderr=True).print(
