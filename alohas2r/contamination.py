@@ -121,12 +121,14 @@ def plot(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharex=True)
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), sharex=True, layout="constrained")
     for axis, key in zip(axes, ("reached", "lifted", "success"), strict=True):
         for name, label in LABELS.items():
             axis.plot(np.array(result[name]["steps"]) / 1e6, result[name][key], label=label)
+        highest = max(max(rows[key]) for rows in result.values())
         axis.set(title=key, xlabel="environment steps (millions)")
+        axis.set_ylim(0, max(1.15 * highest, 0.01))  # no noise drawn large
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("share of arms, exploring")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="upper left")
     return plots.save(figure, path)

@@ -144,18 +144,15 @@ CAPSULES: dict[str, tuple[Capsule, ...]] = {
         Capsule((-0.019, -0.0881, -0.022), (0.019, -0.0881, -0.022), 0.0165),
         Capsule((-0.019, -0.1013, -0.0159), (0.019, -0.1013, -0.0159), 0.0165),
     ),
-    # Carriage, upper and lower prong.
+    # The carriage; the prongs are convex shapes, see _add_shapes.
     "left_finger_link": (
         Capsule((-0.0043, -0.0039, 0.0052), (0.0342, -0.0041, 0.0045), 0.015, False),
-        Capsule((-0.0095, -0.0075, 0.0067), (0.014, -0.0829, 0.0201), 0.0135, False),
-        Capsule((0.0198, -0.0769, 0.0231), (0.0375, -0.0113, 0.0046), 0.0135, False),
     ),
     "right_finger_link": (
         Capsule((-0.0043, 0.0039, 0.0052), (0.0342, 0.0041, 0.0045), 0.015, False),
-        Capsule((-0.0095, 0.0075, 0.0067), (0.014, 0.0829, 0.0201), 0.0135, False),
-        Capsule((0.0198, 0.0769, 0.0231), (0.0375, 0.0113, 0.0046), 0.0135, False),
     ),
 }
+FINGER_MARGIN = 0.001  # by which the convex shapes of the prongs are larger than the scene's (m)
 # The base does not move; a box [centre, half size] serves.
 BASE_BOX = ((-0.048, 0.0, 0.0395), (0.15, 0.102, 0.0395))
 REACH = 0.08  # distances beyond this are not computed (m); each shape's margin is half of it
@@ -287,12 +284,14 @@ def _safety_model() -> mujoco.MjModel:
                 axis=source.jnt_axis[joint],
                 pos=source.jnt_pos[joint],
             )
-        _add_shapes(body, source, index, side)
+        _add_shapes(spec, body, source, index, side)
     return spec.compile()
 
 
-def _add_shapes(body: mujoco.MjsBody, source: mujoco.MjModel, index: int, side: str) -> None:
-    """Adds a link's safety shapes, and the scene's own finger capsules."""
+def _add_shapes(
+    spec: mujoco.MjSpec, body: mujoco.MjsBody, source: mujoco.MjModel, index: int, side: str
+) -> None:
+    """Adds a link's safety shapes, and the scene's own finger capsules and prongs."""
     link = body.name.partition("/")[2]
     # Bits: 1 left arm, 2 right arm, 4 table. Each arm meets the other arm and the table.
     own, other = (1, 2) if side == SIDES[0] else (2, 1)
@@ -316,15 +315,33 @@ def _add_shapes(body: mujoco.MjsBody, source: mujoco.MjModel, index: int, side: 
             **shared(f"{body.name}_0", table=False),
         )
     if link in [f"{finger}_link" for finger in scene.FINGER_JOINTS]:
-        for geom in range(source.ngeom):
-            if source.geom_bodyid[geom] == index and source.geom_conaffinity[geom]:
+        for geom in np.flatnonzero(source.geom_bodyid == index):
+            name = source.geom(geom).name
+            if source.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
+                corners = _corners(source, geom)
+                grown = corners + FINGER_MARGIN * np.sign(corners - corners.mean(0))
+                spec.add_mesh(name=name, uservert=grown.ravel())
+                body.add_geom(
+                    type=mujoco.mjtGeom.mjGEOM_MESH, meshname=name, **shared(name, table=False)
+                )
+            elif source.geom_conaffinity[geom]:
                 body.add_geom(
                     type=mujoco.mjtGeom.mjGEOM_CAPSULE,
                     pos=source.geom_pos[geom],
                     quat=source.geom_quat[geom],
                     size=source.geom_size[geom],
-                    **shared(source.geom(geom).name, table=True),
+                    **shared(name, table=True),
                 )
+
+
+def _corners(source: mujoco.MjModel, geom: int) -> np.ndarray:
+    """Returns the corners [n, 3] of a mesh geom in its body's frame (m)."""
+    mesh = source.mesh(source.geom_dataid[geom])
+    first, count = int(mesh.vertadr[0]), int(mesh.vertnum[0])
+    turn = np.empty(9)
+    mujoco.mju_quat2Mat(turn, source.geom_quat[geom])
+    corners = source.mesh_vert[first : first + count].astype(float)
+    return corners @ turn.reshape(3, 3).T + source.geom_pos[geom]
 
 
 class Decision(NamedTuple):

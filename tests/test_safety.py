@@ -94,28 +94,20 @@ def test_capsules_enclose_the_links():
 
 
 def test_capsules_enclose_slanted_parts():
-    """The scene's own parts of camera and fingers, and the camera at its published size."""
+    """The scene's own parts of the camera, and the camera at its published size."""
     model = INSERT.model
     seen, turn = 0, np.empty(9)
     for index in range(model.ngeom):
         link = model.body(model.geom_bodyid[index]).name.partition("/")[2]
         name = model.geom(index).name.partition("/")[2]
-        if "camera" not in name and not (
-            "finger" in name and model.geom_type[index] == mujoco.mjtGeom.mjGEOM_MESH
-        ):
+        if "camera" not in name:
             continue
-        if model.geom_type[index] == mujoco.mjtGeom.mjGEOM_MESH:
-            mesh = model.mesh(model.geom_dataid[index])
-            first, count = int(mesh.vertadr[0]), int(mesh.vertnum[0])
-            corners = model.mesh_vert[first : first + count].astype(float)
-        else:
-            corners = np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1
-            corners *= model.geom_size[index]
+        corners = (np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1) * model.geom_size[index]
         mujoco.mju_quat2Mat(turn, model.geom_quat[index])
         corners = corners @ turn.reshape(3, 3).T + model.geom_pos[index]
         assert enclosed(link, corners), model.geom(index).name
         seen += 1
-    assert seen >= 14
+    assert seen >= 6
     # 42 x 42 x 21.5 mm: the thickness follows from the box around the published part.
     camera = (np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1) * [0.021, 0.021, 0.01075]
     mujoco.mju_quat2Mat(turn, np.array([0.9762959, -0.21644, 0, 0]))
@@ -129,6 +121,35 @@ def test_capsules_enclose_slanted_parts():
     np.testing.assert_allclose(corners.min(0), part["box_min"], atol=5e-4)
     np.testing.assert_allclose(corners.max(0), part["box_max"], atol=5e-4)
     assert enclosed("gripper_base", corners)
+
+
+def test_prongs_enclose_the_published_fingers(model):
+    """The box around a finger's shapes holds the box around its published part."""
+    data = model._data
+    model.clearance(np.zeros(14))
+    for body in FACTS["bodies"]:
+        name = body["name"]
+        if not name.endswith("_finger_link"):
+            continue
+        (part,) = body["visual_extent"]
+        own = data.body(name)
+        lows, highs = [], []
+        for index in np.flatnonzero(model.model.geom_bodyid == own.id):
+            kind, size = model.model.geom_type[index], model.model.geom_size[index]
+            turn = own.xmat.reshape(3, 3).T @ data.geom_xmat[index].reshape(3, 3)
+            centre = own.xmat.reshape(3, 3).T @ (data.geom_xpos[index] - own.xpos)
+            if kind == mujoco.mjtGeom.mjGEOM_MESH:
+                mesh = model.model.mesh(model.model.geom_dataid[index])
+                first, count = int(mesh.vertadr[0]), int(mesh.vertnum[0])
+                points = model.model.mesh_vert[first : first + count] @ turn.T + centre
+                lows.append(points.min(0))
+                highs.append(points.max(0))
+            else:
+                reach = np.abs(turn[:, 2]) * size[1] + size[0]
+                lows.append(centre - reach)
+                highs.append(centre + reach)
+        assert (np.min(lows, 0) <= np.array(part["box_min"]) + 1e-4).all(), name
+        assert (np.max(highs, 0) >= np.array(part["box_max"]) - 1e-4).all(), name
 
 
 def test_clearance_is_the_least_distance_of_any_two_shapes(model):
