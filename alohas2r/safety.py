@@ -315,7 +315,7 @@ def _add_shapes(
             **shared(f"{body.name}_0", table=False),
         )
     if link in [f"{finger}_link" for finger in scene.FINGER_JOINTS]:
-        for geom in np.flatnonzero(source.geom_bodyid == index):
+        for geom in np.flatnonzero(source.geom_bodyid == index).tolist():
             name = source.geom(geom).name
             if source.geom_type[geom] == mujoco.mjtGeom.mjGEOM_MESH:
                 corners = _corners(source, geom)
