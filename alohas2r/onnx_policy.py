@@ -40,6 +40,7 @@ CHECK_KEY = "check"
 _SEAL = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 DTYPES = ("float32", "uint8", "bool")
+_TYPES = {name: np.dtype(name) for name in DTYPES}
 State = tuple[history.HistoryState, ...]  # of each memory
 
 
@@ -93,11 +94,13 @@ class Input:
             array = np.asarray(value)
         except (ValueError, TypeError, OverflowError) as error:
             raise ArtifactError(f"{self._wanted()}, not {type(value).__name__}.") from error
-        floats = self.dtype == "float32" and array.dtype.kind == "f"
-        if array.shape != self.shape or not (floats or array.dtype == self.dtype):
+        wanted = _TYPES[self.dtype]
+        floats = wanted.kind == "f" and array.dtype.kind == "f"
+        if array.shape != self.shape or not (floats or array.dtype == wanted):
             raise ArtifactError(f"{self._wanted()}, not {array.dtype} {list(array.shape)}.")
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = np.ascontiguousarray(array, self.dtype).reshape(self.shape)
+        if array.dtype != wanted or not array.flags.c_contiguous:
+            with np.errstate(over="ignore", invalid="ignore"):
+                array = np.ascontiguousarray(array, wanted).reshape(self.shape)
         if floats and not np.isfinite(array).all():
             bad = np.argwhere(~np.isfinite(array))
             where = "".join(f"[{index}]" for index in bad[0])
