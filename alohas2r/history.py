@@ -7,7 +7,10 @@ than the newest value; the network learns how far to trust each.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from alohas2r.config import check
 
@@ -47,16 +50,19 @@ def init(config: HistoryConfig, size: int, xp: Any, batch: tuple[int, ...] = ())
     )
 
 
+@functools.cache
+def _rates(rates: tuple[float, ...]) -> np.ndarray:
+    return np.array(rates, np.float32)
+
+
 def update(
     config: HistoryConfig, state: HistoryState, observation: Any, xp: Any
 ) -> tuple[HistoryState, Any]:
     """Adds an observation [..., n] and returns the new state and the features [..., n * (1 + rates)]."""
     if not config.rates:
         return HistoryState(state.averages, state.seen + 1), observation
-    rates = xp.asarray(config.rates, xp.float32)  # [R]
-    rate = xp.maximum(rates, 1.0 / (state.seen[..., None].astype(xp.float32) + 1.0))[
-        ..., None
-    ]  # [..., R, 1]
+    first = 1.0 / (state.seen[..., None].astype(xp.float32) + 1.0)
+    rate = xp.maximum(_rates(config.rates), first)[..., None]  # [..., R, 1]
     averages = state.averages + rate * (observation[..., None, :] - state.averages)
     features = xp.concatenate([observation[..., None, :], averages], -2)
     flat = features.reshape(*features.shape[:-2], -1)
