@@ -183,7 +183,7 @@ def _cameras(config: RigConfig) -> Sequence[Camera]:
 def _renderer(size: int) -> simulated.Renderer:
     from alohas2r import renderers
 
-    return renderers.make("raycast", scene.load("insert"), width=size, height=size)
+    return renderers.make("raycast", scene.load("insert"), width=size, height=size, batch=1)
 
 
 def _trials(world: World, config: RigConfig, episodes: int, episode_s: float) -> Trials:
