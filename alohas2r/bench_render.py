@@ -17,7 +17,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mujoco
@@ -151,15 +151,16 @@ def ratios(config: BenchConfig | None = None) -> dict[str, Any]:
     """Takes the ratios that do not depend on the machine: two wrist cameras, 32 x 32, random looks.
 
     Returns:
-      raycast_vs_bare_rays: against `Batch.ray` with normals on the same geoms and rays, one thread each;
-      mujoco_caster_vs_bare_rays: likewise, the caster that uses `Batch.ray` itself; two_threads_vs_one;
+      raycast_vs_bare_rays: against `Batch.ray` with normals on the same geoms and rays, one core each;
+      mujoco_caster_vs_bare_rays: likewise, the caster that uses `Batch.ray` itself; two_threads_vs_one:
+        two threads on all cores against one on one core;
       shadows_vs_none; raycast_vs_warp on one core (None without Warp on a CPU); corruption_per_second:
       environments through corruption and preprocessing of both cameras on one core;
       environments_per_second of each side; and memory_mb_1024: the process's peak memory while it
       draws 1,024 environments with shadows on all threads.
     """
     config = config or BenchConfig()
-    count = 128
+    count = 512
     prepared, poses, sample = _scene(WRIST, _MANY, config.seed)
 
     def caster(**options: Any) -> renderers.Renderer:
@@ -185,7 +186,7 @@ def ratios(config: BenchConfig | None = None) -> dict[str, Any]:
         sides[name] = lambda renderer=renderer: renderer.render(poses, sample)
     sides["bare rays"] = _bare_rays(prepared, poses)
     sides["corruption"] = _corruption(drawn["raycast"].render(poses, sample), sample, config.seed)
-    took = _take_turns(sides, rounds=5)
+    took = _take_turns(sides, rounds=5, spread=("raycast, two threads",))
 
     def ratio(slower: str, faster: str) -> float:
         return statistics.median(a / b for a, b in zip(took[slower], took[faster], strict=True))
@@ -533,17 +534,44 @@ def _corruption(
     )
 
 
-def _take_turns(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Returns the times (s) of each side's calls in rounds in which all take turns."""
+def _take_turns(
+    sides: dict[str, Callable[[], Any]], rounds: int, spread: tuple[str, ...] = ()
+) -> dict[str, list[float]]:
+    """Returns the times (s) of each side's calls in rounds in which all take turns.
+
+    Each has one core, since compiled code may take more threads than it was told to; those in `spread` have all.
+    """
     took: dict[str, list[float]] = {name: [] for name in sides}
     for call in sides.values():
         call()
     for _ in range(rounds):
         for name, call in sides.items():
-            start = time.perf_counter()
-            call()
-            took[name].append(time.perf_counter() - start)
+            with contextlib.nullcontext() if name in spread else _one_core():
+                start = time.perf_counter()
+                call()
+                took[name].append(time.perf_counter() - start)
     return took
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """Keeps all threads of this process on one core, where the system can (Linux)."""
+    tasks = pathlib.Path("/proc/self/task")
+    if not (hasattr(os, "sched_setaffinity") and tasks.is_dir()):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+
+    def move(where: set[int]) -> None:
+        for task in tasks.iterdir():
+            with contextlib.suppress(OSError):  # it has ended
+                os.sched_setaffinity(int(task.name), where)
+
+    move({min(cores)})
+    try:
+        yield
+    finally:
+        move(cores)
 
 
 def _repeat(call: Callable[[], Any], seconds: float) -> list[float]:

@@ -28,6 +28,7 @@ from alohas2r import (
     config,
     engines,
     networks,
+    noise,
     plan,
     policy,
     pretrain,
@@ -57,7 +58,7 @@ from alohas2r.tasks.insert import InsertConfig
 # Streams of random numbers.
 _ENVS, _SENSES, _SHIFT, _ORDER, _WEIGHTS = range(5)
 _CHUNK = 512  # samples that are encoded at once
-_RECORDED = 40  # observations in the artifact's check
+_RECORDED = 16  # observations in the artifact's check
 _LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
 
 
@@ -98,7 +99,10 @@ class DistillConfig:
       history: what is remembered of the proprioception.
       cameras: pictures. network: shapes.
       task: the episodes. hold_out: missing objects.
-      control: action delay. noise: what the teacher's observation suffers. senses: what the student's does.
+      control: action delay. senses: what the student's observation suffers.
+      noise: what the teacher's does, unless `exact_labels`; a state student observes with it.
+      exact_labels: whether the teacher labels the exact, undelayed state. Its actions on a noisy one scatter about
+        as much as all that a student fails to predict; see docs/ablations.md. Not for a state student.
       engine: sizes of the buffers of the engine "warp".
       evaluations: evaluations on the way, evenly spread; the last is at the end.
       evaluation_episodes: episodes of each.
@@ -121,11 +125,14 @@ class DistillConfig:
     precision: float = 0.0
     history: HistoryConfig = HistoryConfig((0.35, 0.1))
     cameras: CameraSpec = CameraSpec()
-    network: StudentNetworkConfig = StudentNetworkConfig(hidden=(384, 256, 256), depth_side=16)
+    network: StudentNetworkConfig = StudentNetworkConfig(
+        hidden=(320, 256, 256), embedding=48, places=16, patches=(16, 24)
+    )
     task: InsertConfig = InsertConfig(steps=200)
     hold_out: HoldOutConfig = HoldOutConfig()
     control: ControlConfig = ControlConfig()
     noise: NoiseConfig = INSERT_NOISE
+    exact_labels: bool = True
     senses: SensesConfig = SensesConfig()
     engine: BufferConfig = BufferConfig()
     evaluations: int = 2
@@ -215,7 +222,7 @@ class LearnerState(NamedTuple):
 class Samples(NamedTuple):
     """Samples of B; pictures that the student lacks are None."""
 
-    rgb: Any  # [B, C, H, W, 3] uint8, or [B, C, E] once encoded
+    rgb: Any  # [B, C, H, W, 3] uint8, or once encoded as `student.encode` returns
     depth: Any  # [B, C, H, W] m
     features: jax.Array  # [B, F]
     switched: jax.Array  # [B] bool
@@ -319,7 +326,9 @@ class Distiller:
             loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
         )
         made = engines.make(engine, loaded, count, threads, fields, settings.engine)
-        environment = EnvConfig(settings.control, settings.noise, teacher.spec.history)
+        exact = settings.exact_labels and sees
+        known = noise.NONE if exact else settings.noise
+        environment = EnvConfig(settings.control, known, teacher.spec.history)
         context = np.stack([half, np.zeros(count)], 1)
         network, memory = settings.network, settings.history
         if encoder is not None:
@@ -349,7 +358,6 @@ class Distiller:
             self.frozen = {"encoder": jax.tree.map(jnp.asarray, encoder.params)}
         # Without the rate, which changes with the iteration.
         self.optimizer = optax.scale_by_adam()
-        # Three calls instead of one, which XLA makes slower than their sum.
         self._sense = jax.jit(self._observe)
         self._encode = jax.jit(functools.partial(student.encode, self.spec))
         self._decide = jax.jit(self._decided)
@@ -417,24 +425,6 @@ class Distiller:
             return None, None
         return self.senses.draw(sense, readout.qpos)
 
-    def _act_all(
-        self,
-        learner: LearnerState,
-        frozen: Any,
-        state: EnvState,
-        readout: Readout,
-        sense: SensesState | None,
-        drawn: Any,
-        teacher_acts: Any,
-    ) -> tuple[EnvState, SensesState | None, Samples, Seen, jax.Array]:
-        """Observes, labels and acts; returns new states, samples [N], the observation and targets [N, nu]."""
-        state, sense, samples, seen = self._observe(state, readout, sense, drawn)
-        code = None
-        if seen.rgb is not None:
-            code = student.encode(self.spec, {**learner.params, **frozen}["encoder"], seen.rgb)
-        state, ctrl = self._decided(learner, state, readout, samples, code, teacher_acts)
-        return state, sense, samples, seen, ctrl
-
     def _act(
         self,
         learner: LearnerState,
@@ -444,13 +434,27 @@ class Distiller:
         sense: SensesState | None,
         drawn: Any,
         teacher_acts: Any,
+        traced: bool = False,
     ) -> tuple[EnvState, SensesState | None, Samples, Seen, jax.Array]:
-        """Does the same as `_act_all` in compiled parts."""
-        state, sense, samples, seen = self._sense(state, readout, sense, drawn)
+        """Observes, labels and acts.
+
+        Args:
+          learner, frozen: the student. state, readout, sense: of the environments.
+          drawn: their pictures. teacher_acts: whether the teacher does.
+          traced: inside `jax.jit`; else in three compiled calls, which take less time than one on a CPU.
+
+        Returns:
+          The new states, samples [N], the observation and targets [N, nu].
+        """
+        observe, encode, decide = self._sense, self._encode, self._decide
+        if traced:
+            observe, decide = self._observe, self._decided
+            encode = functools.partial(student.encode, self.spec)
+        state, sense, samples, seen = observe(state, readout, sense, drawn)
         code = None
         if seen.rgb is not None:
-            code = self._encode({**learner.params, **frozen}["encoder"], seen.rgb)
-        state, ctrl = self._decide(learner, state, readout, samples, code, teacher_acts)
+            code = encode({**learner.params, **frozen}["encoder"], seen.rgb)
+        state, ctrl = decide(learner, state, readout, samples, code, teacher_acts)
         return state, sense, samples, seen, ctrl
 
     def _observe(
@@ -494,7 +498,7 @@ class Distiller:
         code: jax.Array | None,
         teacher_acts: Any,
     ) -> tuple[EnvState, jax.Array]:
-        """Acts on samples whose colour pictures are encoded to `code` [N, C, E]; returns targets [N, nu] as well."""
+        """Acts on samples whose colour pictures are encoded to `code`; returns targets [N, nu] as well."""
         features = networks.normalize(samples.features, learner.stats.mean, learner.stats.std)
         logits, _ = student.head(
             *(self.spec, learner.params["head"], code, samples.depth, features, samples.switched),
@@ -558,8 +562,8 @@ class Distiller:
             drawn = None
             if self.senses is not None and sense is not None:
                 drawn = self.senses.draw_traced(sense, readout.qpos)
-            state, sense, samples, _, ctrl = self._act_all(
-                learner, frozen, state, readout, sense, drawn, teacher_acts
+            state, sense, samples, _, ctrl = self._act(
+                learner, frozen, state, readout, sense, drawn, teacher_acts, traced=True
             )
             moved = (ctrl, readout.qpos)
             state, physics, readout, scored = self.env.advance_traced(state, physics, ctrl)

@@ -77,6 +77,10 @@ class StudentNetworkConfig:
       filters: of the three convolutions.
       embedding: numbers that each picture is reduced to.
       depth_side: side to which a depth picture is reduced where no convolution sees it.
+      places: numbers that each place of the encoder's last pictures is reduced to, which keeps where something is
+        beside what it is; 0 for their mean over all places alone. Source: ours, see docs/ablations.md.
+      patches: numbers of each patch of 4 x 4 pixels of a depth picture, and of each 2 x 2 of these patches, beside
+        the reduced picture; () for none. Source: ours, likewise.
     """
 
     hidden: tuple[int, ...] = (256, 256, 256)
@@ -84,6 +88,8 @@ class StudentNetworkConfig:
     filters: tuple[int, int, int] = (32, 64, 64)
     embedding: int = 64
     depth_side: int = 8
+    places: int = 0
+    patches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         choices = ", ".join(networks.ACTIVATIONS)
@@ -93,6 +99,11 @@ class StudentNetworkConfig:
             "a network needs one or more layers of one or more units",
         )
         check(1 <= self.depth_side <= 64, f"depth_side must be in 1..64, not {self.depth_side}")
+        check(0 <= self.places <= 1024, f"places must be in 0..1024, not {self.places}")
+        check(
+            len(self.patches) in (0, 2) and min(self.patches, default=1) >= 1,
+            "patches must be none or two numbers >= 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +137,10 @@ class StudentSpec:
         check(
             self.observation in OBSERVATIONS,
             f"observation must be one of {choices}, not '{self.observation}'",
+        )
+        check(
+            not self.network.patches or self.cameras.size % 8 == 0,
+            f"patches need pictures whose side is a multiple of 8, not {self.cameras.size}",
         )
 
     @property
@@ -256,10 +271,24 @@ def shift_pictures(key: jax.Array, rgb: Any, depth: Any, pad: int) -> tuple[Any,
     return moved(rgb), moved(depth)
 
 
+def cut_patches(pictures: jax.Array, side: int) -> jax.Array:
+    """Cuts pictures [B, H, W, F] into squares: [B, H / side, W / side, side * side * F]; the sides must divide."""
+    batch, height, width, features = pictures.shape
+    rows, columns = height // side, width // side
+    cut = pictures.reshape(batch, rows, side, columns, side, features)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, side * side * features)
+
+
 class Encoder(nn.Module):
-    """Colour picture [B, H, W, 3] in 0..1 -> [B, filters[-1]]: three convolutions and the mean."""
+    """Colour picture [B, H, W, 3] in 0..1 -> [B, filters[-1]]: three convolutions and the mean.
+
+    Attributes:
+      filters: of the convolutions.
+      mean: whether to take the mean of the last pictures; else they are returned, [B, H', W', filters[-1]].
+    """
 
     filters: tuple[int, ...] = (32, 64, 64)
+    mean: bool = True
 
     @nn.compact
     def __call__(self, rgb: jax.Array) -> jax.Array:
@@ -268,7 +297,7 @@ class Encoder(nn.Module):
         for count, (side, stride) in zip(self.filters, ENCODER_LAYERS, strict=True):
             conv = nn.Conv(count, (side, side), (stride, stride), padding="SAME", use_bias=False)
             values = nn.relu(conv(values))
-        return values.mean((1, 2))
+        return values.mean((1, 2)) if self.mean else values
 
 
 class Head(nn.Module):
@@ -289,7 +318,7 @@ class Head(nn.Module):
         """Maps a batch.
 
         Args:
-          rgb: [B, C, E] encoded colour pictures, or None.
+          rgb: [B, C, E] encoded colour pictures, with `places` [B, C, H, W, E], or None.
           depth: [B, C, S, S] in 0..1, or None.
           features: [B, F] normalized.
           switched: [B] bool.
@@ -301,14 +330,23 @@ class Head(nn.Module):
         """
         network = self.spec.network
         activation = networks.ACTIVATIONS[network.activation]
-        seen = []
-        for camera, side in enumerate(SIDES):
-            if rgb is not None:
-                seen.append(nn.Dense(network.embedding, name=f"{side}_rgb")(rgb[:, camera]))
-        if depth is not None:
-            flat = self._depth(depth)
+        batch, seen = features.shape[0], []
+
+        def embed(name: str, values: jax.Array) -> None:
+            """Reduces each camera's numbers [B, C, ...] by a layer of its own."""
             for camera, side in enumerate(SIDES):
-                seen.append(nn.Dense(network.embedding, name=f"{side}_depth")(flat[:, camera]))
+                layer = nn.Dense(network.embedding, name=f"{side}_{name}")
+                seen.append(layer(values[:, camera].reshape(batch, -1)))
+
+        if rgb is not None and network.places:
+            embed("rgb", rgb.mean((2, 3)))
+            embed("places", nn.relu(nn.Dense(network.places, name="places")(rgb)))
+        elif rgb is not None:
+            embed("rgb", rgb)
+        if depth is not None:
+            embed("depth", self._depth(depth))
+            if network.patches and self.spec.observation != "depth":
+                embed("patches", self._patches(depth))
         flag = jnp.where(switched, 1.0, -1.0)[:, None]
         values = jnp.concatenate([*seen, features, flag], -1)
         for index, size in enumerate(network.hidden):
@@ -338,6 +376,16 @@ class Head(nn.Module):
             values = nn.relu(conv(values))
         return values.reshape(batch, cameras, -1)
 
+    def _patches(self, depth: jax.Array) -> jax.Array:
+        """Returns [B, C, K]: what is in each patch, from depth and whether it is known, then in 2 x 2 of them."""
+        first, second = self.spec.network.patches
+        batch, cameras, *size = depth.shape
+        pictures = depth.reshape(-1, *size)
+        values = jnp.stack([pictures, jnp.asarray(pictures > 0, jnp.float32)], -1)
+        values = nn.relu(nn.Dense(first, name="patches0")(cut_patches(values, 4)))
+        values = nn.relu(nn.Dense(second, name="patches1")(cut_patches(values, 2)))
+        return values.reshape(batch, cameras, -1)
+
 
 def init(
     spec: StudentSpec, key: jax.Array, auxiliary: bool = False, ahead: int = 0
@@ -349,7 +397,11 @@ def init(
     if spec.has_rgb:
         picture = jnp.zeros((1, size, size, 3))
         params["encoder"] = Encoder(network.filters).init(encoder_key, picture)["params"]
-    rgb = jnp.zeros((1, len(SIDES), network.filters[-1])) if spec.has_rgb else None
+    rgb = None
+    if spec.has_rgb:
+        pictures = jnp.zeros((1, len(SIDES), size, size, 3), jnp.uint8)
+        rgb = jax.eval_shape(functools.partial(encode, spec, params["encoder"]), pictures)
+        rgb = jnp.zeros(rgb.shape)
     depth = jnp.zeros((1, len(SIDES), size, size)) if spec.has_depth else None
     features, switched = jnp.zeros((1, spec.features)), jnp.zeros(1, bool)
     head = Head(spec, auxiliary, ahead).init(head_key, rgb, depth, features, switched)
@@ -358,10 +410,11 @@ def init(
 
 
 def encode(spec: StudentSpec, encoder: Tree, rgb: Any) -> jax.Array:
-    """Encodes colour pictures [B, C, H, W, 3] uint8 -> [B, C, E]."""
+    """Encodes colour pictures [B, C, H, W, 3] uint8 -> [B, C, E], or [B, C, H', W', E] where places count."""
     flat = scale_rgb(rgb).reshape(-1, *rgb.shape[2:])
-    found = Encoder(spec.network.filters).apply({"params": encoder}, flat)
-    return cast(jax.Array, found).reshape(*rgb.shape[:2], -1)
+    found = Encoder(spec.network.filters, not spec.network.places).apply({"params": encoder}, flat)
+    encoded = cast(jax.Array, found)
+    return encoded.reshape(*rgb.shape[:2], *encoded.shape[1:])
 
 
 def head(
@@ -379,7 +432,7 @@ def head(
     Args:
       spec: the student.
       params: of the head.
-      rgb: [B, C, E] from `encode`, or None. depth: [B, C, S, S] metres, or None.
+      rgb: from `encode`, or None. depth: [B, C, S, S] metres, or None.
       features: [B, F] normalized. switched: [B] bool.
       auxiliary: whether to predict where the objects are.
       ahead: for how many steps to predict actions on top of the present one.

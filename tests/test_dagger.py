@@ -17,11 +17,23 @@ import pytest
 import student_cases
 from brax.training.distribution import NormalTanhDistribution
 
-from alohas2r import benchmark, cli, config, dagger, noise, policy, runlog, scene, student
+from alohas2r import (
+    benchmark,
+    cli,
+    config,
+    dagger,
+    history,
+    noise,
+    policy,
+    runlog,
+    scene,
+    student,
+)
 from alohas2r.dagger import Distiller, Samples
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policy import StatePolicy
 from alohas2r.senses import IDEAL
+from alohas2r.tasks import hold_out
 
 ITERATIONS = 12
 LONG = (*student_cases.TINY, f"iterations={ITERATIONS}", "checkpoints=6")
@@ -264,6 +276,22 @@ def test_labels_are_the_staged_teachers_and_missing_objects_need_no_action(
     shown = present[:, :, None].repeat(7, 2).reshape(16, 14)
     np.testing.assert_allclose(samples.label, np.where(shown, expected, 0), atol=1e-5)
     assert (np.abs(samples.label).reshape(16, 2, 7).max(-1) > 1e-3).sum() == 16
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_seeing_students_labels_are_those_of_the_exact_state(exact: bool) -> None:
+    settings = student_cases.settings("rgbd", f"exact_labels={exact}")
+    teacher = student_cases.staged()
+    distiller = Distiller(settings, teacher, student_cases.encoder(), 3, 1, "exact")
+    state, physics, readout, sense = distiller.begin()
+    known = history.init(teacher.spec.history, distiller.env.task.observation_size, jnp, (4,))
+    signals = noise.exact(distiller.env.extract(readout))
+    observed = jax.vmap(distiller.env.task.observation)(signals, state.task)
+    _, features = history.update(teacher.spec.history, known, observed, jnp)
+    label = hold_out.still(teacher.apply(features, state.task.switched, jnp), state.task.held_out)
+    samples, *_ = distiller.collect(distiller.init(), state, physics, readout, sense)
+    apart = np.abs(np.asarray(samples.label[:4] - label)).max()
+    assert apart < 1e-5 if exact else apart > 1e-3
 
 
 def test_clocks_are_scattered_at_the_start(small: Small) -> None:

@@ -109,6 +109,42 @@ def test_a_memory_adds_inputs_to_the_first_layer_alone() -> None:
     assert more == 32 * SMALL.hidden[0]
 
 
+def test_patches_are_cut_as_a_convolution_with_that_stride_cuts_them() -> None:
+    draw = np.random.default_rng(0)
+    pictures = draw.normal(size=(2, 8, 12, 3)).astype(np.float32)
+    kernel = draw.normal(size=(4, 4, 3, 5)).astype(np.float32)
+    expected = jax.lax.conv_general_dilated(
+        pictures, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    found = student.cut_patches(jnp.asarray(pictures), 4) @ kernel.reshape(48, 5)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_places_and_patches_tell_where_something_is() -> None:
+    """What the mean over a picture, or 8 x 8 of its pixels, cannot show."""
+    plain = make_spec()
+    precise = make_spec(network=dataclasses.replace(SMALL, places=3, patches=(4, 5)))
+    batch = batch_of(plain)
+    depth = np.zeros((3, 32, 32), np.float32)
+    depth[:, 9, 9] = 0.3  # between the pixels that are picked
+    black = {f"{side}_depth": 0 * depth for side in student.SIDES}
+    rgb = np.zeros((3, 32, 32, 3), np.uint8)
+    for spec, sees in ((plain, False), (precise, True)):
+        found = make_policy(spec)
+        before = found.apply({**batch, **black})
+        after = found.apply({**batch, **black, "left_depth": depth})
+        assert (np.abs(after - before).max() > 1e-5) == sees
+    # The same picture in the middle of the one and of the other half: the mean over all places is the same.
+    encoder = student.init(precise, jax.random.PRNGKey(0))["encoder"]
+    rgb[0, 8:24, 4:12], rgb[1, 8:24, 20:28] = 200, 200
+    code = np.asarray(student.encode(precise, encoder, jnp.asarray(rgb)[:, None]))
+    assert code.shape == (3, 1, 4, 4, 8)
+    mean = np.asarray(student.encode(plain, encoder, jnp.asarray(rgb)[:, None]))
+    np.testing.assert_allclose(code.mean((2, 3)), mean, atol=1e-6)
+    assert code[0, 0, :, :2].sum() > code[0, 0, :, 2:].sum()
+    assert code[1, 0, :, :2].sum() < code[1, 0, :, 2:].sum()
+
+
 def test_the_depth_only_student_learns_its_own_convolutions() -> None:
     depth = parameters(make_spec("depth", StudentNetworkConfig(), cameras=CameraSpec(size=64)))
     assert depth.keys() == {"head"}
@@ -288,6 +324,12 @@ def test_a_malformed_observation_is_named(
         lambda: StudentNetworkConfig(embedding=0),
         lambda: StudentNetworkConfig(activation="step"),
         lambda: StudentNetworkConfig(depth_side=0),
+        lambda: StudentNetworkConfig(places=-1),
+        lambda: StudentNetworkConfig(patches=(8,)),
+        lambda: StudentNetworkConfig(patches=(8, 0)),
+        lambda: make_spec(
+            network=StudentNetworkConfig(patches=(4, 4)), cameras=CameraSpec(size=20)
+        ),
         lambda: make_spec("sound"),
     ],
 )
