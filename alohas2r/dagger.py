@@ -28,7 +28,6 @@ from alohas2r import (
     config,
     engines,
     networks,
-    noise,
     plan,
     policy,
     pretrain,
@@ -40,15 +39,15 @@ from alohas2r import (
 from alohas2r.checkpoint import Checkpoint
 from alohas2r.config import check
 from alohas2r.control import ControlConfig
-from alohas2r.engines import BufferConfig
+from alohas2r.engines import BufferConfig, Engine
 from alohas2r.engines.cpu import snapshot
-from alohas2r.env import Env, EnvConfig, EnvState, Scored
+from alohas2r.env import Env, EnvConfig, EnvState, Scored, Start
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.history import HistoryConfig
 from alohas2r.noise import NoiseConfig
 from alohas2r.policy import StagedPolicy, StatePolicy
 from alohas2r.senses import Seen, Senses, SensesConfig, SensesState, make_renderer
-from alohas2r.signals import Readout
+from alohas2r.signals import Readout, Signals
 from alohas2r.student import CameraSpec, StudentNetworkConfig, StudentPolicy
 from alohas2r.switch_states import INSERT_NOISE
 from alohas2r.tasks import hold_out
@@ -100,9 +99,10 @@ class DistillConfig:
       cameras: pictures. network: shapes.
       task: the episodes. hold_out: missing objects.
       control: action delay. senses: what the student's observation suffers.
-      noise: what the teacher's does, unless `exact_labels`; a state student observes with it.
-      exact_labels: whether the teacher labels the exact, undelayed state. Its actions on a noisy one scatter about
-        as much as all that a student fails to predict; see docs/ablations.md. Not for a state student.
+      noise: what the teacher's does.
+      draws: a label is the mean of the teacher's actions on so many independent measurements of the state, each with
+        its own memory. From one measurement to the next they scatter about as much as all that a student fails to
+        predict. 1 for a state student, which observes what the teacher does.
       engine: sizes of the buffers of the engine "warp".
       evaluations: evaluations on the way, evenly spread; the last is at the end.
       evaluation_episodes: episodes of each.
@@ -132,7 +132,7 @@ class DistillConfig:
     hold_out: HoldOutConfig = HoldOutConfig()
     control: ControlConfig = ControlConfig()
     noise: NoiseConfig = INSERT_NOISE
-    exact_labels: bool = True
+    draws: int = 4
     senses: SensesConfig = SensesConfig()
     engine: BufferConfig = BufferConfig()
     evaluations: int = 2
@@ -163,6 +163,8 @@ class DistillConfig:
         )
         check(0 <= self.average < 1, f"average must be in [0, 1), not {self.average}")
         check(0 <= self.precision <= 4, f"precision must be in 0..4, not {self.precision}")
+        most = 1 if self.observation == "state" else 64
+        check(1 <= self.draws <= most, f"draws must be in 1..{most}, not {self.draws}")
         check(0 <= self.evaluations <= 10_000, "evaluations must be in 0..10000")
         check(1 <= self.evaluation_episodes <= 100_000, "evaluation_episodes must be in 1..100000")
         check(0 <= self.checkpoints <= 100_000, "checkpoints must be in 0..100000")
@@ -201,7 +203,8 @@ def find_preset(name: str, observation: str = "rgbd") -> DistillConfig:
         raise ConfigError(
             f"Unknown observation '{observation}'.{did_you_mean(observation, student.OBSERVATIONS)}"
         )
-    found = dataclasses.replace(PRESETS[name], observation=observation)
+    draws = 1 if observation == "state" else PRESETS[name].draws
+    found = dataclasses.replace(PRESETS[name], observation=observation, draws=draws)
     if observation == "depth":
         cameras = dataclasses.replace(found.cameras, size=DEPTH_ONLY_SIZE)
         found = dataclasses.replace(found, cameras=cameras)
@@ -287,6 +290,47 @@ def choose_engine(engine: str, renderer: str, sees: bool) -> tuple[str, str]:
     return engine, "warp"
 
 
+class _Draws(Env):
+    """Environments whose state is measured several times at once, each time with a delay and a memory of its own.
+
+    Args:
+      draws: how often, D. `observe` returns features [N, D, F].
+      task, engine, config, context: as `Env`.
+    """
+
+    def __init__(
+        self, draws: int, task: Any, engine: Engine, config: EnvConfig, context: np.ndarray
+    ):
+        self.draws = draws
+        super().__init__(task, engine, config, context)
+
+    def _fresh(
+        self, key: jax.Array, context: jax.Array, stage: jax.Array
+    ) -> tuple[EnvState, Start]:
+        state, start = super()._fresh(key, context, stage)
+        delay, history = jax.tree.map(
+            lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], self.draws, 0),
+            (state.delay, state.history),
+        )
+        return state._replace(delay=delay, history=history), start
+
+    def _observe_one(
+        self, state: EnvState, signal: Signals
+    ) -> tuple[EnvState, jax.Array, jax.Array]:
+        observe = super()._observe_one
+        keys = jax.random.split(state.key, self.draws + 1)
+
+        def one(key: jax.Array, delay: Any, history: Any) -> tuple[Any, ...]:
+            found, features, privileged = observe(
+                state._replace(key=key, delay=delay, history=history), signal
+            )
+            return found.delay, found.history, features, privileged
+
+        delay, history, features, privileged = jax.vmap(one)(keys[1:], state.delay, state.history)
+        state = state._replace(key=keys[0], delay=delay, history=history)
+        return state, features, privileged[0]
+
+
 class Distiller:
     """Environments, the student's senses, the teacher, and the learning that joins them.
 
@@ -326,9 +370,7 @@ class Distiller:
             loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
         )
         made = engines.make(engine, loaded, count, threads, fields, settings.engine)
-        exact = settings.exact_labels and sees
-        known = noise.NONE if exact else settings.noise
-        environment = EnvConfig(settings.control, known, teacher.spec.history)
+        environment = EnvConfig(settings.control, settings.noise, teacher.spec.history)
         context = np.stack([half, np.zeros(count)], 1)
         network, memory = settings.network, settings.history
         if encoder is not None:
@@ -336,7 +378,7 @@ class Distiller:
         if settings.observation == "state":  # the teacher's own observation and memory
             memory = teacher.spec.history
         self.settings, self.teacher, self.seed = settings, teacher, seed
-        self.env = Env(task, made, environment, context)
+        self.env = _Draws(settings.draws, task, made, environment, context)
         self.spec = student.make_spec(
             scene.load("insert"),
             settings.observation,
@@ -464,7 +506,9 @@ class Distiller:
         held_out, switched = state.task.held_out, state.task.switched
         signals = self.env.extract(readout)
         state, known, _ = self.env.observe(state, readout)
-        label = hold_out.still(self.teacher.apply(known, switched, jnp), held_out)
+        flags = jnp.broadcast_to(switched[:, None], known.shape[:2])
+        label = hold_out.still(self.teacher.apply(known, flags, jnp).mean(1), held_out)
+        known = known[:, 0]
         weight = jnp.ones_like(label)
         if self.settings.precision > 0:
             std = jnp.maximum(staged_std(self.teacher, known, switched), _LEAST_STD)

@@ -245,6 +245,9 @@ def scale_depth(depth: Any, cutoff: float) -> Any:
 
 def reduce_nearest(pictures: Any, side: int) -> Any:
     """Picks the pixel nearest to the centre of each cell: [..., S, S] -> [..., side, side]."""
+    if pictures.shape[-1] % side == 0:  # the same as below, in a slice instead of two gathers
+        step = pictures.shape[-1] // side
+        return pictures[..., step // 2 :: step, step // 2 :: step]
     index = ((np.arange(side) + 0.5) * pictures.shape[-1] / side).astype(int)
     return pictures[..., index, :][..., index]
 

@@ -22,7 +22,6 @@ from alohas2r import (
     cli,
     config,
     dagger,
-    history,
     noise,
     policy,
     runlog,
@@ -278,20 +277,43 @@ def test_labels_are_the_staged_teachers_and_missing_objects_need_no_action(
     assert (np.abs(samples.label).reshape(16, 2, 7).max(-1) > 1e-3).sum() == 16
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_a_seeing_students_labels_are_those_of_the_exact_state(exact: bool) -> None:
-    settings = student_cases.settings("rgbd", f"exact_labels={exact}")
+def test_a_label_is_the_mean_over_independent_measurements() -> None:
     teacher = student_cases.staged()
-    distiller = Distiller(settings, teacher, student_cases.encoder(), 3, 1, "exact")
-    state, physics, readout, sense = distiller.begin()
-    known = history.init(teacher.spec.history, distiller.env.task.observation_size, jnp, (4,))
-    signals = noise.exact(distiller.env.extract(readout))
-    observed = jax.vmap(distiller.env.task.observation)(signals, state.task)
-    _, features = history.update(teacher.spec.history, known, observed, jnp)
-    label = hold_out.still(teacher.apply(features, state.task.switched, jnp), state.task.held_out)
-    samples, *_ = distiller.collect(distiller.init(), state, physics, readout, sense)
-    apart = np.abs(np.asarray(samples.label[:4] - label)).max()
-    assert apart < 1e-5 if exact else apart > 1e-3
+    labels, starts = {}, []
+    for draws in (1, 64):
+        settings = student_cases.settings("rgbd", f"draws={draws}", "num_envs=8")
+        distiller = Distiller(settings, teacher, student_cases.encoder(), 3, 1, "exact")
+        state, physics, readout, sense = distiller.begin()
+        starts.append(np.asarray(readout.qpos))
+        state, known, _ = distiller.env.observe(state, readout)
+        assert known.shape[:2] == (8, draws)
+        assert len(np.unique(np.asarray(known[0]), axis=0)) == draws
+        samples, *_ = distiller.collect(distiller.init(), state, physics, readout, sense)
+        labels[draws] = np.asarray(samples.label[:8])
+    np.testing.assert_array_equal(*starts)
+    # By hand, from 4,000 draws of the noise on the same states.
+    env = distiller.env
+    signals = env.extract(readout)
+    keys = jax.random.split(jax.random.PRNGKey(9), 4000)
+    flags, held_out = state.task.switched, state.task.held_out
+
+    @jax.jit
+    @jax.vmap
+    def drawn(key: jax.Array) -> jax.Array:
+        def one(key: jax.Array, signal: Any, task: Any) -> jax.Array:
+            return env.task.observation(noise.measure(settings.noise, key, signal), task)
+
+        first = jax.vmap(one)(jax.random.split(key, 8), signals, state.task)
+        repeated = jnp.tile(first, (1, 1 + len(teacher.spec.history.rates)))
+        return hold_out.still(teacher.apply(repeated, flags, jnp), held_out)
+
+    every = np.asarray(drawn(keys))
+    spread, mean = every.std(0), every.mean(0)
+    shown = spread > 1e-3
+    assert shown.mean() > 0.5
+    errors = {draws: ((found - mean)[shown] / spread[shown]) for draws, found in labels.items()}
+    assert np.sqrt(np.square(errors[1]).mean()) > 0.5
+    assert np.sqrt(np.square(errors[64]).mean()) < 0.3
 
 
 def test_clocks_are_scattered_at_the_start(small: Small) -> None:

@@ -203,6 +203,9 @@ def test_reducing_picks_the_pixel_in_the_middle_of_each_cell() -> None:
     np.testing.assert_array_equal(rows[:, 0], np.arange(8) * 4 + 2)
     np.testing.assert_array_equal(columns[0], np.arange(8) * 4 + 2)
     np.testing.assert_array_equal(student.reduce_nearest(picture, 32), picture)
+    uneven = student.reduce_nearest(picture, 5)[0]
+    np.testing.assert_array_equal(uneven[0] % 32, [3, 9, 16, 22, 28])
+    np.testing.assert_array_equal(uneven[:, 0] // 32, [3, 9, 16, 22, 28])
 
 
 def test_colour_and_depth_of_a_camera_shift_alike() -> None:
