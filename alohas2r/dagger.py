@@ -389,6 +389,8 @@ class Distiller:
             settings.control.scale,
             teacher.spec.observation,
         )
+        arms = task.scene.arms
+        self._open_grip = np.array([task.scene.home_ctrl[arm.ctrl[-1]] for arm in arms], np.float32)
         self.senses: Senses | None = None
         if sees:
             capacity = count if made.traceable else 0
@@ -507,7 +509,10 @@ class Distiller:
         signals = self.env.extract(readout)
         state, known, _ = self.env.observe(state, readout)
         flags = jnp.broadcast_to(switched[:, None], known.shape[:2])
-        label = hold_out.still(self.teacher.apply(known, flags, jnp).mean(1), held_out)
+        label = hold_out.still(
+            *(self.teacher.apply(known, flags, jnp).mean(1), held_out),
+            *(signals.ctrl[..., -1], self._open_grip, self.settings.control.scale),
+        )
         known = known[:, 0]
         weight = jnp.ones_like(label)
         if self.settings.precision > 0:

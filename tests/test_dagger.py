@@ -273,7 +273,16 @@ def test_labels_are_the_staged_teachers_and_missing_objects_need_no_action(
     # A state student gets the teacher's own features.
     expected = stateful.teacher.apply(samples.features, samples.switched, jnp)
     shown = present[:, :, None].repeat(7, 2).reshape(16, 14)
-    np.testing.assert_allclose(samples.label, np.where(shown, expected, 0), atol=1e-5)
+    arms = [slice(0, 6), slice(7, 13)]
+    for joints in arms:
+        wanted = np.where(shown, expected, 0)[:, joints]
+        np.testing.assert_allclose(samples.label[:, joints], wanted, atol=1e-5)
+    for grip in (6, 13):  # open at first, then led back where the arm had been told to close
+        kept = shown[:, grip]
+        np.testing.assert_allclose(samples.label[kept, grip], expected[kept, grip], atol=1e-5)
+        led = np.asarray(samples.label)[~kept, grip]
+        assert (led >= -1e-5).all()
+        assert (led <= 0.2 * 0.035 / 0.02 + 1e-5).all()
     assert (np.abs(samples.label).reshape(16, 2, 7).max(-1) > 1e-3).sum() == 16
 
 
@@ -305,7 +314,9 @@ def test_a_label_is_the_mean_over_independent_measurements() -> None:
 
         first = jax.vmap(one)(jax.random.split(key, 8), signals, state.task)
         repeated = jnp.tile(first, (1, 1 + len(teacher.spec.history.rates)))
-        return hold_out.still(teacher.apply(repeated, flags, jnp), held_out)
+        acts = teacher.apply(repeated, flags, jnp)
+        home = jnp.full(2, 0.037)  # grippers are open at the start
+        return hold_out.still(acts, held_out, jnp.broadcast_to(home, (8, 2)), home, 0.02)
 
     every = np.asarray(drawn(keys))
     spread, mean = every.std(0), every.mean(0)

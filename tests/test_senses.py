@@ -219,9 +219,12 @@ def test_what_is_held_out_is_out_of_sight_and_its_arm_stands_still() -> None:
         np.testing.assert_array_equal(frames.depth[0], frames.depth[1])
         assert (frames.depth[2, side] != frames.depth[1, side]).any()
     actions = np.random.default_rng(0).normal(size=(2, 14))
-    found = hold_out.still(actions, np.array([[True, False], [False, True]]), np)
-    assert not found[0, :7].any()
-    assert not found[1, 7:].any()
+    held_out = np.array([[True, False], [False, True]])
+    grips = np.array([[0.037, 0.010], [0.020, 0.002]])
+    found = hold_out.still(actions, held_out, grips, np.full(2, 0.037), 0.02, np)
+    assert not found[0, :7].any()  # it is open
+    assert not found[1, 7:13].any()
+    assert found[1, 13] == pytest.approx(0.2 * 0.035 / 0.02)  # a fifth of the way back
     np.testing.assert_array_equal(found[0, 7:], actions[0, 7:])
     np.testing.assert_array_equal(found[1, :7], actions[1, :7])
 

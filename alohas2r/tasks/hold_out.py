@@ -1,7 +1,7 @@
 """Insertion episodes in which an object may be missing: what teaches a student not to grasp at thin air.
 
-A held-out object lies behind its arm, out of the cameras' sight; the right action of that arm is to stand still.
-Source: recipe, section 6.
+A held-out object lies behind its arm, out of the cameras' sight; the right action of that arm is to stand still with
+an open gripper. Source: recipe, section 6.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from alohas2r.tasks.pick import TABLE_HEIGHT
 
 # Where a held-out object lies on the table, in its arm's base frame (m): behind the arm, beside its base.
 AWAY = (-0.08, 0.31)
+_LEAD_BACK = (
+    0.2  # share of a gripper's way back to open that a step takes; slow enough for delayed actions
+)
 _STREAM = 0x401D  # of the random numbers that decide what is held out
 
 
@@ -96,17 +99,27 @@ class HoldOutTask(InsertTask):
         return HoldOutState(*new, held_out=state.held_out), *outcome  # pyright: ignore[reportReturnType]
 
 
-def still(actions: Any, held_out: Any, xp: Any = jnp) -> Any:
-    """Lets the arms stand still whose object is missing.
+def still(
+    actions: Any, held_out: Any, grips: Any, open_grip: Any, scale: float, xp: Any = jnp
+) -> Any:
+    """Lets the arms stand still, their grippers open, whose object is missing.
+
+    A student's actions are never exactly zero. Nothing would stop a gripper from closing bit by bit, which is why
+    this one is led back.
 
     Args:
       actions: [..., 14] left arm first. held_out: [..., 2] bool.
+      grips: [..., 2] the grippers' targets (m); open_grip: [2] those of the home pose.
+      scale: change of a target by a full action.
       xp: numpy or jax.numpy.
 
     Returns:
       [..., 14]; an action of zero keeps a target where it is.
     """
-    return xp.where(xp.repeat(held_out, ACTIONS_PER_ARM, -1), 0.0, actions)
+    back = xp.clip(_LEAD_BACK * (open_grip - grips) / scale, -1.0, 1.0)[..., None]
+    rest = xp.zeros((*back.shape[:-1], ACTIONS_PER_ARM - 1), back.dtype)
+    quiet = xp.concatenate([rest, back], -1).reshape(*back.shape[:-2], -1)
+    return xp.where(xp.repeat(held_out, ACTIONS_PER_ARM, -1), quiet, actions)
 
 
 def object_in_gripper(signals: Signals) -> jax.Array:
