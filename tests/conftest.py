@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -16,6 +17,17 @@ from alohas2r.history import HistoryConfig
 # The same examples in every run; single examples may compile, so none has a deadline.
 settings.register_profile("alohas2r", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "alohas2r"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_compiled_twice(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what takes JAX long to compile; many tests make the same functions anew."""
+    with contextlib.suppress(ImportError):
+        import jax
+
+        folder = tmp_path_factory.getbasetemp() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(scope="session")
