@@ -163,8 +163,11 @@ class DistillConfig:
         )
         check(0 <= self.average < 1, f"average must be in [0, 1), not {self.average}")
         check(0 <= self.precision <= 4, f"precision must be in 0..4, not {self.precision}")
-        most = 1 if self.observation == "state" else 64
-        check(1 <= self.draws <= most, f"draws must be in 1..{most}, not {self.draws}")
+        check(1 <= self.draws <= 64, f"draws must be in 1..64, not {self.draws}")
+        check(
+            self.draws == 1 or self.observation != "state",
+            f"draws must be 1 for a state student, not {self.draws}",
+        )
         check(0 <= self.evaluations <= 10_000, "evaluations must be in 0..10000")
         check(1 <= self.evaluation_episodes <= 100_000, "evaluation_episodes must be in 1..100000")
         check(0 <= self.checkpoints <= 100_000, "checkpoints must be in 0..100000")

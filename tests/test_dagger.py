@@ -302,7 +302,12 @@ def test_a_label_is_the_mean_over_independent_measurements(small: Small) -> None
 
 def test_clocks_are_scattered_at_the_start(small: Small) -> None:
     settings = dataclasses.replace(
-        small.settings, num_envs=64, batch=128, observation="state", task=dagger.InsertConfig()
+        small.settings,
+        num_envs=64,
+        batch=128,
+        observation="state",
+        draws=1,
+        task=dagger.InsertConfig(),
     )
     distiller = Distiller(settings, small.teacher, None, 0, 1, "exact")
     clocks = np.asarray(distiller.begin()[0].task.step)
