@@ -111,12 +111,12 @@ def test_a_memory_adds_inputs_to_the_first_layer_alone() -> None:
 
 def test_patches_are_cut_as_a_convolution_with_that_stride_cuts_them() -> None:
     draw = np.random.default_rng(0)
-    pictures = draw.normal(size=(2, 8, 12, 3)).astype(np.float32)
-    kernel = draw.normal(size=(4, 4, 3, 5)).astype(np.float32)
+    pictures = jnp.asarray(draw.normal(size=(2, 8, 12, 3)), jnp.float32)
+    kernel = jnp.asarray(draw.normal(size=(4, 4, 3, 5)), jnp.float32)
     expected = jax.lax.conv_general_dilated(
         pictures, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    found = student.cut_patches(jnp.asarray(pictures), 4) @ kernel.reshape(48, 5)
+    found = student.cut_patches(pictures, 4) @ kernel.reshape(48, 5)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
