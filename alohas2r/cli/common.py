@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return app(arguments, prog_name="alohas2r", standalone_mode=False) or 0
     except typer.exceptions.TyperException as error:
         context = getattr(error, "ctx", None)
-        message = " ".join(error.format_message().split())
+        message = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
             return error.exit_code
