@@ -41,7 +41,7 @@ TOLERANCE = 1e-5  # of actions in [-1, 1], onnxruntime against JAX
 LEAST_EFFECT = 1e-6  # of a disturbance on the actions
 FP16_TOLERANCE = 0.01  # of actions, float16 against float32 weights
 DISTURBANCE = 0.1  # relative to a tensor's size
-CHECK_STEPS = 16  # recorded observations in the file, if there are more of them
+CHECK_STEPS = 8  # recorded observations in the file, if there are more of them
 _CAST = "/float32"  # what the float32 form of a float16 weight is called
 
 Arrays = Mapping[str, np.ndarray]
