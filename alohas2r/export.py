@@ -42,6 +42,8 @@ LEAST_EFFECT = 1e-6  # of a disturbance on the actions
 FP16_TOLERANCE = 0.01  # of actions, float16 against float32 weights
 DISTURBANCE = 0.1  # relative to a tensor's size
 CHECK_STEPS = 8  # recorded observations in the file, if there are more of them
+# Operations that repeat a single number as often as their other inputs need it.
+_BROADCAST = ("Add", "Div", "Greater", "Less", "Max", "Min", "Mul", "Sub", "Where")
 _CAST = "/float32"  # what the float32 form of a float16 weight is called
 
 Arrays = Mapping[str, np.ndarray]
@@ -426,6 +428,7 @@ def convert(network: Network, opset: int = OPSET, fp16: bool = False) -> onnx.Mo
     lost = [name for name in names if name not in used]
     if lost or [one.name for one in graph.input] != inputs:
         raise ArtifactError(f"jax2onnx left out {', '.join(lost) or 'an input'}.")
+    _simplify(graph)
     for name in names:
         _place(graph, name, np.asarray(network.weights[name], np.float32), fp16)
     del graph.value_info[:]
@@ -435,6 +438,48 @@ def convert(network: Network, opset: int = OPSET, fp16: bool = False) -> onnx.Mo
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ArtifactError(f"jax2onnx made an invalid model: {error}") from error
     return model
+
+
+def _simplify(graph: onnx.GraphProto) -> None:
+    """Leaves the batch's size to reshaping and broadcasting, instead of computing it in chains of nodes.
+
+    Every node costs some microseconds, which is most of the time that so small a network takes.
+    """
+    made = {name: node for node in graph.node for name in node.output}
+    fixed = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    for node in graph.node:
+        source = made.get(node.input[1]) if node.op_type == "Reshape" else None
+        if source is None or source.op_type != "Concat":
+            continue
+        parts = [fixed.get(name) for name in source.input]
+        if sum(part is None for part in parts) != 1 or any(
+            part is not None and (part < 1).any() for part in parts
+        ):
+            continue
+        sizes = np.concatenate([[-1] if part is None else part.ravel() for part in parts])
+        node.input[1] = f"{node.output[0]}/shape"
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(sizes.astype(np.int64), node.input[1])
+        )
+    numbers = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Expand" and fixed.get(node.input[0], np.zeros(2)).size == 1
+    }
+    for node in graph.node:
+        if node.op_type in _BROADCAST and not numbers.keys() >= {*node.input}:
+            for index, name in enumerate(node.input):
+                node.input[index] = numbers.get(name, name)
+    outputs = {one.name for one in graph.output}
+    while True:
+        used = outputs.union(*(node.input for node in graph.node))
+        idle = [node for node in graph.node if used.isdisjoint(node.output)]
+        if not idle:
+            break
+        for node in idle:
+            graph.node.remove(node)
+    for one in [one for one in graph.initializer if one.name not in used]:
+        graph.initializer.remove(one)
 
 
 @contextlib.contextmanager

@@ -247,7 +247,8 @@ def reduce_nearest(pictures: Any, side: int) -> Any:
     """Picks the pixel nearest to the centre of each cell: [..., S, S] -> [..., side, side]."""
     if pictures.shape[-1] % side == 0:  # the same as below, in a slice instead of two gathers
         step = pictures.shape[-1] // side
-        return pictures[..., step // 2 :: step, step // 2 :: step]
+        rows = jax.lax.slice_in_dim(pictures, step // 2, None, step, -2)
+        return jax.lax.slice_in_dim(rows, step // 2, None, step, -1)
     index = ((np.arange(side) + 0.5) * pictures.shape[-1] / side).astype(int)
     return pictures[..., index, :][..., index]
 
@@ -343,14 +344,16 @@ class Head(nn.Module):
 
         if rgb is not None and network.places:
             embed("rgb", rgb.mean((2, 3)))
-            embed("places", nn.relu(nn.Dense(network.places, name="places")(rgb)))
+            places = rgb.reshape(-1, rgb.shape[-1])  # matrices make simple programs
+            places = nn.relu(nn.Dense(network.places, name="places")(places))
+            embed("places", places.reshape(batch, len(SIDES), -1))
         elif rgb is not None:
             embed("rgb", rgb)
         if depth is not None:
             embed("depth", self._depth(depth))
             if network.patches and self.spec.observation != "depth":
                 embed("patches", self._patches(depth))
-        flag = jnp.where(switched, 1.0, -1.0)[:, None]
+        flag = (2.0 * switched - 1.0).reshape(-1, 1)
         values = jnp.concatenate([*seen, features, flag], -1)
         for index, size in enumerate(network.hidden):
             values = activation(nn.Dense(size, name=f"layer{index}")(values))
@@ -385,8 +388,11 @@ class Head(nn.Module):
         batch, cameras, *size = depth.shape
         pictures = depth.reshape(-1, *size)
         values = jnp.stack([pictures, jnp.asarray(pictures > 0, jnp.float32)], -1)
-        values = nn.relu(nn.Dense(first, name="patches0")(cut_patches(values, 4)))
-        values = nn.relu(nn.Dense(second, name="patches1")(cut_patches(values, 2)))
+        for index, (count, side) in enumerate(((first, 4), (second, 2))):
+            cut = cut_patches(values, side)
+            flat = cut.reshape(-1, cut.shape[-1])  # matrices make simple programs
+            values = nn.relu(nn.Dense(count, name=f"patches{index}")(flat))
+            values = values.reshape(*cut.shape[:-1], count)
         return values.reshape(batch, cameras, -1)
 
 

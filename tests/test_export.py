@@ -76,6 +76,12 @@ def test_every_weight_of_the_student_is_in_the_file(
     operators = [node.op_type for node in onnx.load(str(student_file)).graph.node]
     assert operators.count("Conv") == 3  # both cameras at once
     assert operators.count("Tanh") == 1
+    # The batch's size is not computed in chains of nodes, but for the features' normalization.
+    assert operators.count("Shape") <= 2
+    fixed = initializers(student_file).keys()
+    for node in onnx.load(str(student_file)).graph.node:
+        if node.op_type == "Reshape" and node.input[0] not in fixed:
+            assert node.input[1] in fixed, node.output
 
 
 def test_the_student_acts_from_raw_sensor_inputs(
