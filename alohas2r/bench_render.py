@@ -55,6 +55,7 @@ class BenchConfig:
         out (s).
       budget: time after which no further cell is begun (s).
       ratios: whether to take the ratios.
+      ratio_envs: environments that the ratios are taken with.
       seed: of poses and looks.
     """
 
@@ -69,6 +70,7 @@ class BenchConfig:
     longest: float = 2.5
     budget: float = 190.0
     ratios: bool = True
+    ratio_envs: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,8 +85,12 @@ class BenchConfig:
         ):
             for value in getattr(self, name):
                 check(value in choices, f"Unknown {what} '{value}'.{did_you_mean(value, choices)}")
-        for name, most in (("sizes", base.MAX_SIDE), ("environments", 1 << 20)):
-            for value in getattr(self, name):
+        for name, most in (
+            ("sizes", base.MAX_SIDE),
+            ("environments", 1 << 20),
+            ("ratio_envs", _MANY),
+        ):
+            for value in np.ravel(getattr(self, name)):
                 check(1 <= value <= most, f"{name}: {value} must lie in 1..{most}.")
         check(self.threads >= 0, f"threads = {self.threads} must not be negative.")
         check(0 < self.seconds <= self.longest, "seconds must lie in (0, longest].")
@@ -160,7 +166,7 @@ def ratios(config: BenchConfig | None = None) -> dict[str, Any]:
       draws 1,024 environments with shadows on all threads.
     """
     config = config or BenchConfig()
-    count = 512
+    count = config.ratio_envs
     prepared, poses, sample = _scene(WRIST, _MANY, config.seed)
 
     def caster(**options: Any) -> renderers.Renderer:

@@ -204,6 +204,7 @@ def test_ratios_hold_and_memory_is_bounded() -> None:
         sizes=(32,),
         environments=(1024,),
         seconds=0.01,
+        ratio_envs=64,
     )
     found = bench_render.bench_render(config)
     ratios = found["ratios"]
@@ -228,6 +229,7 @@ def test_memory_is_bounded() -> None:
     from alohas2r import bench_render
     found = bench_render.bench_render(bench_render.BenchConfig(
         backends=("raycast",), scenes=("twoarm",), sizes=(32,), environments=(1024,), seconds=0.01,
+        ratio_envs=32,
     ))
     rows = [row["memory_mb"] for row in found["rows"]]
     print(json.dumps([found["ratios"]["memory_mb_1024"], *rows]))
