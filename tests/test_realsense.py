@@ -19,7 +19,7 @@ from alohas2r.robots.realsense import (
     write_recording,
 )
 
-pytest.importorskip("pyrealsense2")
+rs = pytest.importorskip("pyrealsense2")
 
 COUNT = 12
 
@@ -135,6 +135,18 @@ def test_a_stepped_recording_returns_every_picture_in_order(recording):
     first = frames[0]
     assert (np.diff(first.rgb.astype(int).mean(axis=(0, 2))) >= 0).all()  # brighter to the right
     assert (np.diff(first.depth.mean(axis=0)) < 0).all()  # and nearer
+
+
+def test_no_picture_is_lost_between_the_start_and_the_first_read(recording, monkeypatch):
+    class SlowToStart(rs.pipeline):
+        def start(self, *args):
+            profile = super().start(*args)
+            time.sleep(0.3)  # nine pictures long, had the recording played at its own pace
+            return profile
+
+    monkeypatch.setattr(rs, "pipeline", SlowToStart)
+    with RealSenseCamera("left", recording=recording, realtime=False) as camera:
+        assert [camera.read(0.1).number for _ in range(COUNT)] == list(range(COUNT))
 
 
 def test_another_depth_unit_is_read_from_the_recording(tmp_path):

@@ -360,15 +360,16 @@ class RealSenseCamera:
             problem = f"The {self.name} camera does not start; does another program use it?"
         pipeline = rs.pipeline()
         try:
+            if self._recording is not None:  # before it plays: the first pictures would be lost
+                device = settings.resolve(rs.pipeline_wrapper(pipeline)).get_device()
+                device.as_playback().set_real_time(not self._stepped)
             profile = pipeline.start(settings)
         except RuntimeError as error:
             raise RobotFault(f"{problem} ({error}).") from error
         device = profile.get_device()
         sensor = device.first_depth_sensor()
         self.depth_unit_m = float(sensor.get_depth_scale())
-        if self._recording is not None:
-            device.as_playback().set_real_time(not self._stepped)
-        else:
+        if self._recording is None:
             _set_exposure(rs, sensor, config)
         self._pipeline = pipeline
 
