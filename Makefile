@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN ?= runs/demo
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -25,7 +26,8 @@ demo: $(VENV)/.train
 test: $(VENV)/.test
 	@failed=0; \
 	$(MAKE) --no-print-directory lint || failed=1; \
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=85 $(PYTEST) || failed=1; \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+	  --cov --cov-report=term --cov-fail-under=85 $(PYTEST) || failed=1; \
 	exit $$failed
 
 test-long: $(VENV)/.test

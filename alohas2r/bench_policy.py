@@ -36,11 +36,11 @@ def bench_policy(
 ) -> dict[str, Any]:
     """Measures the latency of one action on the policy's recorded observations.
 
-    "onnx": OnnxPolicy.act on one thread, checks and memory included. "network": the file's network
-    with its memory alone, without checks. "jax": the same work as "network" in one jitted function,
-    from NumPy to NumPy; only for an artifact, as a file holds no JAX function. "server": the round
-    trip to a server process on this machine. They take turns in one run, each flat out and then at
-    the pace of the robot, where caches have gone cold and the processor sleeps between two actions.
+    "onnx": OnnxPolicy.act on one thread, checks and memory included. "jax": network and memory in
+    one jitted function, from NumPy to NumPy, without checks; only for an artifact, as a file holds
+    no JAX function. "server": the round trip to a server process on this machine. They take turns
+    in one run, each flat out and then at the pace of the robot, where caches have gone cold and the
+    processor sleeps between two actions.
 
     Args:
       policy_path: an artifact's directory, which is exported for this, or an exported file.
@@ -51,8 +51,8 @@ def bench_policy(
       progress: receives reports.
 
     Returns:
-      "onnx", "network", "jax" (None if not measured) and "server": each with "flat_out" and "paced",
-      each with "count", "p50_ms", "p99_ms", "worst_ms", "mean_ms"; "network_over_jax": ratio of the
+      "onnx", "jax" (None if not measured) and "server": each with "flat_out" and "paced",
+      each with "count", "p50_ms", "p99_ms", "worst_ms", "mean_ms"; "onnx_over_jax": ratio of the
       medians "flat_out" and "paced" (None if not measured); "rate_hz", and "machine".
 
     Raises:
@@ -76,19 +76,19 @@ def bench_policy(
                 jitted = _jitted(export.load_network(source))
         local = OnnxPolicy.load(path)
         with _served(path) as remote:
-            variants: dict[str, Act] = {"onnx": local.act, "network": _unchecked(local)}
+            variants: dict[str, Act] = {"onnx": local.act}
             variants |= {} if jitted is None else {"jax": jitted}
             variants["server"] = remote.act
             meter = runlog.Meter("bench", len(variants) * (acts + paced), progress, unit="actions")
             measured = _measure(variants, local.examples(), acts, paced, rate_hz, meter)
     compared = {
-        mode: round(measured["network"][mode]["p50_ms"] / measured["jax"][mode]["p50_ms"], 3)
+        mode: round(measured["onnx"][mode]["p50_ms"] / measured["jax"][mode]["p50_ms"], 3)
         for mode in ("flat_out", "paced")
         if "jax" in measured and measured["jax"][mode] is not None
     }
     return {
-        **{name: measured.get(name) for name in ("onnx", "network", "jax", "server")},
-        "network_over_jax": compared or None,
+        **{name: measured.get(name) for name in ("onnx", "jax", "server")},
+        "onnx_over_jax": compared or None,
         "rate_hz": rate_hz,
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -155,18 +155,6 @@ def _summary(seconds: list[float]) -> dict[str, Any] | None:
         "worst_ms": round(float(values.max()), 4),
         "mean_ms": round(float(values.mean()), 4),
     }
-
-
-def _unchecked(policy: OnnxPolicy) -> Act:
-    """Returns a file's network with its memory, which takes for granted what `act` checks."""
-    state: Any = None
-
-    def act(observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        nonlocal state
-        state, values = policy.interface.remember(state, observation)
-        return policy.network({name: value[None] for name, value in values.items()})[0]
-
-    return act
 
 
 def _jitted(network: Any) -> Act:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,12 +56,22 @@ def _rates(rates: tuple[float, ...]) -> np.ndarray:
     return np.array(rates, np.float32)
 
 
+@functools.lru_cache(4096)
+def _rates_at(rates: tuple[float, ...], seen: int) -> np.ndarray:
+    """Returns the rates [R, 1] after so many observations: the first ones count equally."""
+    return np.maximum(_rates(rates), np.float32(1 / (seen + 1)))[:, None]
+
+
 def update(
     config: HistoryConfig, state: HistoryState, observation: Any, xp: Any
 ) -> tuple[HistoryState, Any]:
     """Adds an observation [..., n] and returns the new state and the features [..., n * (1 + rates)]."""
     if not config.rates:
         return HistoryState(state.averages, state.seen + 1), observation
+    if xp is np and np.ndim(state.seen) == 0:  # on a robot, where each call counts
+        rate = _rates_at(config.rates, min(int(state.seen), math.ceil(1 / min(config.rates))))
+        averages = state.averages + rate * (observation - state.averages)
+        return HistoryState(averages, state.seen + 1), np.concatenate([observation, *averages])
     first = 1.0 / (state.seen[..., None].astype(xp.float32) + 1.0)
     rate = xp.maximum(_rates(config.rates), first)[..., None]  # [..., R, 1]
     averages = state.averages + rate * (observation[..., None, :] - state.averages)

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import zipfile
@@ -101,7 +102,7 @@ class Input:
         if array.dtype != wanted or not array.flags.c_contiguous:
             with np.errstate(over="ignore", invalid="ignore"):
                 array = np.ascontiguousarray(array, wanted).reshape(self.shape)
-        if floats and not np.isfinite(array).all():
+        if floats and not _finite(array):
             bad = np.argwhere(~np.isfinite(array))
             where = "".join(f"[{index}]" for index in bad[0])
             raise ArtifactError(
@@ -202,8 +203,7 @@ class Interface:
             before = (
                 history.init(memory.history, len(newest), np) if state is None else state[index]
             )
-            with np.errstate(over="ignore", invalid="ignore"):
-                after, features = history.update(memory.history, before, newest, np)
+            after, features = history.update(memory.history, before, newest, np)
             states.append(after)
             found[memory.feature] = features
         return tuple(states), found
@@ -319,10 +319,13 @@ class OnnxPolicy:
           ArtifactError: a key is missing or unknown, a value has another shape or type or is not
             finite, or is so large that the action is not.
         """
-        memory, values = self.interface.remember(self._memory, self._read(observation))
+        values = self._read(observation)
+        for one in self.interface.memories:  # no difference of such values is too large either
+            if not math.isfinite(_squares(values[one.observation])):
+                raise ArtifactError(f"The values of '{one.observation}' are too large to average.")
+        memory, values = self.interface.remember(self._memory, values)
         actions = self.network({name: value[None] for name, value in values.items()})[0]
-        remembered = [values[one.feature] for one in self.interface.memories]
-        if not all(np.isfinite(one).all() for one in (*remembered, actions)):
+        if not _finite(actions):
             raise ArtifactError("The observation's values are too large to compute with.")
         self._memory = memory
         return actions
@@ -366,9 +369,9 @@ class OnnxPolicy:
                 f"The observation must be a mapping with the keys {', '.join(self._inputs)}, "
                 f"not {type(observation).__name__}."
             )
-        missing = [name for name in self._inputs if name not in observation]
-        unknown = [str(name)[:80] for name in observation if name not in self._inputs]
-        if missing or unknown:
+        if observation.keys() != self._inputs.keys():
+            missing = [name for name in self._inputs if name not in observation]
+            unknown = [str(name)[:80] for name in observation if name not in self._inputs]
             found = [f"lacks {', '.join(missing)}"] if missing else []
             found += [f"has the unknown {', '.join(unknown[:8])}"] if unknown else []
             wanted = "; ".join(
@@ -376,6 +379,16 @@ class OnnxPolicy:
             )
             raise ArtifactError(f"The observation {' and '.join(found)}. It must have: {wanted}.")
         return {name: one.read(observation[name]) for name, one in self._inputs.items()}
+
+
+def _squares(array: np.ndarray) -> float:
+    """Returns the sum of all squares, without a warning where it is too large."""
+    return float(np.vdot(array, array))
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Returns whether all numbers are finite; the sum of squares nearly always tells, and sooner."""
+    return math.isfinite(_squares(array)) or bool(np.isfinite(array).all())
 
 
 def seal(content: bytes) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,14 +21,34 @@ settings.register_profile("alohas2r", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "alohas2r"))
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of this run that all its workers see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Lets tests marked `alone` wait until no other worker runs a test, and the others for them."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    alone = item.get_closest_marker("alone") is not None
+    folder = item.config.cache.mkdir("alone")
+    with (folder / "door").open("w") as door, (folder / "room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)  # who waits for an empty room lets nobody in before
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        return (yield)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_is_compiled_twice(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _nothing_is_compiled_twice(shared_folder: pathlib.Path) -> None:
     """Keeps what takes JAX long to compile; many tests make the same functions anew."""
     with contextlib.suppress(ImportError):
         import jax
 
-        folder = tmp_path_factory.getbasetemp() / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(shared_folder / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

@@ -17,6 +17,8 @@ from alohas2r import bench_gpu, bench_report, cli, runlog
 from alohas2r.bench_gpu import Job, Phase
 from alohas2r.errors import ConfigError, ModelError
 
+pytestmark = pytest.mark.alone
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECORDED = ROOT / "tests" / "data" / "bench_gpu_tiny.json"  # written by benchmarks/gpu.sh --tiny
 

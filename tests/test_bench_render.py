@@ -197,6 +197,7 @@ def test_random_poses_are_valid() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_ratios_hold_and_memory_is_bounded() -> None:
     config = bench_render.BenchConfig(
         backends=("raycast", "warp"),
@@ -222,6 +223,7 @@ def test_ratios_hold_and_memory_is_bounded() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_memory_is_bounded() -> None:
     # A process of its own: here everything that other tests have loaded would count.
     code = """

@@ -6,6 +6,8 @@ import pytest
 from alohas2r import benchmark, runlog, scene
 from alohas2r.errors import ConfigError
 
+pytestmark = pytest.mark.alone
+
 
 def test_one_run_measures_physics_environment_and_training() -> None:
     reports: list[runlog.Report] = []

@@ -38,6 +38,8 @@ from alohas2r.robots.rig import RigConfig
 from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, cameras
 from alohas2r.safety import FULL, Mode, SafetyConfig, SafetyModel, at_rest
 
+pytestmark = pytest.mark.alone
+
 INSERT = scene.load("insert")
 HOME = start_pose()
 IMPATIENT = SafetyConfig(patience_s=0.0)

@@ -29,6 +29,8 @@ from alohas2r.robots.dynamixel import (
 from alohas2r.robots.emulator import Emulator, EmulatorConfig, Faults
 
 pytest.importorskip("dynamixel_sdk")
+
+pytestmark = pytest.mark.alone
 INSERT = scene.load("insert")
 LINKAGE = GripperLinkage()
 TICK = np.where(IS_GRIPPER, 5e-5, RAD_PER_TICK)  # half a tick, and the grippers' travel in it

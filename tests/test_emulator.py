@@ -20,6 +20,8 @@ from alohas2r.robots.emulator import Emulator, EmulatorConfig, Faults
 
 sdk = pytest.importorskip("dynamixel_sdk")
 
+pytestmark = pytest.mark.alone
+
 LED, TORQUE, GOAL, WATCHDOG, DRIVE_MODE, SECONDARY = 65, 64, 116, 98, 10, 12
 HOME = scene.load("insert").home_qpos
 WAIST = scene.load("insert").arms[0].qpos[0]

@@ -133,11 +133,16 @@ def test_values_too_large_for_the_averages_do_not_poison_them(
     pick: tuple[pathlib.Path, pathlib.Path],
 ) -> None:
     file = OnnxPolicy.load(pick[1])
-    largest = np.float32(np.finfo(np.float32).max)
-    file.act({"observation": np.full(11, largest)})
-    with pytest.raises(ArtifactError, match="too large"):
-        file.act({"observation": np.full(11, -largest)})
-    assert np.isfinite(file.act({"observation": np.full(11, largest)})).all()
+    large, largest = np.float32(5e18), np.finfo(np.float32).max  # the former has a square
+    file.act({"observation": np.full(11, large)})
+    other = file.fork()
+    other.act({"observation": np.full(11, large)})
+    for refused in (largest, -largest, 10 * large):
+        with pytest.raises(ArtifactError, match="too large"):
+            file.act({"observation": np.full(11, refused, np.float32)})
+    second = file.act({"observation": np.full(11, -large)})
+    assert np.isfinite(second).all()
+    np.testing.assert_array_equal(second, other.act({"observation": np.full(11, -large)}))
 
 
 def test_other_floats_are_converted(pick: tuple[pathlib.Path, pathlib.Path]) -> None:

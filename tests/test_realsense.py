@@ -21,6 +21,8 @@ from alohas2r.robots.realsense import (
 
 rs = pytest.importorskip("pyrealsense2")
 
+pytestmark = pytest.mark.alone
+
 COUNT = 12
 
 

@@ -40,6 +40,8 @@ from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
 from alohas2r.onnx_policy import OnnxPolicy
 from alohas2r.server import PolicyClient, ServerConfig
 
+pytestmark = pytest.mark.alone
+
 ROOT = pathlib.Path(server.__file__).resolve().parents[1]
 
 # Serves in a process of its own; the last line of output is what `serve` returned.

@@ -240,6 +240,7 @@ class RealSenseCamera:
         self._stepped = recording is not None and not realtime
         self._repeat = repeat
         self._pipeline: Any = None
+        self._device: Any = None  # kept beyond the stop: its own threads may not be the last to go
         self._latest: Frame | None = None
         self._problem = "no picture has come yet"
         self._ended = False
@@ -366,8 +367,8 @@ class RealSenseCamera:
             profile = pipeline.start(settings)
         except RuntimeError as error:
             raise RobotFault(f"{problem} ({error}).") from error
-        device = profile.get_device()
-        sensor = device.first_depth_sensor()
+        self._device = profile.get_device()
+        sensor = self._device.first_depth_sensor()
         self.depth_unit_m = float(sensor.get_depth_scale())
         if self._recording is None:
             _set_exposure(rs, sensor, config)
