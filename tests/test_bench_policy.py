@@ -64,11 +64,8 @@ def test_a_file_alone(staged: tuple[pathlib.Path, pathlib.Path]) -> None:
 def test_the_jitted_policy_is_the_same(staged: tuple[pathlib.Path, pathlib.Path]) -> None:
     file = OnnxPolicy.load(staged[1])
     act = bench_policy._jitted(export.load_network(staged[0], samples=8))
-    unchecked = bench_policy._unchecked(file.fork())
     for observation in file.examples():
-        expected = file.act(observation)
-        np.testing.assert_allclose(act(observation), expected, rtol=0, atol=1e-5)
-        np.testing.assert_array_equal(unchecked(observation), expected)
+        np.testing.assert_allclose(act(observation), file.act(observation), rtol=0, atol=1e-5)
 
 
 def test_pacing_starts_actions_a_period_apart() -> None:
