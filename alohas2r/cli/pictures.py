@@ -103,7 +103,7 @@ def bench_render(
     seconds: Annotated[float, typer.Option(help="Least time of a measurement.")] = 0.3,
     budget: Annotated[
         float, typer.Option(help="Seconds after which nothing further is begun.")
-    ] = 190.0,
+    ] = 215.0,
     csv: Annotated[
         pathlib.Path | None, typer.Option(help="Also write all rows, ours and published, here.")
     ] = None,

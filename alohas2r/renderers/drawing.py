@@ -566,36 +566,42 @@ class Drawing:
         groups, lights, tiles, pixels = asked.shape
         some = jnp.swapaxes(asked.any(-1), 0, 1).reshape(lights, groups * tiles)
         between = self._between(seen_from, places, view, span.reshape(-1, 8, 3), some)
-        # One pair of a light and a tile after the other, [L * n * T].
-        sets = tuple(part.reshape(-1) for part in between)
-        work = self._work(sets)
-        order = _ordered(work, self.group)
         start = [part.reshape(groups * tiles, pixels) for part in start]
         asked = asked.reshape(-1, pixels)
 
-        def test_group(index: Any, hidden: Any) -> Any:
-            pair = jax.lax.dynamic_slice_in_dim(order, index * self.group, self.group)
-            light, row = pair // (groups * tiles), pair % (groups * tiles)
-            begin = [part[row] for part in start]
-            to_light, distance = shading.rays_to_light(self.model, places, view[row], light, begin)
-            reach = distance - np.float32(SHADOW_GAP)
-            found = ~asked[(row // tiles * lights + light) * tiles + row % tiles]
-            for left, batch in zip(sets, self.batches, strict=True):
+        def blocked(batch: Any, left: Any) -> Any:
+            """Returns where a geom of each pair's set is in the way, [L * n * T, P]."""
+            work = _size(left)
+            order = _ordered(work, self.group)
 
-                def test(state: Any, batch: Any = batch) -> Any:
+            def test_group(index: Any, hidden: Any) -> Any:
+                pair = jax.lax.dynamic_slice_in_dim(order, index * self.group, self.group)
+                light, row = pair // (groups * tiles), pair % (groups * tiles)
+                begin = [part[row] for part in start]
+                way = shading.rays_to_light(self.model, places, view[row], light, begin)
+                to_light, reach = way[0], way[1] - np.float32(SHADOW_GAP)
+                found = ~asked[(row // tiles * lights + light) * tiles + row % tiles]
+
+                def test(state: Any) -> Any:
                     left, found = state
                     t, _ = self._next(seen_from, batch, left, view[row], begin, to_light)
                     return left & (left - 1), found | (t < reach)
 
                 _, found = jax.lax.while_loop(lambda s: (s[0] > 0).any(), test, (left[pair], found))
-            return jax.lax.dynamic_update_slice_in_dim(hidden, found, index * self.group, 0)
+                return jax.lax.dynamic_update_slice_in_dim(hidden, found, index * self.group, 0)
 
-        first = (work == 0).sum() // self.group  # what comes before has nothing in its way
-        hidden = jnp.zeros((len(order), pixels), bool)
-        hidden = jax.lax.fori_loop(first, len(order) // self.group, test_group, hidden)
-        inverse = jnp.zeros(len(work), order.dtype).at[order].set(jnp.arange(len(order)))
-        inverse = jnp.swapaxes(inverse.reshape(lights, groups, tiles), 0, 1)
-        return hidden[inverse] & asked.reshape(groups, lights, tiles, pixels)
+            first = (work == 0).sum() // self.group  # what comes before has nothing in its way
+            hidden = jnp.zeros((len(order), pixels), bool)
+            hidden = jax.lax.fori_loop(first, len(order) // self.group, test_group, hidden)
+            return hidden[jnp.zeros(len(work), order.dtype).at[order].set(jnp.arange(len(order)))]
+
+        # One pair of a light and a tile after the other. Each batch of geoms has groups of its own:
+        # what has many boxes in its way seldom has as many meshes.
+        hidden: Any = False
+        for batch, part in zip(self.batches, between, strict=True):
+            hidden |= blocked(batch, part.reshape(-1))
+        hidden = jnp.swapaxes(hidden.reshape(lights, groups, tiles, pixels), 0, 1)
+        return hidden & asked.reshape(groups, lights, tiles, pixels)
 
 
 def _span(surface: Surface, ray: Any) -> Any:
