@@ -199,15 +199,16 @@ def _spread() -> Iterator[None]:
 
     Left to itself, the system wakes several of them on one core and takes some 20 ms to part them.
     """
-    cores = _cores()
-    threads = _xla_threads()
+    cores, before = _cores(), dict[int, set[int]]()
     try:
-        for index, thread in enumerate(threads):
-            _stay(thread, {cores[index % len(cores)]})
+        for index, thread in enumerate(_xla_threads()):
+            with contextlib.suppress(OSError):  # it has ended
+                before[thread] = os.sched_getaffinity(thread)
+                _stay(thread, {cores[index % len(cores)]})
         yield
     finally:
-        for thread in threads:
-            _stay(thread, set(cores))
+        for thread, where in before.items():
+            _stay(thread, where)
 
 
 def _stay(thread: int, cores: set[int]) -> None:
