@@ -464,12 +464,13 @@ def _simplify(graph: onnx.GraphProto, biases: Collection[str]) -> None:
         parts = [fixed.get(name) for name in source.input] if source is not None else []
         if source is None or source.op_type != "Concat" or sum(one is None for one in parts) != 1:
             continue
+        if any(one is not None and (one < 1).any() for one in parts):
+            continue
         sizes = np.concatenate([[batch] if one is None else one.ravel() for one in parts])
-        if node.op_type == "Slice" or (sizes != 0).all():
-            node.input[index] = f"{node.output[0]}/sizes"
-            graph.initializer.append(
-                onnx.numpy_helper.from_array(sizes.astype(np.int64), node.input[index])
-            )
+        node.input[index] = f"{node.output[0]}/sizes"
+        graph.initializer.append(
+            onnx.numpy_helper.from_array(sizes.astype(np.int64), node.input[index])
+        )
     numbers = {
         node.output[0]: node.input[0]
         for node in graph.node
@@ -506,7 +507,10 @@ def _simplify(graph: onnx.GraphProto, biases: Collection[str]) -> None:
     fixed = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     for node in graph.node:
         source = made.get(node.input[0]) if node.op_type == "Reshape" else None
-        if source is not None and source.op_type == "Reshape" and fixed[node.input[1]].all():
+        sizes = fixed.get(node.input[1]) if node.op_type == "Reshape" else None
+        if source is None or source.op_type != "Reshape" or sizes is None:
+            continue
+        if sizes.all():  # a 0 would keep a size of what the first one made
             node.input[0] = source.input[0]
     _drop_unused(graph)
 
