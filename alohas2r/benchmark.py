@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r import engines, evaluate, runlog, teacher
+from alohas2r import engines, evaluate, runlog, senses, teacher
 from alohas2r.config import check
 from alohas2r.engines import Engine
-from alohas2r.engines.cpu import snapshot
+from alohas2r.engines.cpu import CpuEngine, snapshot
 from alohas2r.env import Env
 from alohas2r.ppo import Ppo
 
@@ -264,7 +264,7 @@ def bench_distill(
         "engine": distiller.env.engine.name,
         "renderer": drawn_by,
         "envs": settings.num_envs,
-        "threads": distiller.env.engine.threads,
+        "threads": distiller.threads,
         "turns": len(times["physics"]),
         "shadows": settings.senses.shadows,
         **{f"{name}_steps_per_s": round(speed[name], 1) for name in names},
@@ -277,25 +277,40 @@ def bench_distill(
 
 
 def _batch_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
-    """Returns what does an iteration's physics and rendering on the CPU engine again, and gives the seconds of each."""
-    engine = _Recording(distiller.env.engine)
-    drawer = _Drawn(distiller.senses.renderer)
-    distiller.env.engine, distiller.senses.renderer = engine, drawer
+    """Returns what does an iteration's physics and rendering on the CPU engine again, and gives the seconds of each.
 
-    def again(began: Any, physics: Any) -> tuple[float, float]:
-        after = snapshot(physics)
-        engine.batch.state[:] = began[2].rows
+    Both do all environments at once, with all threads.
+    """
+    settings = distiller.settings
+    scene = distiller.env.task.scene
+    whole = CpuEngine(scene, settings.num_envs, distiller.threads, distiller.fields)
+    size = distiller.spec.cameras.size
+    drawing = senses.make_renderer(distiller.renderer, size, distiller.threads)
+    recorded = []
+    for world in distiller.worlds:
+        engine, drawer = _Recording(world.env.engine), _Drawn(world.senses.renderer)
+        world.env.engine, world.senses.renderer = engine, drawer
+        recorded.append((engine, drawer))
+
+    def again(began: Any, _physics: Any) -> tuple[float, float]:
+        targets = np.concatenate([engine.targets for engine, _ in recorded], 1)
+        poses = np.concatenate([drawer.poses for _, drawer in recorded], 1)
+        shown = {
+            name: np.concatenate([drawer.looks[name] for _, drawer in recorded])
+            for name in recorded[0][1].looks
+        }
+        whole.batch.state[:] = began[2].rows
         started = time.monotonic()
-        for ctrl in engine.targets:
-            engine.batch.ctrl = ctrl
-            engine.batch.step(nstep=engine.substeps)
+        for ctrl in targets:
+            whole.batch.ctrl = ctrl
+            whole.batch.step(nstep=whole.substeps)
         between = time.monotonic()
-        for poses in drawer.poses:
-            drawer.plain.render(poses, drawer.looks)
+        for some in poses:
+            drawing.render(some, shown)
         finished = time.monotonic()
-        engine.batch.state[:] = after.rows
-        engine.targets.clear()
-        drawer.poses.clear()
+        for engine, drawer in recorded:
+            engine.targets.clear()
+            drawer.poses.clear()
         return between - started, finished - between
 
     return again

@@ -7,12 +7,14 @@ teacher's deterministic action, computed from its own noisy observations. Source
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,10 +30,12 @@ from alohas2r import (
     config,
     engines,
     networks,
+    parallel,
     plan,
     policy,
     pretrain,
     randomize,
+    renderers,
     runlog,
     scene,
     student,
@@ -57,6 +61,8 @@ from alohas2r.tasks.insert import InsertConfig
 # Streams of random numbers.
 _ENVS, _SENSES, _SHIFT, _ORDER, _WEIGHTS = range(5)
 _CHUNK = 512  # samples that are encoded at once
+_ALIGNMENT = 64  # bytes
+_WORLD = 256  # environments that a thread simulates, draws and decides for, where there are several threads
 _RECORDED = 16  # observations in the artifact's check
 _LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
 
@@ -334,11 +340,72 @@ class _Draws(Env):
         return state, features, privileged[0]
 
 
+def _balanced(samples: Samples) -> Samples:
+    """Divides the weights by their mean."""
+    return samples._replace(weight=samples.weight / samples.weight.mean())
+
+
+class _Together:
+    """A tree of all environments, into which each thread writes its own; nothing is copied twice.
+
+    Args:
+      count: environments, N.
+      steps: leaves are [steps * N, ...], time first.
+    """
+
+    def __init__(self, count: int, steps: int = 1):
+        self._shape = steps, count
+        self._lock = threading.Lock()
+        self._leaves: list[np.ndarray] = []
+        self._on_device: list[bool] = []
+        self._tree: Any = None
+
+    def put(self, where: slice, tree: Any) -> None:
+        """Adds the leaves [steps * n, ...] of some environments."""
+        leaves, structure = jax.tree.flatten(tree)
+        rows = [np.asarray(leaf) for leaf in leaves]
+        with self._lock:
+            if self._tree is None:
+                self._tree = structure
+                self._on_device = [isinstance(leaf, jax.Array) for leaf in leaves]
+                self._leaves = [_aligned((*self._shape, *row.shape[1:]), row.dtype) for row in rows]
+        for target, row in zip(self._leaves, rows, strict=True):
+            some = where.stop - where.start
+            target[:, where] = row.reshape(len(target), some, *row.shape[1:])
+
+    def whole(self) -> Any:
+        """Returns the whole tree; nobody may write any more."""
+        count = self._shape[0] * self._shape[1]
+        rows = [leaf.reshape(count, *leaf.shape[2:]) for leaf in self._leaves]
+        found = [
+            jax.device_put(row, may_alias=True) if on_device else row
+            for row, on_device in zip(rows, self._on_device, strict=True)
+        ]
+        return jax.tree.unflatten(self._tree, found)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns an empty array that JAX can take over on a CPU without a copy."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % _ALIGNMENT
+    return raw[first : first + size].view(dtype).reshape(shape)
+
+
+class _World(NamedTuple):
+    """Some of the environments, which one thread takes through an iteration."""
+
+    where: slice  # which of all
+    env: _Draws
+    senses: Senses | None
+
+
 class Distiller:
     """Environments, the student's senses, the teacher, and the learning that joins them.
 
-    On the engine "warp" all of it is compiled JAX on one device, an NVIDIA GPU; on the engine "cpu" Python joins the
-    parts.
+    On the engine "warp" all of it is compiled JAX on one device, an NVIDIA GPU. On the engine "cpu" Python joins the
+    parts: `worlds` of a fixed size, so that samples do not depend on the number of threads, each in one thread at a
+    time.
 
     Args:
       settings: the configuration.
@@ -372,7 +439,6 @@ class Distiller:
         task = HoldOutTask(
             loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
         )
-        made = engines.make(engine, loaded, count, threads, fields, settings.engine)
         environment = EnvConfig(settings.control, settings.noise, teacher.spec.history)
         context = np.stack([half, np.zeros(count)], 1)
         network, memory = settings.network, settings.history
@@ -381,7 +447,8 @@ class Distiller:
         if settings.observation == "state":  # the teacher's own observation and memory
             memory = teacher.spec.history
         self.settings, self.teacher, self.seed = settings, teacher, seed
-        self.env = _Draws(settings.draws, task, made, environment, context)
+        self.threads = threads or len(parallel.cores())
+        self.fields = fields
         self.spec = student.make_spec(
             scene.load("insert"),
             settings.observation,
@@ -394,11 +461,31 @@ class Distiller:
         )
         arms = task.scene.arms
         self._open_grip = np.array([task.scene.home_ctrl[arm.ctrl[-1]] for arm in arms], np.float32)
-        self.senses: Senses | None = None
-        if sees:
-            capacity = count if made.traceable else 0
-            drawer = make_renderer(renderer, self.spec.cameras.size, threads, capacity)
-            self.senses = Senses(self.spec, settings.senses, half, drawer)
+        if sees and renderer == "auto":
+            renderer = renderers.default_backend()
+        # Only ray casters may draw in several threads at once.
+        several = engine == "cpu" and (not sees or renderer in ("raycast", "exact"))
+        size, self.renderer = _WORLD if several else count, renderer
+        self.worlds: list[_World] = []
+        for first in range(0, count, size):
+            where = slice(first, min(first + size, count))
+            some, alone = where.stop - first, 1 if count > size else threads
+            made = engines.make(
+                *(engine, loaded, some, alone),
+                {name: value[where] for name, value in fields.items()},
+                settings.engine,
+            )
+            env = _Draws(settings.draws, task, made, environment, context[where])
+            senses = None
+            if sees:
+                capacity = some if made.traceable else 0
+                drawer = make_renderer(renderer, self.spec.cameras.size, alone, capacity)
+                senses = Senses(self.spec, settings.senses, half[where], drawer)
+            if self.worlds:
+                env.share(self.worlds[0].env)
+            self.worlds.append(_World(where, env, senses))
+        # What they have in common is compiled with the first one's.
+        self.env, self.senses = self.worlds[0].env, self.worlds[0].senses
         self.frozen: dict[str, Any] = {}
         self._encoder = encoder
         if self.spec.has_rgb and encoder is not None and not settings.finetune:
@@ -406,12 +493,22 @@ class Distiller:
         # Without the rate, which changes with the iteration.
         self.optimizer = optax.scale_by_adam()
         self._sense = jax.jit(self._observe)
-        self._encode = jax.jit(functools.partial(student.encode, self.spec))
+        on_cpu = jax.default_backend() == "cpu"
+        known = student.encode_in_products if on_cpu else student.encode
+        self._code = functools.partial(known, self.spec)
+        self._encode = jax.jit(self._code)
         self._decide = jax.jit(self._decided)
         self._stack = jax.jit(self._join)
+        self._take = jax.jit(
+            lambda tree, first, count: jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree
+            ),
+            static_argnums=2,
+        )
         self._augment = jax.jit(self._augmented)
         self._epoch = jax.jit(self._one_epoch)
         self._step = jax.jit(self._one_step)
+        self._compiled = False  # whether a world has gone through an iteration
         # Rates of learning [iterations].
         share = np.arange(settings.iterations) / max(settings.iterations - 1, 1)
         first, last = settings.learning_rate
@@ -460,17 +557,28 @@ class Distiller:
         """Starts all environments, their clocks scattered over the episode."""
         root = jax.random.PRNGKey(self.seed)
         count = self.settings.num_envs
-        keys = jax.random.split(jax.random.fold_in(root, _ENVS), count)
-        state, physics, readout = self.env.reset(keys, stagger=True)
-        sense = None
-        if self.senses is not None:
-            sense = self.senses.reset(jax.random.split(jax.random.fold_in(root, _SENSES), count))
-        return state, physics, readout, sense
+        keys, sense_keys = (
+            jax.random.split(jax.random.fold_in(root, stream), count) for stream in (_ENVS, _SENSES)
+        )
+        whole = _Together(count)
+        for where, env, senses in self.worlds:
+            sense = None if senses is None else senses.reset(sense_keys[where])
+            whole.put(where, (*env.reset(keys[where], stagger=True), sense))
+        return whole.whole()
 
-    def _draw(self, sense: SensesState | None, readout: Readout) -> tuple[Any, Any]:
-        if self.senses is None or sense is None:
-            return None, None
-        return self.senses.draw(sense, readout.qpos)
+    def _part(
+        self, world: _World, whole: tuple[EnvState, Any, Readout, SensesState | None]
+    ) -> tuple[EnvState, Any, Readout, SensesState | None]:
+        """Returns one world's share of the states."""
+        if len(self.worlds) == 1:
+            return whole
+        state, physics, readout, sense = whole
+        physics, readout = (
+            type(rows)(*(leaf[world.where] for leaf in rows)) for rows in (physics, readout)
+        )
+        count = world.where.stop - world.where.start
+        state, sense = self._take((state, sense), world.where.start, count)
+        return state, physics, readout, sense
 
     def _act(
         self,
@@ -495,8 +603,7 @@ class Distiller:
         """
         observe, encode, decide = self._sense, self._encode, self._decide
         if traced:
-            observe, decide = self._observe, self._decided
-            encode = functools.partial(student.encode, self.spec)
+            observe, encode, decide = self._observe, self._code, self._decided
         state, sense, samples, seen = observe(state, readout, sense, drawn)
         code = None
         if seen.rgb is not None:
@@ -578,20 +685,49 @@ class Distiller:
         if self.env.engine.traceable:
             *found, scored, _ = self._collect(learner, self.frozen, state, physics, readout, sense)
             return *found, [scored]
-        teacher_acts = jnp.asarray(learner.iteration == 0)
+        whole = (state, physics, readout, sense)
+        if len(self.worlds) == 1:
+            samples, after, scores = self._gather(self.worlds[0], learner, whole)
+            return _balanced(samples), *after, scores
+        gathered = _Together(self.settings.num_envs, self.settings.steps)
+        following = _Together(self.settings.num_envs)
+
+        def work(world: _World) -> None:
+            samples, *after = self._gather(world, learner, self._part(world, whole))
+            gathered.put(world.where, samples)
+            following.put(world.where, after)
+
+        first = 0 if self._compiled else 1
+        for world in self.worlds[:first]:  # alone, so that nothing is compiled twice
+            work(world)
+        self._compiled = True
+        workers = min(self.threads, len(self.worlds))
+        with parallel.spread(), concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, self.worlds[first:]))
+        after, scores = following.whole()
+        return _balanced(gathered.whole()), *after, scores
+
+    def _gather(
+        self, world: _World, learner: LearnerState, begun: Any
+    ) -> tuple[Samples, Any, list[Scored]]:
+        """Collects one world's samples [steps * n], time first; returns its states after them and scores as well."""
+        state, physics, readout, sense = begun
+        teacher_acts = learner.iteration == 0
         parts, scores = [], []
         for _ in range(self.settings.steps):
-            drawn = self._draw(sense, readout)
+            drawn = None, None
+            if world.senses is not None and sense is not None:
+                drawn = world.senses.draw(sense, readout.qpos)
             state, sense, samples, _, ctrl = self._act(
                 learner, self.frozen, state, readout, sense, drawn, teacher_acts
             )
-            state, physics, readout, scored = self.env.advance(state, physics, ctrl)
-            if self.senses is not None and sense is not None:
-                sense = self.senses.restart_some(sense, scored.done)
+            state, physics, readout, scored = world.env.advance(state, physics, ctrl)
+            if world.senses is not None and sense is not None:
+                sense = world.senses.restart_some(sense, scored.done)
             parts.append(samples)
             scores.append(scored)
         samples = self._stack(parts, [scored.done for scored in scores])
-        return samples, state, physics, readout, sense, scores
+        return samples, (state, physics, readout, sense), scores
 
     def _collect_traced(
         self,
@@ -631,6 +767,7 @@ class Distiller:
             jax.tree.map(lambda leaf, at=at: leaf[at], (rows, scores)) for at in range(count)
         ]
         samples = self._join([part for part, _ in parts], [scored.done for _, scored in parts])
+        samples = _balanced(samples)
         last: Scored = parts[-1][1]
         last = last._replace(done=scores.done, finite=scores.finite)
         return samples, *carry, last, moved
@@ -656,8 +793,7 @@ class Distiller:
                     future = future.at[:, number - 1].set(parts[step + number].label)
                     known = known.at[:, number - 1].set(going_on)
             parts[step] = part._replace(future=future, known=known)
-        joined: Samples = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-        return joined._replace(weight=joined.weight / joined.weight.mean())
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
     def _augmented(self, key: jax.Array, frozen: Any, samples: Samples) -> Samples:
         """Shifts the pictures, and encodes them if the encoder does not learn."""
@@ -666,9 +802,7 @@ class Distiller:
             count = rgb.shape[0]
             chunk = next(size for size in range(min(_CHUNK, count), 0, -1) if count % size == 0)
             chunks = rgb.reshape(-1, chunk, *rgb.shape[1:])
-            rgb = jax.lax.map(
-                lambda some: student.encode(self.spec, frozen["encoder"], some), chunks
-            )
+            rgb = jax.lax.map(functools.partial(self._code, frozen["encoder"]), chunks)
             rgb = rgb.reshape(count, *rgb.shape[2:])
         return samples._replace(rgb=rgb, depth=depth)
 
@@ -808,11 +942,16 @@ class Distiller:
         self,
         learner: LearnerState,
         state: EnvState,
+        physics: Any,
         readout: Readout,
         sense: SensesState | None,
     ) -> dict[str, np.ndarray]:
         """Returns what the first environments observe now, one after the other, for an artifact's check."""
-        drawn = self._draw(sense, readout)
+        world = self.worlds[0]
+        state, _, readout, sense = self._part(world, (state, physics, readout, sense))
+        drawn = None, None
+        if world.senses is not None and sense is not None:
+            drawn = world.senses.draw(sense, readout.qpos)
         outcome = self._act(learner, self.frozen, state, readout, sense, drawn, jnp.asarray(False))
         seen, switched = outcome[3], np.asarray(state.task.switched)
         rows: dict[str, np.ndarray] = {self.spec.vector: np.asarray(seen.vector)}
@@ -997,7 +1136,7 @@ def distill(
             command, settings, seed, result["steps"], result["wall_s"], parents
         )
         trained["engine"] = engine
-        rows = distiller.record(learner, state, readout, sense)
+        rows = distiller.record(learner, state, physics, readout, sense)
         result["student"] = str(
             student.save(distiller.to_policy(learner, trained), folder / "student", rows)
         )

@@ -120,8 +120,12 @@ class Env:
             memory = HistoryState(start.averages, start.seen)
         return EnvState(key, task, past, delay, memory, context), start
 
-    def _start_all(self, keys: jax.Array) -> tuple[EnvState, Start]:
-        return jax.vmap(self._fresh)(keys, self.context, jnp.zeros(self.num_envs, jnp.int32))
+    def _start_all(self, keys: jax.Array, context: jax.Array) -> tuple[EnvState, Start]:
+        return jax.vmap(self._fresh)(keys, context, jnp.zeros(len(keys), jnp.int32))
+
+    def share(self, other: Env) -> None:
+        """Uses what another batch of environments, of the same task and configuration, has compiled."""
+        self._start, self.score_jit = other._start, other.score_jit
 
     def reset(self, keys: jax.Array, stagger: bool = False) -> tuple[EnvState, Any, Readout]:
         """Starts all environments.
@@ -133,7 +137,7 @@ class Env:
         Returns:
           Environment state, physics, readout.
         """
-        state, start = self._start(keys)
+        state, start = self._start(keys, self.context)
         if stagger:
             key = jax.random.fold_in(keys[0], randomize.STREAM)
             clocks = jax.random.randint(key, (self.num_envs,), 0, self.task.config.steps)

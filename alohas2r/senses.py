@@ -152,11 +152,15 @@ class Senses:
         self._may_cast = np.arange(self.num_envs) < count
         self._looks: dict[str, np.ndarray] = {}
         self._drawn_for: tuple[np.ndarray, np.ndarray] | None = None
-        self._bank = None
-        if spec.has_depth and config.corruption:
-            side = spec.cameras.size
-            self._bank = jnp.asarray(images.line_bank(side, side, config.corrupt))
-        self._restart = jax.jit(self.restart)
+
+    @functools.cached_property
+    def _bank(self) -> jax.Array | None:
+        """The lines that depth pictures may have, where there are any."""
+        if not (self.spec.has_depth and self.config.corruption):
+            return None
+        side = self.spec.cameras.size
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(images.line_bank(side, side, self.config.corrupt))
 
     def reset(self, keys: jax.Array) -> SensesState:
         """Starts all environments with one random key each, [N, 2]."""
@@ -177,7 +181,8 @@ class Senses:
             memory=memory,
         )
 
-    def restart(self, state: SensesState, done: jax.Array) -> SensesState:
+    @staticmethod
+    def restart(state: SensesState, done: jax.Array) -> SensesState:
         """Begins a new episode where `done` [N]: other looks, and nothing remembered (traceable).
 
         Pictures and vectors of the last episode stay in the buffers, but `seen` makes sure that none arrives.
@@ -194,7 +199,7 @@ class Senses:
 
     def restart_some(self, state: SensesState, done: jax.Array) -> SensesState:
         """Does the same as `restart`, compiled, without copying the buffers."""
-        small = self._restart(state._replace(rgb=None, depth=None, vector=None), done)
+        small = _restart(state._replace(rgb=None, depth=None, vector=None), done)
         return small._replace(rgb=state.rgb, depth=state.depth, vector=state.vector)
 
     def looks(self, state: SensesState) -> dict[str, np.ndarray]:
@@ -296,7 +301,7 @@ class Senses:
             if past is None:
                 return None, None
             kept = jnp.concatenate([jnp.asarray(newest)[:, None], past[:, :-1]], 1)
-            return kept, kept[jnp.arange(self.num_envs), steps]
+            return kept, kept[jnp.arange(len(steps)), steps]
 
         rgbs, rgb = push(state.rgb, rgb)
         depths, depth = push(state.depth, depth)
@@ -311,6 +316,9 @@ class Senses:
             memory=memory,
         )
         return state, Seen(rgb, depth, vector, features)
+
+
+_restart = jax.jit(Senses.restart)
 
 
 @jax.jit

@@ -29,6 +29,7 @@ from alohas2r import (
     student,
 )
 from alohas2r.dagger import Distiller, Samples
+from alohas2r.engines.cpu import snapshot
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policy import StatePolicy
 from alohas2r.senses import IDEAL
@@ -242,6 +243,45 @@ def test_the_teacher_acts_first_and_the_student_afterwards(small: Small) -> None
     np.testing.assert_allclose(acted, found.apply(inputs), atol=1e-5)
 
 
+def test_several_threads_collect_what_one_does(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dagger, "_WORLD", 2)
+    settings = dataclasses.replace(small.settings, ahead=1, precision=1.0)
+    found = []
+    for threads in (1, 2):
+        distiller = Distiller(settings, small.teacher, small.encoder, 3, threads, "exact")
+        assert [world.where for world in distiller.worlds] == [slice(0, 2), slice(2, 4)]
+        learner = distiller.init()
+        first = distiller.collect(learner, *distiller.begin())
+        later = learner._replace(iteration=jnp.int32(1))
+        # From copies, as from a checkpoint.
+        state, physics, readout, sense = first[1:-1]
+        state, sense = jax.tree.map(jnp.asarray, copied((state, sense)))
+        second = distiller.collect(later, state, snapshot(physics), readout, sense)
+        found.append((first, second))
+        samples, after, scores = first[0], first[1], first[-1]
+        label = np.asarray(samples.label).reshape(settings.steps, 4, 14)
+        going_on = ~scores[-1].done
+        assert going_on.any()
+        acted = np.asarray(after.control.actions)[going_on, 0]
+        np.testing.assert_allclose(acted, label[-1][going_on], atol=1e-6)
+        assert len(scores) == settings.steps
+        assert scores[-1].done.shape == (4,)
+        assert np.asarray(samples.weight).mean() == pytest.approx(1, abs=1e-5)
+        # What follows a sample is its own environment's next step.
+        known = np.asarray(samples.known).reshape(settings.steps, 4)
+        future = np.asarray(samples.future).reshape(settings.steps, 4, 14)
+        assert known[0].any()
+        assert not known[-1].any()
+        np.testing.assert_array_equal(future[0][known[0]], label[1][known[0]])
+        recorded = distiller.record(learner, *first[1:-1])
+        assert len(recorded["switched"]) == 2
+    one, two = (jax.tree.leaves(copied(result)) for result in found)
+    for mine, other in zip(one, two, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
 class Stateful:
     """A state student's first samples; in every episode one object is missing, and all options are on."""
 
@@ -262,7 +302,7 @@ def stateful() -> Stateful:
     return Stateful()
 
 
-def test_labels_are_the_staged_teachers_and_missing_objects_need_no_action(
+def test_labels_are_the_staged_teachers_and_an_arm_without_object_opens_its_gripper(
     stateful: Stateful,
 ) -> None:
     samples = stateful.samples
@@ -428,7 +468,7 @@ def test_a_state_student_learns_its_teacher_to_the_last_bit_of_variance() -> Non
         learning_rate=(3e-3, 2e-4),
         noise=noise.NONE,
         senses=IDEAL,
-        hold_out=dagger.HoldOutConfig(0.0),
+        hold_out=dagger.HoldOutConfig((0.0, 0.0)),
         network=student.StudentNetworkConfig(hidden=(128, 128)),
         task=dagger.InsertConfig(steps=40),
     )
@@ -538,7 +578,7 @@ def test_full_scale_is_the_recipes() -> None:
     assert preset.iterations * preset.samples == 2_457_600
     assert (preset.batch, preset.epochs) == (256, 4)
     assert preset.senses.shadows >= 0.25
-    assert preset.hold_out.probability == 0.07
+    assert preset.hold_out.probability == (0.07, 0.07)
     with pytest.raises(ConfigError, match="Did you mean 'quick'"):
         dagger.find_preset("quik")
     with pytest.raises(ConfigError, match="Unknown observation 'rgdb'"):

@@ -341,7 +341,7 @@ def test_a_state_student_learns_on_the_device() -> None:
         learning_rate=(3e-3, 3e-4),
         noise=noise.NONE,
         senses=IDEAL,
-        hold_out=dagger.HoldOutConfig(0.0),
+        hold_out=dagger.HoldOutConfig((0.0, 0.0)),
         network=student.StudentNetworkConfig(hidden=(64,)),
     )
     distiller = Distiller(settings, student_cases.staged(), None, 0, 1, engine="warp")

@@ -120,6 +120,21 @@ def test_patches_are_cut_as_a_convolution_with_that_stride_cuts_them() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("places", [0, 4])
+@pytest.mark.parametrize(("batch", "side"), [(3, 32), (17, 20), (1, 9)])
+def test_encoding_in_matrix_products_is_the_same(places: int, batch: int, side: int) -> None:
+    network = student.StudentNetworkConfig(filters=(4, 6, 8), places=places)
+    cameras = student.CameraSpec(side)
+    spec = dataclasses.replace(make_spec("rgb"), network=network, cameras=cameras)
+    encoder = student.init(spec, jax.random.PRNGKey(0))["encoder"]
+    rgb = np.random.default_rng(0).integers(0, 256, (batch, 2, side, side, 3), np.uint8)
+    expected = student.encode(spec, encoder, rgb)
+    found = student.encode_in_products(spec, encoder, rgb)
+    assert found.shape == expected.shape
+    assert np.asarray(expected).std() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_places_and_patches_tell_where_something_is() -> None:
     """What the mean over a picture, or 8 x 8 of its pixels, cannot show."""
     plain = make_spec()

@@ -10,11 +10,7 @@ against.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import functools
-import os
-import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,6 +18,7 @@ import mujoco
 import mujoco.batch
 import numpy as np
 
+from alohas2r import parallel
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.renderers import base, drawing
 from alohas2r.renderers.base import Frames, Looks, Prepared
@@ -82,7 +79,7 @@ class RaycastRenderer:
         self.prepared = base.prepare(source, cameras)
         self.width, self.height = base.check_size(width, height)
         self.shadows = shadows
-        self.threads = threads or len(_cores())
+        self.threads = threads or len(parallel.cores())
         found = _geometry(self.prepared)
         if isinstance(found, str) and caster == "vector":
             raise ConfigError(f"{found}: only the caster 'mujoco' knows it.")
@@ -135,7 +132,7 @@ class RaycastRenderer:
         if len(workers) == 1:
             work(0)
         else:
-            with _spread(), concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+            with parallel.spread(), concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
                 list(pool.map(work, range(len(workers))))
         return Frames(rgb, depth)
 
@@ -172,49 +169,6 @@ class RaycastRenderer:
         whole = tiles.transpose(0, 1, 2, 4, 3, 5)
         whole = whole.reshape(self._chunk, cameras, rows * TILE, columns * TILE)
         return whole[:, :, : self.height, : self.width]
-
-
-def _cores() -> list[int]:
-    """Returns the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-@functools.cache
-def _xla_threads() -> tuple[int, ...]:
-    """Returns the threads on which XLA computes, where the system tells (Linux)."""
-    jax.devices("cpu")  # they exist from now on
-    found = []
-    for task in pathlib.Path("/proc/self/task").glob("*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if "XLAEigen" in (task / "comm").read_text():
-                found.append(int(task.name))
-    return tuple(sorted(found))
-
-
-@contextlib.contextmanager
-def _spread() -> Iterator[None]:
-    """Gives each of XLA's threads a core of its own meanwhile, where the system can (Linux).
-
-    Left to itself, the system wakes several of them on one core and takes some 20 ms to part them.
-    """
-    cores, before = _cores(), dict[int, set[int]]()
-    try:
-        for index, thread in enumerate(_xla_threads()):
-            with contextlib.suppress(OSError):  # it has ended
-                before[thread] = os.sched_getaffinity(thread)
-                _stay(thread, {cores[index % len(cores)]})
-        yield
-    finally:
-        for thread, where in before.items():
-            _stay(thread, where)
-
-
-def _stay(thread: int, cores: set[int]) -> None:
-    """Keeps a thread on some cores."""
-    with contextlib.suppress(OSError):  # a core has just been taken from this process
-        os.sched_setaffinity(thread, cores)
 
 
 class Worker:

@@ -34,15 +34,18 @@ class HoldOutConfig:
     """How often objects are missing.
 
     Attributes:
-      probability: of each object, independently. Source: recipe, section 6.
+      probability: of the left and of the right arm's object, independently. Source: recipe, section 6.
       one: exactly one object is missing in every episode instead, either one as often as the other.
     """
 
-    probability: float = 0.07
+    probability: tuple[float, float] = (0.07, 0.07)
     one: bool = False
 
     def __post_init__(self) -> None:
-        check(0 <= self.probability <= 1, f"probability must be in 0..1, not {self.probability}")
+        check(
+            0 <= min(self.probability) <= max(self.probability) <= 1,
+            f"probability must be two numbers in 0..1, not {self.probability}",
+        )
 
 
 class HoldOutState(NamedTuple):
@@ -78,7 +81,7 @@ class HoldOutTask(InsertTask):
         if self.hold_out.one:
             held_out = jnp.stack([drawn[0] < 0.5, drawn[0] >= 0.5])
         else:
-            held_out = drawn < self.hold_out.probability
+            held_out = drawn < jnp.array(self.hold_out.probability)
         qpos = start.qpos
         for index, arm in enumerate(self._arms):
             half = self._socket_half if index == 0 else context[0]
