@@ -135,7 +135,7 @@ class DistillConfig:
         hidden=(320, 256, 256), embedding=48, places=16, patches=(16, 24)
     )
     task: InsertConfig = InsertConfig(steps=200)
-    hold_out: HoldOutConfig = HoldOutConfig()
+    hold_out: HoldOutConfig = HoldOutConfig((0.07, 0.18))
     control: ControlConfig = ControlConfig()
     noise: NoiseConfig = INSERT_NOISE
     draws: int = 4
@@ -560,10 +560,17 @@ class Distiller:
         keys, sense_keys = (
             jax.random.split(jax.random.fold_in(root, stream), count) for stream in (_ENVS, _SENSES)
         )
-        whole = _Together(count)
-        for where, env, senses in self.worlds:
+
+        def started(world: _World) -> tuple[EnvState, Any, Readout, SensesState | None]:
+            where, env, senses = world
             sense = None if senses is None else senses.reset(sense_keys[where])
-            whole.put(where, (*env.reset(keys[where], stagger=True), sense))
+            return (*env.reset(keys[where], stagger=True), sense)
+
+        if len(self.worlds) == 1:
+            return started(self.worlds[0])
+        whole = _Together(count)
+        for world in self.worlds:
+            whole.put(world.where, started(world))
         return whole.whole()
 
     def _part(

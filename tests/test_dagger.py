@@ -578,7 +578,7 @@ def test_full_scale_is_the_recipes() -> None:
     assert preset.iterations * preset.samples == 2_457_600
     assert (preset.batch, preset.epochs) == (256, 4)
     assert preset.senses.shadows >= 0.25
-    assert preset.hold_out.probability == (0.07, 0.07)
+    assert preset.hold_out.probability == (0.07, 0.18)
     with pytest.raises(ConfigError, match="Did you mean 'quick'"):
         dagger.find_preset("quik")
     with pytest.raises(ConfigError, match="Unknown observation 'rgdb'"):
