@@ -7,6 +7,7 @@ teacher's deterministic action, computed from its own noisy observations. Source
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -16,7 +17,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -360,8 +361,8 @@ class _Together:
         self._on_device: list[bool] = []
         self._tree: Any = None
 
-    def put(self, where: slice, tree: Any) -> None:
-        """Adds the leaves [steps * n, ...] of some environments."""
+    def put(self, where: slice, tree: Any, step: int | None = None) -> None:
+        """Adds the leaves [steps * n, ...] of some environments, or [n, ...] of one step."""
         leaves, structure = jax.tree.flatten(tree)
         rows = [np.asarray(leaf) for leaf in leaves]
         with self._lock:
@@ -370,8 +371,11 @@ class _Together:
                 self._on_device = [isinstance(leaf, jax.Array) for leaf in leaves]
                 self._leaves = [_aligned((*self._shape, *row.shape[1:]), row.dtype) for row in rows]
         for target, row in zip(self._leaves, rows, strict=True):
-            some = where.stop - where.start
-            target[:, where] = row.reshape(len(target), some, *row.shape[1:])
+            if step is not None:
+                target[step, where] = row
+            else:
+                some = where.stop - where.start
+                target[:, where] = row.reshape(len(target), some, *row.shape[1:])
 
     def whole(self) -> Any:
         """Returns the whole tree; nobody may write any more."""
@@ -382,6 +386,30 @@ class _Together:
             for row, on_device in zip(rows, self._on_device, strict=True)
         ]
         return jax.tree.unflatten(self._tree, found)
+
+
+def _advance_all(runs: list[Iterator[None]], workers: int) -> None:
+    """Runs all generators to their ends; a thread takes the one that has waited longest one step further.
+
+    So no thread is done much before the others, and each generator is in one thread at a time.
+    """
+    waiting = collections.deque(runs)
+
+    def work() -> None:
+        while True:
+            try:
+                run = waiting.popleft()
+            except IndexError:  # each of the others is in a thread, which will go on with it
+                return
+            try:
+                next(run)
+            except StopIteration:
+                continue
+            waiting.append(run)
+
+    with parallel.spread(), concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
+        for done in [pool.submit(work) for _ in range(workers)]:
+            done.result()
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -492,11 +520,17 @@ class Distiller:
             self.frozen = {"encoder": jax.tree.map(jnp.asarray, encoder.params)}
         # Without the rate, which changes with the iteration.
         self.optimizer = optax.scale_by_adam()
-        self._sense = jax.jit(self._observe)
+        # The buffers of the delay are overwritten, not copied.
+        self._sense = jax.jit(self._observe_in_place, donate_argnums=0)
         on_cpu = jax.default_backend() == "cpu"
         known = student.encode_in_products if on_cpu else student.encode
         self._code = functools.partial(known, self.spec)
         self._encode = jax.jit(self._code)
+        if on_cpu and self.frozen and not self.env.engine.traceable:
+            from alohas2r.encoding import FrozenEncoder  # needs a package that a GPU does without
+
+            alone = FrozenEncoder(self.spec, self.frozen["encoder"])
+            self._encode = lambda _, rgb: alone(rgb)
         self._decide = jax.jit(self._decided)
         self._stack = jax.jit(self._join)
         self._take = jax.jit(
@@ -577,9 +611,16 @@ class Distiller:
         self, world: _World, whole: tuple[EnvState, Any, Readout, SensesState | None]
     ) -> tuple[EnvState, Any, Readout, SensesState | None]:
         """Returns one world's share of the states."""
-        if len(self.worlds) == 1:
-            return whole
         state, physics, readout, sense = whole
+        if len(self.worlds) == 1:
+            if sense is not None:  # whose buffers are overwritten
+                sense = sense._replace(
+                    **{
+                        name: None if leaf is None else jnp.copy(leaf)
+                        for name, leaf in (("rgb", sense.rgb), ("depth", sense.depth))
+                    }
+                )
+            return state, physics, readout, sense
         physics, readout = (
             type(rows)(*(leaf[world.where] for leaf in rows)) for rows in (physics, readout)
         )
@@ -603,20 +644,40 @@ class Distiller:
         Args:
           learner, frozen: the student. state, readout, sense: of the environments.
           drawn: their pictures. teacher_acts: whether the teacher does.
-          traced: inside `jax.jit`; else in three compiled calls, which take less time than one on a CPU.
+          traced: inside `jax.jit`; else in three calls, which take less time than one on a CPU; these overwrite the
+            pictures of `sense`.
 
         Returns:
           The new states, samples [N], the observation and targets [N, nu].
         """
-        observe, encode, decide = self._sense, self._encode, self._decide
+        encode, decide = self._encode, self._decide
         if traced:
-            observe, encode, decide = self._observe, self._code, self._decided
-        state, sense, samples, seen = observe(state, readout, sense, drawn)
+            encode, decide = self._code, self._decided
+            state, sense, samples, seen = self._observe(state, readout, sense, drawn)
+        else:
+            buffers = None
+            if sense is not None:
+                buffers = sense.rgb, sense.depth
+                sense = sense._replace(rgb=None, depth=None)
+            state, sense, samples, seen = self._sense(buffers, state, readout, sense, drawn)
         code = None
         if seen.rgb is not None:
             code = encode({**learner.params, **frozen}["encoder"], seen.rgb)
         state, ctrl = decide(learner, state, readout, samples, code, teacher_acts)
         return state, sense, samples, seen, ctrl
+
+    def _observe_in_place(
+        self,
+        buffers: tuple[jax.Array | None, jax.Array | None] | None,
+        state: EnvState,
+        readout: Readout,
+        sense: SensesState | None,
+        drawn: Any,
+    ) -> tuple[EnvState, SensesState | None, Samples, Seen]:
+        """Observes and labels; the senses' pictures come apart, so that they alone can be overwritten."""
+        if sense is not None and buffers is not None:
+            sense = sense._replace(rgb=buffers[0], depth=buffers[1])
+        return self._observe(state, readout, sense, drawn)
 
     def _observe(
         self, state: EnvState, readout: Readout, sense: SensesState | None, drawn: Any
@@ -661,7 +722,7 @@ class Distiller:
         state: EnvState,
         readout: Readout,
         samples: Samples,
-        code: jax.Array | None,
+        code: Any,
         teacher_acts: Any,
     ) -> tuple[EnvState, jax.Array]:
         """Acts on samples whose colour pictures are encoded to `code`; returns targets [N, nu] as well."""
@@ -693,35 +754,43 @@ class Distiller:
             *found, scored, _ = self._collect(learner, self.frozen, state, physics, readout, sense)
             return *found, [scored]
         whole = (state, physics, readout, sense)
-        if len(self.worlds) == 1:
-            samples, after, scores = self._gather(self.worlds[0], learner, whole)
-            return _balanced(samples), *after, scores
-        gathered = _Together(self.settings.num_envs, self.settings.steps)
+        pictures = _Together(self.settings.num_envs, self.settings.steps)
+        others = _Together(self.settings.num_envs, self.settings.steps)
         following = _Together(self.settings.num_envs)
 
-        def work(world: _World) -> None:
-            samples, *after = self._gather(world, learner, self._part(world, whole))
-            gathered.put(world.where, samples)
+        def collected(world: _World) -> Iterator[None]:
+            begun = self._part(world, whole)
+            samples, after = yield from self._gather(world, learner, begun, pictures)
+            others.put(world.where, samples)
             following.put(world.where, after)
 
-        first = 0 if self._compiled else 1
-        for world in self.worlds[:first]:  # alone, so that nothing is compiled twice
-            work(world)
-        self._compiled = True
-        workers = min(self.threads, len(self.worlds))
-        with parallel.spread(), concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, self.worlds[first:]))
+        runs = [collected(world) for world in self.worlds]
+        if not self._compiled:
+            for _ in runs.pop(0):  # alone, so that nothing is compiled twice
+                pass
+            self._compiled = True
+        _advance_all(runs, min(self.threads, len(self.worlds)))
+        rgb, depth = pictures.whole()
+        samples = others.whole()._replace(rgb=rgb, depth=depth)
         after, scores = following.whole()
-        return _balanced(gathered.whole()), *after, scores
+        return _balanced(samples), *after, scores
 
     def _gather(
-        self, world: _World, learner: LearnerState, begun: Any
-    ) -> tuple[Samples, Any, list[Scored]]:
-        """Collects one world's samples [steps * n], time first; returns its states after them and scores as well."""
+        self, world: _World, learner: LearnerState, begun: Any, pictures: _Together
+    ) -> Generator[None, None, tuple[Samples, Any]]:
+        """Collects one world's samples [steps * n], time first; yields after each step.
+
+        Args:
+          world: the environments. learner: the student. begun: their states.
+          pictures: where the samples' pictures are put.
+
+        Returns:
+          The samples without their pictures; and their states after them, with the scores.
+        """
         state, physics, readout, sense = begun
         teacher_acts = learner.iteration == 0
         parts, scores = [], []
-        for _ in range(self.settings.steps):
+        for step in range(self.settings.steps):
             drawn = None, None
             if world.senses is not None and sense is not None:
                 drawn = world.senses.draw(sense, readout.qpos)
@@ -731,10 +800,12 @@ class Distiller:
             state, physics, readout, scored = world.env.advance(state, physics, ctrl)
             if world.senses is not None and sense is not None:
                 sense = world.senses.restart_some(sense, scored.done)
-            parts.append(samples)
+            pictures.put(world.where, (samples.rgb, samples.depth), step)
+            parts.append(samples._replace(rgb=None, depth=None))
             scores.append(scored)
-        samples = self._stack(parts, [scored.done for scored in scores])
-        return samples, (state, physics, readout, sense), scores
+            yield
+        joined = self._stack(parts, [scored.done for scored in scores])
+        return joined, ((state, physics, readout, sense), scores)
 
     def _collect_traced(
         self,

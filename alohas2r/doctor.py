@@ -35,8 +35,8 @@ Status = Literal["pass", "warn", "fail"]
 # Packages of each extra that something does not work without, by the name they are imported as.
 PACKAGES = {
     "": ("mujoco", "numpy", "onnxruntime", "rich", "typer"),
-    "train": ("av", "brax", "flax", "jax", "matplotlib", "optax", "orbax", "tensorboardX"),
-    "export": ("jax2onnx", "onnx"),
+    "train": ("av", "brax", "flax", "jax", "matplotlib", "onnx", "optax", "orbax", "tensorboardX"),
+    "export": ("jax2onnx",),
     "robot": ("dynamixel_sdk", "msgpack", "pyrealsense2", "websockets"),
 }
 LATENCY_MS = 1  # of the USB adapter; its default of 16 takes a third of a control step

@@ -73,9 +73,10 @@ class SensesState(NamedTuple):
     root: jax.Array  # [N, 2] random key of the environment; never changes
     episode: jax.Array  # [N] int32 number of the episode; with `root` it gives the looks
     key: jax.Array  # [N, 2] random key of the steps
-    rgb: jax.Array | None  # [N, D, C, H, W, 3] uint8, newest first
+    rgb: jax.Array | None  # [N, D, C, H, W, 3] uint8
     depth: jax.Array | None  # [N, D, C, H, W] m
     vector: jax.Array  # [N, D, n]
+    slot: jax.Array  # [N] int32 which of D is the newest, the same for all; one slot before it what is a step older
     seen: jax.Array  # [N] int32 observations since the reset
     memory: HistoryState
 
@@ -177,6 +178,7 @@ class Senses:
             rgb=jnp.zeros((*shape, 3), jnp.uint8) if spec.has_rgb else None,
             depth=jnp.zeros(shape, jnp.float32) if spec.has_depth else None,
             vector=jnp.zeros((count, delays, spec.vector_size), jnp.float32),
+            slot=jnp.zeros(count, jnp.int32),
             seen=jnp.zeros(count, jnp.int32),
             memory=memory,
         )
@@ -296,12 +298,14 @@ class Senses:
         drawn = jax.vmap(jax.random.uniform)(keys[:, 3])
         steps = jnp.sum(drawn[:, None] > jnp.cumsum(weights)[:-1], -1)
         steps = jnp.minimum(steps, state.seen)
+        slot = (state.slot + 1) % len(weights)
 
         def push(past: jax.Array | None, newest: Any) -> tuple[Any, Any]:
             if past is None:
                 return None, None
-            kept = jnp.concatenate([jnp.asarray(newest)[:, None], past[:, :-1]], 1)
-            return kept, kept[jnp.arange(len(steps)), steps]
+            row = jnp.asarray(newest)[:, None]
+            kept = jax.lax.dynamic_update_slice_in_dim(past, row, slot[0], 1)
+            return kept, kept[jnp.arange(len(steps)), (slot - steps) % len(weights)]
 
         rgbs, rgb = push(state.rgb, rgb)
         depths, depth = push(state.depth, depth)
@@ -312,6 +316,7 @@ class Senses:
             rgb=rgbs,
             depth=depths,
             vector=vectors,
+            slot=slot,
             seen=state.seen + 1,
             memory=memory,
         )

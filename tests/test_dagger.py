@@ -7,7 +7,9 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -591,3 +593,30 @@ def test_a_loss_that_is_not_finite_ends_the_run(paths: Paths, tmp_path: pathlib.
         dagger.distill(
             "quick", overrides, paths.teacher, paths.encoder, "state", tmp_path, renderer="exact"
         )
+
+
+def test_threads_take_turns_and_each_generator_is_in_one_at_a_time() -> None:
+    done: list[int] = []
+    running = [threading.Lock() for _ in range(4)]
+
+    def one(number: int) -> Iterator[None]:
+        for _ in range(20):
+            assert running[number].acquire(blocking=False), "in two threads at once"
+            time.sleep(0.0005)
+            done.append(number)
+            running[number].release()
+            yield
+
+    dagger._advance_all([one(number) for number in range(4)], 2)
+    assert sorted(done) == sorted(list(range(4)) * 20)
+    halfway = [done[:40].count(number) for number in range(4)]
+    assert max(halfway) - min(halfway) <= 4, halfway  # one after the other it would be 20
+
+
+def test_what_goes_wrong_in_a_thread_is_raised() -> None:
+    def bad() -> Iterator[None]:
+        yield
+        raise ArtifactError("broken")
+
+    with pytest.raises(ArtifactError, match="broken"):
+        dagger._advance_all([bad(), iter([None] * 3)], 2)
