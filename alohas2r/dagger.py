@@ -526,11 +526,12 @@ class Distiller:
         known = student.encode_in_products if on_cpu else student.encode
         self._code = functools.partial(known, self.spec)
         self._encode = jax.jit(self._code)
+        self._encode_alone = None
         if on_cpu and self.frozen and not self.env.engine.traceable:
             from alohas2r.encoding import FrozenEncoder  # needs a package that a GPU does without
 
-            alone = FrozenEncoder(self.spec, self.frozen["encoder"])
-            self._encode = lambda _, rgb: alone(rgb)
+            self._encode_alone = encode = FrozenEncoder(self.spec, self.frozen["encoder"])
+            self._encode = lambda _, rgb: encode(rgb)
         self._decide = jax.jit(self._decided)
         self._stack = jax.jit(self._join)
         self._take = jax.jit(
@@ -540,6 +541,9 @@ class Distiller:
             static_argnums=2,
         )
         self._augment = jax.jit(self._augmented)
+        if self._encode_alone is not None:
+            self._shift = jax.jit(student.shift_pictures, static_argnums=3)
+            self._augment = self._augmented_apart
         self._epoch = jax.jit(self._one_epoch)
         self._step = jax.jit(self._one_step)
         self._compiled = False  # whether a world has gone through an iteration
@@ -883,6 +887,21 @@ class Distiller:
             rgb = jax.lax.map(functools.partial(self._code, frozen["encoder"]), chunks)
             rgb = rgb.reshape(count, *rgb.shape[2:])
         return samples._replace(rgb=rgb, depth=depth)
+
+    def _augmented_apart(self, key: jax.Array, _: Any, samples: Samples) -> Samples:
+        """Does the same with `_encode_alone`, on all threads."""
+        rgb, depth = self._shift(key, samples.rgb, samples.depth, self.settings.shift)
+        encode, pictures = self._encode_alone, np.asarray(rgb)
+        assert encode is not None
+        first = encode(pictures[:1])
+        code = _aligned((len(pictures), *first.shape[1:]), first.dtype)
+
+        def some(start: int) -> None:
+            code[start : start + _CHUNK] = encode(pictures[start : start + _CHUNK])
+
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(some, range(0, len(pictures), _CHUNK)))
+        return samples._replace(rgb=jax.device_put(code, may_alias=True), depth=depth)
 
     def loss(self, params: Any, stats: Any, batch: Samples) -> tuple[jax.Array, dict[str, Any]]:
         """Returns the loss of a batch, and figures.
