@@ -201,7 +201,7 @@ def bench_distill(
       ArtifactError: there is no teacher. ConfigError: a number or setting out of range, or an engine and a renderer
         that do not go together.
     """
-    from alohas2r import config, dagger, pretrain, scene, student
+    from alohas2r import config, dagger, parallel, pretrain, scene, student
 
     check(seconds > 0, f"seconds must be > 0, not {seconds}")
     chosen = [*overrides] if envs is None else [*overrides, f"num_envs={envs}"]
@@ -215,6 +215,7 @@ def bench_distill(
         encoder = pretrain.EncoderArtifact(filters, side, params, {})
     else:
         encoder = pretrain.load_encoder(encoder_path)
+    parallel.keep_memory()
     distiller = dagger.Distiller(settings, staged, encoder, 0, threads, renderer, engine)
     assert distiller.senses is not None
     drawn_by = distiller.senses.renderer.name

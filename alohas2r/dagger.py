@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import pathlib
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -351,11 +352,12 @@ class _Together:
 
     Args:
       count: environments, N.
+      memory: where it is kept.
       steps: leaves are [steps * N, ...], time first.
     """
 
-    def __init__(self, count: int, steps: int = 1):
-        self._shape = steps, count
+    def __init__(self, count: int, memory: _Memory, steps: int = 1):
+        self._shape, self._memory = (steps, count), memory
         self._lock = threading.Lock()
         self._leaves: list[np.ndarray] = []
         self._on_device: list[bool] = []
@@ -369,7 +371,8 @@ class _Together:
             if self._tree is None:
                 self._tree = structure
                 self._on_device = [isinstance(leaf, jax.Array) for leaf in leaves]
-                self._leaves = [_aligned((*self._shape, *row.shape[1:]), row.dtype) for row in rows]
+                take = self._memory.take
+                self._leaves = [take((*self._shape, *row.shape[1:]), row.dtype) for row in rows]
         for target, row in zip(self._leaves, rows, strict=True):
             if step is not None:
                 target[step, where] = row
@@ -412,12 +415,33 @@ def _advance_all(runs: list[Iterator[None]], workers: int) -> None:
             done.result()
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Returns an empty array that JAX can take over on a CPU without a copy."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    first = -raw.ctypes.data % _ALIGNMENT
-    return raw[first : first + size].view(dtype).reshape(shape)
+class _Memory:
+    """Arrays whose memory is used again as soon as nothing refers to it any more.
+
+    Fresh memory takes longer to get than what is written there takes to write.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[int, list[np.ndarray]] = {}
+        self._unused = _references([np.empty(1, np.uint8)], 0)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Returns an array with any content, which JAX can take over on a CPU without a copy."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        with self._lock:
+            kept = self._kept.setdefault(size, [])
+            free = (at for at in range(len(kept)) if _references(kept, at) == self._unused)
+            found = next(free, len(kept))
+            if found == len(kept):
+                kept.append(np.empty(size + _ALIGNMENT, np.uint8))
+            first = -kept[found].ctypes.data % _ALIGNMENT
+            return kept[found][first : first + size].view(dtype).reshape(shape)
+
+
+def _references(arrays: list[np.ndarray], index: int) -> int:
+    """Returns how many references there are to an array, its views' and JAX's among them."""
+    return sys.getrefcount(arrays[index])
 
 
 class _World(NamedTuple):
@@ -494,6 +518,7 @@ class Distiller:
         # Only ray casters may draw in several threads at once.
         several = engine == "cpu" and (not sees or renderer in ("raycast", "exact"))
         size, self.renderer = _WORLD if several else count, renderer
+        self._memory = _Memory()
         self.worlds: list[_World] = []
         for first in range(0, count, size):
             where = slice(first, min(first + size, count))
@@ -606,7 +631,7 @@ class Distiller:
 
         if len(self.worlds) == 1:
             return started(self.worlds[0])
-        whole = _Together(count)
+        whole = _Together(count, self._memory)
         for world in self.worlds:
             whole.put(world.where, started(world))
         return whole.whole()
@@ -758,9 +783,9 @@ class Distiller:
             *found, scored, _ = self._collect(learner, self.frozen, state, physics, readout, sense)
             return *found, [scored]
         whole = (state, physics, readout, sense)
-        pictures = _Together(self.settings.num_envs, self.settings.steps)
-        others = _Together(self.settings.num_envs, self.settings.steps)
-        following = _Together(self.settings.num_envs)
+        count, steps = self.settings.num_envs, self.settings.steps
+        pictures, others = (_Together(count, self._memory, steps) for _ in range(2))
+        following = _Together(count, self._memory)
 
         def collected(world: _World) -> Iterator[None]:
             begun = self._part(world, whole)
@@ -894,7 +919,7 @@ class Distiller:
         encode, pictures = self._encode_alone, np.asarray(rgb)
         assert encode is not None
         first = encode(pictures[:1])
-        code = _aligned((len(pictures), *first.shape[1:]), first.dtype)
+        code = self._memory.take((len(pictures), *first.shape[1:]), first.dtype)
 
         def some(start: int) -> None:
             code[start : start + _CHUNK] = encode(pictures[start : start + _CHUNK])
@@ -1145,6 +1170,7 @@ def distill(
     others = {"seed": seed, "engine": engine, **parents}
     plan.begin(folder, settings, others, resume, checkpoint.exists())
 
+    parallel.keep_memory()
     distiller = Distiller(settings, staged, found, seed, threads, renderer, engine)
     learner = distiller.init()
     state, physics, readout, sense = distiller.begin()

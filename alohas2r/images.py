@@ -417,7 +417,7 @@ def edge_dropout(key: Any, depth: Any, config: CorruptConfig) -> Any:
             scale[[0, -1]] = 1  # at the borders there is one neighbour
             scale = scale if axis == -1 else scale[:, None]
             square = square + ((around[tuple(high)] - around[tuple(low)]) * scale) ** 2
-    # u < arctan(x) as tan(u)^2 < x^2, with a Pade approximant of the tangent (1e-7 for u in 0..1): no root, no arctan.
+    # u < arctan(x) as tan(u)^2 < x^2, with a Pade approximant of the tangent (1e-7 for u in 0..1): no arctan.
     drawn = _uniform(random_words(key, depth.shape)[0])
     even = drawn * drawn
     above, below = 945 + even * (even - 105), 945 + even * (15 * even - 420)
@@ -425,7 +425,9 @@ def edge_dropout(key: Any, depth: Any, config: CorruptConfig) -> Any:
     least = math.tan(config.edge_threshold) ** 2 if steep else math.inf
     slope = config.edge_gain**2 * square
     lost = (above * above * even < slope * below * below) & (slope > least)
-    return jnp.where(lost, 0.0, depth)
+    # The root of 0 or 1 changes nothing, but what has a root in it XLA computes once, and not again for each of the
+    # neighbours that `disparity_noise` looks at.
+    return depth * jnp.sqrt(jnp.where(lost, 0.0, 1.0))
 
 
 def disparity_noise(key: Any, depth: Any, config: CorruptConfig) -> Any:

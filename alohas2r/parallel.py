@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import pathlib
@@ -10,12 +11,29 @@ from collections.abc import Iterator
 
 import jax
 
+_ARENAS, _MAPPINGS, _TOP_PAD, _TRIM_THRESHOLD = -8, -4, -2, -1  # of malloc.h
+
 
 def cores() -> list[int]:
     """Returns the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+@functools.cache
+def keep_memory() -> bool:
+    """Makes this process keep the memory that it frees, for its own next use, where the C library can (glibc).
+
+    A training allocates and frees the same large arrays over and over. Given back to the system in between, each page
+    has to be got anew, which took a twelfth of a distillation's time on a virtual machine.
+
+    Returns:
+      Whether it does. Source: mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    wanted = ((_ARENAS, 2), (_TRIM_THRESHOLD, 2**31 - 1), (_MAPPINGS, 0), (_TOP_PAD, 2**26))
+    return mallopt is not None and all([mallopt(*one) == 1 for one in wanted])
 
 
 @functools.cache

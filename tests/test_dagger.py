@@ -620,3 +620,23 @@ def test_what_goes_wrong_in_a_thread_is_raised() -> None:
 
     with pytest.raises(ArtifactError, match="broken"):
         dagger._advance_all([bad(), iter([None] * 3)], 2)
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it() -> None:
+    memory = dagger._Memory()
+    shape, dtype = (64, 5), np.dtype(np.float32)
+    first = memory.take(shape, dtype)
+    first[:] = 1
+    place = first.ctypes.data
+    on_device = jax.device_put(first, may_alias=True)
+    del first
+    second = memory.take(shape, dtype)  # JAX still reads the first one
+    assert second.ctypes.data != place
+    second[:] = 2
+    np.testing.assert_array_equal(on_device, 1)
+    part = second[3:]
+    del second, on_device
+    jax.block_until_ready(jax.device_put(np.zeros(3)))  # only now JAX lets go of it
+    found = [memory.take(shape, dtype) for _ in range(2)]
+    assert place in [one.ctypes.data for one in found]
+    assert part.ctypes.data - part.strides[0] * 3 not in [one.ctypes.data for one in found]
