@@ -260,6 +260,8 @@ def bench_distill(
             break
     speed = {name: settings.samples / float(np.median(values)) for name, values in times.items()}
     limit = 1 / (1 / speed["physics"] + 1 / speed["rendering"])
+    turns = {name: np.asarray(values) for name, values in times.items()}
+    shares = (turns["physics"] + turns["rendering"]) / turns["collection"]  # of one turn each
     return {
         "phase": "distill",
         "engine": distiller.env.engine.name,
@@ -270,7 +272,7 @@ def bench_distill(
         "shadows": settings.senses.shadows,
         **{f"{name}_steps_per_s": round(speed[name], 1) for name in names},
         "limit_steps_per_s": round(limit, 1),
-        "collection_over_limit": round(speed["collection"] / limit, 3),
+        "collection_over_limit": round(float(np.median(shares)), 3),
         "full_scale_minutes": round(
             settings.iterations * settings.samples / speed["training"] / 60, 1
         ),

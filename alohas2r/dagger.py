@@ -546,8 +546,10 @@ class Distiller:
         # Without the rate, which changes with the iteration.
         self.optimizer = optax.scale_by_adam()
         # The buffers of the delay are overwritten, not copied.
-        self._sense = jax.jit(self._observe_in_place, donate_argnums=0)
         on_cpu = jax.default_backend() == "cpu"
+        # Where several threads collect at once, each computes on its own core alone.
+        alone = {"xla_cpu_multi_thread_eigen": False} if on_cpu and len(self.worlds) > 1 else None
+        self._sense = jax.jit(self._observe_in_place, donate_argnums=0, compiler_options=alone)
         known = student.encode_in_products if on_cpu else student.encode
         self._code = functools.partial(known, self.spec)
         self._encode = jax.jit(self._code)
@@ -557,8 +559,8 @@ class Distiller:
 
             self._encode_alone = encode = FrozenEncoder(self.spec, self.frozen["encoder"])
             self._encode = lambda _, rgb: encode(rgb)
-        self._decide = jax.jit(self._decided)
-        self._stack = jax.jit(self._join)
+        self._decide = jax.jit(self._decided, compiler_options=alone)
+        self._stack = jax.jit(self._join, compiler_options=alone)
         self._take = jax.jit(
             lambda tree, first, count: jax.tree.map(
                 lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree
@@ -798,7 +800,8 @@ class Distiller:
             for _ in runs.pop(0):  # alone, so that nothing is compiled twice
                 pass
             self._compiled = True
-        _advance_all(runs, min(self.threads, len(self.worlds)))
+        # Twice as many as cores, so that there is always one that waits for nothing.
+        _advance_all(runs, min(2 * self.threads, len(self.worlds)) if self.threads > 1 else 1)
         rgb, depth = pictures.whole()
         samples = others.whole()._replace(rgb=rgb, depth=depth)
         after, scores = following.whole()
