@@ -788,12 +788,16 @@ class Distiller:
         count, steps = self.settings.num_envs, self.settings.steps
         pictures, others = (_Together(count, self._memory, steps) for _ in range(2))
         following = _Together(count, self._memory)
+        ended: list[Any] = []  # a single world's states, whatever they are made of
 
         def collected(world: _World) -> Iterator[None]:
             begun = self._part(world, whole)
             samples, after = yield from self._gather(world, learner, begun, pictures)
             others.put(world.where, samples)
-            following.put(world.where, after)
+            if len(self.worlds) == 1:
+                ended.append(after)
+            else:
+                following.put(world.where, after)
 
         runs = [collected(world) for world in self.worlds]
         if not self._compiled:
@@ -804,7 +808,7 @@ class Distiller:
         _advance_all(runs, min(2 * self.threads, len(self.worlds)) if self.threads > 1 else 1)
         rgb, depth = pictures.whole()
         samples = others.whole()._replace(rgb=rgb, depth=depth)
-        after, scores = following.whole()
+        after, scores = ended[0] if ended else following.whole()
         return _balanced(samples), *after, scores
 
     def _gather(
