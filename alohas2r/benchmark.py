@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r import engines, evaluate, runlog, senses, teacher
+from alohas2r import engines, evaluate, parallel, runlog, senses, teacher
 from alohas2r.config import check
 from alohas2r.engines import Engine
 from alohas2r.engines.cpu import CpuEngine, snapshot
@@ -201,7 +201,7 @@ def bench_distill(
       ArtifactError: there is no teacher. ConfigError: a number or setting out of range, or an engine and a renderer
         that do not go together.
     """
-    from alohas2r import config, dagger, parallel, pretrain, scene, student
+    from alohas2r import config, dagger, pretrain, scene, student
 
     check(seconds > 0, f"seconds must be > 0, not {seconds}")
     chosen = [*overrides] if envs is None else [*overrides, f"num_envs={envs}"]
@@ -260,8 +260,10 @@ def bench_distill(
             break
     speed = {name: settings.samples / float(np.median(values)) for name, values in times.items()}
     limit = 1 / (1 / speed["physics"] + 1 / speed["rendering"])
-    turns = {name: np.asarray(values) for name, values in times.items()}
-    shares = (turns["physics"] + turns["rendering"]) / turns["collection"]  # of one turn each
+    alone = np.add(times["physics"], times["rendering"])
+    shares = (
+        alone / times["collection"]
+    )  # of each turn, so that a change of the machine's speed matters less
     return {
         "phase": "distill",
         "engine": distiller.env.engine.name,

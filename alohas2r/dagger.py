@@ -64,7 +64,7 @@ from alohas2r.tasks.insert import InsertConfig
 _ENVS, _SENSES, _SHIFT, _ORDER, _WEIGHTS = range(5)
 _CHUNK = 512  # samples that are encoded at once
 _ALIGNMENT = 64  # bytes
-_WORLD = 256  # environments that a thread simulates, draws and decides for, where there are several threads
+_WORLD = 256  # environments that one thread simulates, draws and decides for at a time
 _RECORDED = 16  # observations in the artifact's check
 _LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
 
@@ -410,7 +410,7 @@ def _advance_all(runs: list[Iterator[None]], workers: int) -> None:
                 continue
             waiting.append(run)
 
-    with parallel.spread(), concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
+    with parallel.spread(), concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for done in [pool.submit(work) for _ in range(workers)]:
             done.result()
 
@@ -445,7 +445,7 @@ def _references(arrays: list[np.ndarray], index: int) -> int:
 
 
 class _World(NamedTuple):
-    """Some of the environments, which one thread takes through an iteration."""
+    """Some of the environments; one thread at a time takes them a step further."""
 
     where: slice  # which of all
     env: _Draws
@@ -545,11 +545,12 @@ class Distiller:
             self.frozen = {"encoder": jax.tree.map(jnp.asarray, encoder.params)}
         # Without the rate, which changes with the iteration.
         self.optimizer = optax.scale_by_adam()
-        # The buffers of the delay are overwritten, not copied.
         on_cpu = jax.default_backend() == "cpu"
         # Where several threads collect at once, each computes on its own core alone.
-        alone = {"xla_cpu_multi_thread_eigen": False} if on_cpu and len(self.worlds) > 1 else None
-        self._sense = jax.jit(self._observe_in_place, donate_argnums=0, compiler_options=alone)
+        several_worlds = on_cpu and len(self.worlds) > 1
+        options = {"xla_cpu_multi_thread_eigen": False} if several_worlds else None
+        # The buffers of the delay are overwritten, not copied.
+        self._sense = jax.jit(self._observe_in_place, donate_argnums=0, compiler_options=options)
         known = student.encode_in_products if on_cpu else student.encode
         self._code = functools.partial(known, self.spec)
         self._encode = jax.jit(self._code)
@@ -559,8 +560,8 @@ class Distiller:
 
             self._encode_alone = encode = FrozenEncoder(self.spec, self.frozen["encoder"])
             self._encode = lambda _, rgb: encode(rgb)
-        self._decide = jax.jit(self._decided, compiler_options=alone)
-        self._stack = jax.jit(self._join, compiler_options=alone)
+        self._decide = jax.jit(self._decided, compiler_options=options)
+        self._stack = jax.jit(self._join, compiler_options=options)
         self._take = jax.jit(
             lambda tree, first, count: jax.tree.map(
                 lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, count), tree
