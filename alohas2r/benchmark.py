@@ -261,9 +261,8 @@ def bench_distill(
     speed = {name: settings.samples / float(np.median(values)) for name, values in times.items()}
     limit = 1 / (1 / speed["physics"] + 1 / speed["rendering"])
     alone = np.add(times["physics"], times["rendering"])
-    shares = (
-        alone / times["collection"]
-    )  # of each turn, so that a change of the machine's speed matters less
+    # Of each turn, so that a change of the machine's speed matters less.
+    shares = alone / times["collection"]
     return {
         "phase": "distill",
         "engine": distiller.env.engine.name,
