@@ -1208,13 +1208,17 @@ def distill(
         if resume:
             log.resume(done * per_iteration)
         log.start()
-        for iteration in range(done + 1, settings.iterations + 1):
+        first = done + 1
+        for iteration in range(first, settings.iterations + 1):
             samples, state, physics, readout, sense, scores = distiller.collect(
                 learner, state, physics, readout, sense
             )
             learner, figures = distiller.update(learner, samples)
+            del samples  # their memory is the next ones'
             figures |= _measures(scores)
             distiller.env.engine.check(physics)
+            if iteration == first:
+                parallel.give_memory_back()  # what compiling left
             done = iteration
             if not np.isfinite(figures["loss/imitation"]):
                 raise ArtifactError(
@@ -1242,6 +1246,7 @@ def distill(
                 or plan.due(iteration, settings.iterations, settings.checkpoints)
             ):
                 save(iteration)
+                parallel.give_memory_back()
             if stop or expired:
                 break
 
