@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -49,10 +50,8 @@ def done(out: pathlib.Path) -> list[str]:
     return list(json.loads(path.read_text())["done"]) if path.exists() else []
 
 
-def test_a_killed_pipeline_goes_on_where_it_was(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
+def kill(out: pathlib.Path, when: Callable[[], bool]) -> None:
+    """Runs the pipeline in a process of its own and kills that at a moment, before its end."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(out), json.dumps(OVERRIDES)],
         env={**os.environ, **student_cases.compile_environment()},
@@ -60,11 +59,18 @@ def test_a_killed_pipeline_goes_on_where_it_was(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and "pick" not in done(out):
+    while process.poll() is None and not when():
         time.sleep(0.01)
     process.kill()
     complaints = process.communicate()[1]
     assert process.returncode == -signal.SIGKILL, complaints
+
+
+def test_a_killed_pipeline_goes_on_where_it_was(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    kill(out, lambda: "pick" in done(out))
     before = json.loads((out / "pipeline.json").read_text())["done"]
     encoder = (out / "encoder" / "encoder" / "weights.npz").stat().st_mtime_ns
 
@@ -123,6 +129,24 @@ def test_help_says_what_every_option_is_for(
         assert len(row.split()) >= 3
     assert cli.main(["--help"]) == 0
     assert command in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_pipeline_killed_in_every_phase_gives_the_same_student(tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "killed"
+    kill(out, (out / "encoder").is_dir)
+    assert done(out) == []
+    for phase, before in enumerate(pipeline.PHASES[:-1], start=1):
+        kill(out, lambda before=before: before in done(out))
+        assert done(out) == list(pipeline.PHASES[:phase])
+    results = [
+        pipeline.run("quick", folder, 1, 1, overrides=OVERRIDES, renderer="exact")
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert all(result["finished"] for result in results)
+    for artifact in ("teacher", "student"):
+        killed, whole = (policy.load(result[artifact]).hash for result in results)
+        assert killed == whole
 
 
 @pytest.mark.long
