@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from alohas2r import policy, scene
-from alohas2r.history import HistoryConfig
+from alohas2r.embodiment import joints
+from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.policies import artifact
+from alohas2r.policies import spec as policies_spec
+from alohas2r.policies import state as state_policy
+from alohas2r.sim import scene
 
 # The same examples in every run; single examples may compile, so none has a deadline.
 settings.register_profile("alohas2r", deadline=None, derandomize=True)
@@ -56,32 +60,34 @@ def _nothing_is_compiled_twice(shared_folder: pathlib.Path) -> None:
 def random_policy(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The artifact of an untrained pick policy, with small random weights."""
     pytest.importorskip("jax")
-    from alohas2r.tasks.pick import PickTask
+    from alohas2r.tasks.pick.task import PickTask
 
     loaded = scene.load("pick")
     ctrl = loaded.arms[0].ctrl
-    spec = policy.PolicySpec(
+    spec = policies_spec.PolicySpec(
         kind="state",
         phase="pick",
-        observation=tuple(policy.ObservationPart(*part) for part in PickTask.observation_spec),
+        observation=tuple(
+            policies_spec.ObservationPart(*part) for part in PickTask.observation_spec
+        ),
         history=HistoryConfig(),
-        action=policy.ActionSpec(
-            joints=scene.ACTUATORS,
+        action=policies_spec.ActionSpec(
+            joints=joints.ACTUATORS,
             scale=0.02,
             low=tuple(loaded.ctrl_low[ctrl].tolist()),
             high=tuple(loaded.ctrl_high[ctrl].tolist()),
-            control_period_s=scene.CONTROL_PERIOD_S,
+            control_period_s=joints.CONTROL_PERIOD_S,
         ),
         hidden=(8,),
         activation="swish",
     )
     draw = np.random.default_rng(0)
     features = spec.history.size(spec.observation_size)
-    sizes = (features, 8, 2 * len(scene.ACTUATORS))
+    sizes = (features, 8, 2 * len(joints.ACTUATORS))
     weights = {"mean": np.zeros(features), "std": np.ones(features)}
     for layer, shape in enumerate(itertools.pairwise(sizes)):
         weights[f"layer{layer}/kernel"] = draw.normal(0, 0.3, shape)
         weights[f"layer{layer}/bias"] = draw.normal(0, 0.3, shape[1])
-    found = policy.StatePolicy(spec, weights, {"seed": 0})
+    found = state_policy.StatePolicy(spec, weights, {"seed": 0})
     folder = tmp_path_factory.mktemp("policies") / "random"
-    return policy.save(found, folder, draw.normal(size=(5, spec.observation_size)))
+    return artifact.save(found, folder, draw.normal(size=(5, spec.observation_size)))

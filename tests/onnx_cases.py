@@ -9,17 +9,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alohas2r import export, policy, scene, student
-from alohas2r.history import HistoryConfig
-from alohas2r.policy import ActionSpec, ObservationPart, PolicySpec, StagedPolicy, StatePolicy
-from alohas2r.robots import JOINTS, SIDES
-from alohas2r.student import CameraSpec, StudentNetworkConfig
-from alohas2r.switching import Switch
+from alohas2r.embodiment import joints as embodiment_joints
+from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.embodiment.joints import JOINTS, SIDES
+from alohas2r.policies import artifact as policies_artifact
+from alohas2r.policies import spec as policies_spec
+from alohas2r.policies import vision
+from alohas2r.policies.networks import vision as vision_network
+from alohas2r.policies.onnx import export as onnx_export
+from alohas2r.policies.onnx import samples
+from alohas2r.policies.spec import (
+    ActionSpec,
+    CameraSpec,
+    ObservationPart,
+    PolicySpec,
+    StudentNetworkConfig,
+)
+from alohas2r.policies.staged import StagedPolicy
+from alohas2r.policies.state import StatePolicy
+from alohas2r.policies.switch import Switch
+from alohas2r.sim import scene
 
 
 def action_spec(arms: int) -> ActionSpec:
-    joints = JOINTS[: 7 * arms] if arms == 2 else scene.ACTUATORS
-    return ActionSpec(joints, 0.02, (-3.0,) * 7 * arms, (3.0,) * 7 * arms, scene.CONTROL_PERIOD_S)
+    joints = JOINTS[: 7 * arms] if arms == 2 else embodiment_joints.ACTUATORS
+    return ActionSpec(
+        joints, 0.02, (-3.0,) * 7 * arms, (3.0,) * 7 * arms, embodiment_joints.CONTROL_PERIOD_S
+    )
 
 
 def state_policy(
@@ -47,7 +63,7 @@ def state_policy(
 def save_pick(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     parts = (("joint_pos", 8, "rad, m"), ("object_pos_in_base", 3, "m"))
     found = state_policy("pick", parts, 1, **changes)
-    return policy.save(found, folder, np.random.default_rng(1).normal(size=(20, 11)))
+    return policies_artifact.save(found, folder, np.random.default_rng(1).normal(size=(20, 11)))
 
 
 def save_staged(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
@@ -58,14 +74,14 @@ def save_staged(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     found = StagedPolicy(pick, insert, Switch(), {"seed": 3})
     draw = np.random.default_rng(4)
     switched = np.arange(20) % 8 > 3
-    return policy.save(found, folder, draw.normal(size=(20, 25)), switched)
+    return policies_artifact.save(found, folder, draw.normal(size=(20, 25)), switched)
 
 
 def save_student(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     """Saves an untrained student of full size on colour and depth."""
     import jax
 
-    spec = student.make_spec(
+    spec = policies_spec.make_spec(
         scene.load("insert"),
         "rgbd",
         StudentNetworkConfig(activation="relu"),
@@ -75,14 +91,14 @@ def save_student(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
         0.02,
     )
     draw = np.random.default_rng(seed)
-    params = student.init(spec, jax.random.PRNGKey(seed))
-    weights = student.flatten(params, np.zeros(spec.features), np.full(spec.features, 0.5))
+    params = vision_network.init(spec, jax.random.PRNGKey(seed))
+    weights = vision_network.flatten(params, np.zeros(spec.features), np.full(spec.features, 0.5))
     last = f"head/layer{len(spec.network.hidden)}/kernel"  # starts small
     weights[last] = draw.normal(0, 0.1, weights[last].shape)
-    rows = export.wrist_views(spec.cameras.size, 20, seed + 1)
+    rows = samples.wrist_views(spec.cameras.size, 20, seed + 1)
     rows[spec.vector] = draw.normal(0, 0.5, (20, spec.vector_size)).astype(np.float32)
     rows["switched"] = draw.random(20) < 0.5
-    return student.save(student.StudentPolicy(spec, weights, {"seed": seed}), folder, rows)
+    return vision.save(vision.StudentPolicy(spec, weights, {"seed": seed}), folder, rows)
 
 
 _SAVERS = {"pick": save_pick, "staged": save_staged, "student": save_student}
@@ -94,6 +110,6 @@ def exported(kind: str, factory: pytest.TempPathFactory) -> tuple[pathlib.Path, 
     if kind not in _EXPORTED:
         folder = factory.mktemp("exported")
         artifact, file = _SAVERS[kind](folder / kind), folder / f"{kind}.onnx"
-        export.export(artifact, file)
+        onnx_export.export(artifact, file)
         _EXPORTED[kind] = artifact, file
     return _EXPORTED[kind]

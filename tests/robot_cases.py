@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from alohas2r import scene
+from alohas2r.sim import scene
 
 _STUDENTS: list[pathlib.Path] = []
 
@@ -22,26 +22,31 @@ def student(factory: pytest.TempPathFactory) -> pathlib.Path:
         pytest.importorskip("jax2onnx")
         import jax
 
-        from alohas2r import export
-        from alohas2r import student as students
-        from alohas2r.history import HistoryConfig
-        from alohas2r.student import CameraSpec, StudentNetworkConfig
-        from alohas2r.switching import Switch
+        from alohas2r.embodiment.history import HistoryConfig
+        from alohas2r.policies import spec as policies_spec
+        from alohas2r.policies import vision
+        from alohas2r.policies.networks import vision as vision_network
+        from alohas2r.policies.onnx import export as onnx_export
+        from alohas2r.policies.onnx import samples
+        from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
+        from alohas2r.policies.switch import Switch
 
         network = StudentNetworkConfig((16,), "relu", (4, 4, 4), 8, 4)
         memory, switch = HistoryConfig((0.3,)), Switch(on_height=0.16)
         insert = scene.load("insert")
-        spec = students.make_spec(insert, "rgbd", network, CameraSpec(), memory, switch, 0.015)
+        spec = policies_spec.make_spec(insert, "rgbd", network, CameraSpec(), memory, switch, 0.015)
         draw = np.random.default_rng(0)
-        shapes = jax.eval_shape(lambda: students.init(spec, jax.random.PRNGKey(0)))
+        shapes = jax.eval_shape(lambda: vision_network.init(spec, jax.random.PRNGKey(0)))
         params = jax.tree.map(lambda one: draw.normal(0, 0.2, one.shape), shapes)
-        weights = students.flatten(params, np.zeros(spec.features), np.full(spec.features, 0.5))
-        rows = export.wrist_views(spec.cameras.size, 4, 1)
+        weights = vision_network.flatten(
+            params, np.zeros(spec.features), np.full(spec.features, 0.5)
+        )
+        rows = samples.wrist_views(spec.cameras.size, 4, 1)
         rows[spec.vector] = draw.normal(0, 0.5, (4, spec.vector_size)).astype(np.float32)
         rows["switched"] = draw.random(4) < 0.5
         folder = factory.mktemp("student")
-        students.save(students.StudentPolicy(spec, weights, {}), folder / "student", rows)
-        export.export(folder / "student", folder / "student.onnx", verify_samples=16)
+        vision.save(vision.StudentPolicy(spec, weights, {}), folder / "student", rows)
+        onnx_export.export(folder / "student", folder / "student.onnx", verify_samples=16)
         _STUDENTS.append(folder / "student.onnx")
     return _STUDENTS[0]
 
@@ -49,8 +54,8 @@ def student(factory: pytest.TempPathFactory) -> pathlib.Path:
 @contextlib.contextmanager
 def serving(file: pathlib.Path, port: int = 0) -> Iterator[int]:
     """Serves a policy from a thread; gives the port."""
-    from alohas2r.onnx_policy import OnnxPolicy
-    from alohas2r.server import PolicyServer, ServerConfig
+    from alohas2r.policies.onnx.runtime import OnnxPolicy
+    from alohas2r.policies.remote.server import PolicyServer, ServerConfig
 
     server = PolicyServer(OnnxPolicy.load(file), ServerConfig(port=port))
     started = threading.Event()

@@ -13,10 +13,19 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from alohas2r import config, dagger, policy, pretrain, scene, student
-from alohas2r.policy import StagedPolicy, StatePolicy
-from alohas2r.switching import Switch
-from alohas2r.tasks.insert import InsertTask
+from alohas2r import config
+from alohas2r.core import assets
+from alohas2r.embodiment import joints
+from alohas2r.learning.dagger import config as dagger_config
+from alohas2r.policies import artifact
+from alohas2r.policies import encoder as encoder_artifact
+from alohas2r.policies import spec as policies_spec
+from alohas2r.policies.networks import vision as vision_network
+from alohas2r.policies.staged import StagedPolicy
+from alohas2r.policies.state import StatePolicy
+from alohas2r.policies.switch import Switch
+from alohas2r.sim import scene
+from alohas2r.tasks.insert.task import InsertTask
 
 # The smallest distillation in which nothing is left out.
 TINY = (
@@ -49,13 +58,15 @@ def insertion_policy(pick: StatePolicy, seed: int = 0, scale: float = 0.05) -> S
     """An untrained insertion policy that remembers what the pick policy does."""
     insert = scene.load("insert")
     ctrl = np.concatenate([arm.ctrl for arm in insert.arms])
-    names = tuple(f"{arm.name}/{joint}" for arm in insert.arms for joint in scene.ACTUATORS)
-    spec = policy.PolicySpec(
+    names = tuple(f"{arm.name}/{joint}" for arm in insert.arms for joint in joints.ACTUATORS)
+    spec = policies_spec.PolicySpec(
         kind="state",
         phase="insert",
-        observation=tuple(policy.ObservationPart(*part) for part in InsertTask.observation_spec),
+        observation=tuple(
+            policies_spec.ObservationPart(*part) for part in InsertTask.observation_spec
+        ),
         history=pick.spec.history,
-        action=policy.ActionSpec(
+        action=policies_spec.ActionSpec(
             names,
             0.02,
             tuple(insert.ctrl_low[ctrl].tolist()),
@@ -77,7 +88,7 @@ def insertion_policy(pick: StatePolicy, seed: int = 0, scale: float = 0.05) -> S
 
 def staged() -> StagedPolicy:
     """The shipped pick policy, and an untrained insertion policy."""
-    pick = policy.load(scene.data_path("params") / "pick")
+    pick = artifact.load(assets.data_path("params") / "pick")
     assert isinstance(pick, StatePolicy)
     return StagedPolicy(pick, insertion_policy(pick), Switch(), {"who": "test"})
 
@@ -85,19 +96,23 @@ def staged() -> StagedPolicy:
 def save_teacher(folder: pathlib.Path) -> pathlib.Path:
     found = staged()
     rows = np.random.default_rng(1).normal(0, 0.1, (4, found.spec.observation_size))
-    return policy.save(found, folder, rows, np.array([False, False, True, True]))
+    return artifact.save(found, folder, rows, np.array([False, False, True, True]))
 
 
-def encoder(seed: int = 0, filters: tuple[int, int, int] = (4, 4, 8)) -> pretrain.EncoderArtifact:
+def encoder(
+    seed: int = 0, filters: tuple[int, int, int] = (4, 4, 8)
+) -> encoder_artifact.EncoderArtifact:
     """An untrained encoder."""
     picture = np.zeros((1, 32, 32, 3), np.float32)
-    params: Any = student.Encoder(filters).init(jax.random.PRNGKey(seed), picture)["params"]
-    return pretrain.EncoderArtifact(filters, 32, jax.tree.map(np.asarray, params), {"seed": seed})
+    params: Any = vision_network.Encoder(filters).init(jax.random.PRNGKey(seed), picture)["params"]
+    return encoder_artifact.EncoderArtifact(
+        filters, 32, jax.tree.map(np.asarray, params), {"seed": seed}
+    )
 
 
 def save_encoder(folder: pathlib.Path) -> pathlib.Path:
     pictures = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
-    return pretrain.save_encoder(encoder(), folder, pictures)
+    return encoder_artifact.save_encoder(encoder(), folder, pictures)
 
 
 # How tests compile: nothing twice in a session, also not in another process, and quickly rather than well.
@@ -129,5 +144,5 @@ def compiled_once(factory: pytest.TempPathFactory) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def settings(observation: str = "rgbd", *more: str) -> dagger.DistillConfig:
-    return config.override(dagger.find_preset("quick", observation), (*TINY, *more))
+def settings(observation: str = "rgbd", *more: str) -> dagger_config.DistillConfig:
+    return config.override(dagger_config.find_preset("quick", observation), (*TINY, *more))

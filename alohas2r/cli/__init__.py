@@ -4,29 +4,22 @@ Figures go to stdout, everything else to stderr; with --json, stdout is one JSON
 codes: 0 done, 1 something that the message says how to put right, 2 wrong usage, 130 interrupted.
 """
 
-from alohas2r.cli import teaching, distilling, pictures, serving, benching, robot  # isort: skip  (the order of the help)
-from alohas2r.cli.common import (
-    EXTRAS,
-    ProgressDisplay,
-    app,
-    duration_text,
-    main,
-    policy_folder,
-    report_text,
-)
+from alohas2r.cli import train, distill, evaluate, benchmark, render, export, deploy  # isort: skip  (the order of the help)
+from alohas2r.cli.app import EXTRAS, main, policy_folder
+from alohas2r.cli.display import ProgressDisplay, duration_text, report_text
 
 __all__ = [
     "EXTRAS",
     "ProgressDisplay",
-    "app",
-    "benching",
-    "distilling",
+    "benchmark",
+    "deploy",
+    "distill",
     "duration_text",
+    "evaluate",
+    "export",
     "main",
-    "pictures",
     "policy_folder",
+    "render",
     "report_text",
-    "robot",
-    "serving",
-    "teaching",
+    "train",
 ]

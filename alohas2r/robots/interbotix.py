@@ -18,13 +18,15 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.embodiment.joints import ARM_JOINTS, JOINTS, PER_ARM, SIDES
+from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import BackendUnavailable, RobotFault
-from alohas2r.robots import ARM_JOINTS, JOINTS, PER_ARM, SIDES, Proprio, hold_pose
-from alohas2r.robots.dynamixel import (
+from alohas2r.robots.base import Proprio
+from alohas2r.robots.dynamixel.arm import GripperLinkage
+from alohas2r.robots.dynamixel.registers import (
     CURRENT_UNIT_A,
     VELOCITY_UNIT_RAD_S,
     VOLTAGE_UNIT_V,
-    GripperLinkage,
     describe_error,
 )
 

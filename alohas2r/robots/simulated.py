@@ -13,10 +13,12 @@ from typing import Self
 import mujoco
 import numpy as np
 
-from alohas2r import scene
+from alohas2r.embodiment.joints import JOINTS, PER_ARM, SIDES
+from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import RobotFault
-from alohas2r.robots import JOINTS, PER_ARM, SIDES, Frame, Proprio, hold_pose
-from alohas2r.robots.emulator import Renderer
+from alohas2r.robots.base import Frame, Proprio
+from alohas2r.robots.emulator.cameras import Renderer
+from alohas2r.sim import scene
 
 # How far the arm joints sway in `film` (rad), and how long a sway takes (s).
 _SWAY = np.array([0.15, 0.05, 0.05, 0.1, 0.1, 0.2])
@@ -183,10 +185,11 @@ def film(
     Yields:
       rgb [size, size, 3] uint8 and depth [size, size] float32 (m).
     """
-    from alohas2r import renderers
+    from alohas2r.rendering import protocol as rendering_protocol
+    from alohas2r.rendering import registry as renderers
 
     insert = scene.load("insert")
-    camera = renderers.CAMERAS[SIDES.index(side)]
+    camera = rendering_protocol.CAMERAS[SIDES.index(side)]
     renderer = renderers.make("raycast", insert, width=size, height=size, cameras=(camera,))
     qpos = insert.home_qpos.copy()
     joints = insert.arms[SIDES.index(side)].qpos[: len(_SWAY)]

@@ -1,1 +1,1 @@
-"""Tasks: initial states, rewards, success, termination, as pure functions of one environment."""
+"""Tasks: their settings, rewards, scores and protocols."""

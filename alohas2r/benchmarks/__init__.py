@@ -1,0 +1,1 @@
+"""Measures speed: physics, rendering, distillation, latency, GPUs."""

@@ -1,0 +1,1 @@
+"""One short job that measures everything on an NVIDIA GPU."""

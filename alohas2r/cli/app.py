@@ -1,0 +1,172 @@
+"""What all commands share: the app, errors, progress, and how results are shown."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer.exceptions
+from rich.console import Console
+from rich.markup import escape
+
+from alohas2r import __version__
+from alohas2r.errors import Alohas2rError
+
+# Which extra brings an optional package.
+EXTRAS = {
+    "av": "train",
+    "brax": "train",
+    "flax": "train",
+    "jax": "train",
+    "jaxlib": "train",
+    "matplotlib": "train",
+    "onnx": "train",
+    "optax": "train",
+    "orbax": "train",
+    "tensorboardX": "train",
+    "warp": "warp",
+    "jax2onnx": "export",
+    "dynamixel_sdk": "robot",
+    "msgpack": "robot",
+    "pyrealsense2": "robot",
+    "websockets": "robot",
+}
+
+app = typer.Typer(
+    name="alohas2r",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Teaches a bimanual ALOHA to insert a peg, in simulation only.\n\n"
+    "A teacher learns from the exact state by reinforcement learning, first to pick up a block "
+    "with one arm ([bold]train-teacher --phase pick[/bold]); [bold]evaluate[/bold] says how good "
+    "a policy is.",
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Phase = Literal["pick", "insert"]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same result.")]
+Threads = Annotated[
+    int, typer.Option(min=0, help="CPU threads for the simulation; 0 takes all cores.")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    Args:
+      arguments: without the program's name; those of the process if None.
+    """
+    console = Console(stderr=True)
+    try:
+        return app(arguments, prog_name="alohas2r", standalone_mode=False) or 0
+    except typer.exceptions.TyperException as error:
+        context = getattr(error, "ctx", None)
+        message = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            return error.exit_code
+        if message[-1:] not in (".", "?"):
+            message += "."
+        _complain(
+            console, f"{message} See {context.command_path if context else 'alohas2r'} --help."
+        )
+        return error.exit_code
+    except Alohas2rError as error:
+        _complain(console, " ".join(str(error).split()))
+        return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        extra = EXTRAS[package]
+        if extra == "train" and (arguments or sys.argv[1:])[:1] == ["export"]:
+            extra = "export"  # which brings what training needs, and more
+        _complain(
+            console,
+            f"This command needs the package {package}, which is not installed: "
+            f"pip install 'alohas2r[{extra}]'",
+        )
+        return 1
+    except KeyboardInterrupt:
+        _complain(console, "Interrupted.")
+        return 130
+    except BrokenPipeError:  # the reader of stdout, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def command(name: str, panel: str = "Teach") -> Callable[[Function], Function]:
+    """Registers a function as a command; its docstring is the help, a paragraph to a line.
+
+    Args:
+      name: of the command.
+      panel: heading under which the list of commands shows it.
+    """
+
+    def register(function: Function) -> Function:
+        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        return app.command(name, help=text, rich_help_panel=panel)(function)
+
+    return register
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alohas2r {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def policy_folder(name: str) -> pathlib.Path:
+    """Returns the folder of a policy: the path as given or, if there is none, the shipped one.
+
+    So "params/pick" and "pick" work in any directory, also from an installed package.
+    """
+    path = pathlib.Path(name)
+    if not path.exists():
+        from alohas2r.core.assets import data_path
+        from alohas2r.errors import ModelError
+
+        relative = pathlib.Path(*path.parts[1:]) if path.parts[:1] == ("params",) else path
+        with contextlib.suppress(ModelError):
+            shipped = data_path("params") / relative
+            if relative.parts and not relative.is_absolute() and shipped.is_dir():
+                return shipped
+    return path
+
+
+def library(name: str) -> Any:
+    """Imports a module of this package; what other packages print meanwhile is dropped.
+
+    MuJoCo XLA, for one, tells stdout that Warp is not installed, which nobody asked.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        return importlib.import_module(f"alohas2r.{name}")
+
+
+def _complain(console: Console, message: str) -> None:
+    console.print(f"[red]Error:[/red] {escape(message)}", soft_wrap=True, highlight=False)

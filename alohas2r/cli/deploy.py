@@ -1,0 +1,413 @@
+"""Commands around real, emulated and simulated arms."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from alohas2r.cli.app import Json, Seed, command, library
+from alohas2r.cli.display import plain, show, working
+from alohas2r.errors import ConfigError
+
+REAL = ("aloha", "aloha-ros")
+# Where the policy server's key is taken from; on a command line everybody on the machine sees it.
+API_KEY = "ALOHAS2R_API_KEY"
+
+Ports = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="LEFT RIGHT", help="Serial ports of both arms (/dev/ttyDXL_follower_* if left out)."
+    ),
+]
+Cameras = Annotated[
+    tuple[str, str] | None,
+    typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
+]
+
+
+@command("deploy", "Deploy")
+def deploy(
+    robot: Annotated[
+        Literal["aloha", "aloha-ros", "emulated", "sim"],
+        typer.Option(
+            help="aloha: two arms on their serial ports; aloha-ros: through Interbotix' ROS nodes; "
+            "emulated: the same driver on emulated servos; sim: simulated arms."
+        ),
+    ],
+    policy: Annotated[
+        pathlib.Path | None, typer.Option(help="The exported policy (.onnx).")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Address of a policy server, such as ws://host:8000; its key from {API_KEY}."
+        ),
+    ] = None,
+    mode: Annotated[
+        Literal["dry-run", "shadow", "slow", "full"] | None,
+        typer.Option(
+            help="dry-run: no torque; shadow: read and log only; slow or full: move. "
+            "slow on real arms, full on others, if left out."
+        ),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="How many times.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.05, help="How long each takes at most.")] = 10.0,
+    stepped: Annotated[
+        bool,
+        typer.Option(
+            "--stepped",
+            help="Let simulated time stand still while the loop works: no pace to keep.",
+        ),
+    ] = False,
+    seed: Seed = 0,
+    view: Annotated[
+        bool, typer.Option("--view", help="Show both wrist views in the terminal.")
+    ] = False,
+    log: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Write everything to a new file; real arms always do (runs/deploy/)."),
+    ] = None,
+    ports: Ports = None,
+    cameras: Cameras = None,
+    recordings: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Recordings (.db3) in place of the cameras."),
+    ] = None,
+    stub_cameras: Annotated[
+        bool,
+        typer.Option("--stub-cameras", help="Noise in place of drawn pictures, to time the loop."),
+    ] = False,
+    exposure_us: Annotated[
+        float | None, typer.Option(min=1, help="Fixed exposure (µs); automatic if left out.")
+    ] = None,
+    gripper_closed: Annotated[
+        float | None,
+        typer.Option(help="Servo angle (rad) at which the fingers touch, if not the scene's."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run an exported policy on two arms at 20 Hz, guarded.
+
+    Read docs/safety.md before torque goes on. Ctrl-C once: the arms stop following the policy and
+    retreat to the sleep pose, where torque goes off. Twice: they hold at once.
+
+    On emulated and simulated arms, episode i of a seed begins as in evaluate, and is judged alike.
+    """
+    real = robot in REAL
+    if ports is not None and robot != "aloha":
+        raise ConfigError(f"--ports belongs to --robot aloha, not to {robot}.")
+    if real and seed:
+        raise ConfigError("--seed belongs to simulated episodes, not to real arms.")
+    if (policy is None) == (server is None):
+        raise ConfigError("Give one of --policy FILE and --server URL.")
+    rigs, configs = library("deployment.rig"), library("deployment.config")
+    settings: dict[str, Any] = {} if ports is None else {"ports": ports}
+    rig = rigs.RigConfig(
+        robot,
+        stepped=stepped,
+        serials=cameras,
+        recordings=recordings,
+        stub_cameras=stub_cameras,
+        exposure_us=exposure_us,
+        gripper_closed_rad=gripper_closed,
+        seed=seed,
+        **settings,
+    )
+    config = configs.DeployConfig(
+        mode=mode or ("slow" if real else "full"), episodes=episodes, episode_s=seconds
+    )
+    if real and log is None:
+        log = pathlib.Path("runs/deploy") / time.strftime("%Y%m%d-%H%M%S.run")
+    key = os.environ.get(API_KEY, "")
+    with _live(config.episodes, view) as on_step:
+        result = library("deployment.deploy").deploy(rig, config, policy, server, key, log, on_step)
+    _show(result, f"Ran {result['policy']} on {robot}", as_json)
+
+
+@command("emulate-robot", "Deploy")
+def emulate_robot(
+    directory: Annotated[
+        pathlib.Path, typer.Option("--dir", help="Where the ports left and right appear.")
+    ],
+    seed: Seed = 0,
+) -> None:
+    """Keep two emulated arms running, each a serial port with nine Dynamixel servos.
+
+    Any software for real arms can use them; behind them is the simulated scene, in real time.
+    Ctrl-C ends it.
+    """
+    server = library("robots.emulator.server")
+    console = Console(stderr=True)
+
+    def ready() -> None:
+        console.print(
+            f"Serial ports: {directory / 'left'} {directory / 'right'} (Ctrl-C ends)",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+    server.serve(server.EmulatorConfig(seed=seed), directory, ready)
+
+
+@command("record-camera", "Deploy")
+def record_camera(
+    out: Annotated[pathlib.Path, typer.Argument(help="The recording, a new file (.db3).")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="For how long.")] = 10.0,
+    serial: Annotated[
+        str | None, typer.Option(help="Serial number of the camera, if there are several.")
+    ] = None,
+    exposure_us: Annotated[
+        float | None, typer.Option(min=1, help="Fixed exposure (µs); automatic if left out.")
+    ] = None,
+    simulated: Annotated[
+        Literal["left", "right"] | None,
+        typer.Option(help="Record the simulated wrist camera of an arm that moves instead."),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=32, max=480, help="Side of simulated pictures (pixels).")
+    ] = 96,
+) -> None:
+    """Record a RealSense wrist camera, colour and depth, for deploy --recordings."""
+    if out.suffix != ".db3":
+        raise ConfigError(f"{out} must end in .db3, as librealsense names its recordings.")
+    if simulated is not None and (serial is not None or exposure_us is not None):
+        raise ConfigError("--simulated needs no camera: leave out --serial and --exposure-us.")
+    recorder = library("robots.realsense.record")
+    with working("Recording"):
+        if simulated is not None:
+            film = library("robots.simulated").film(simulated, seconds, size=size)
+            count = recorder.write_recording(out, film)
+        else:
+            config = library("robots.realsense.config").RealSenseConfig(exposure_us=exposure_us)
+            count = recorder.record(out, seconds, serial, config)
+    Console(stderr=True).print(
+        f"Wrote {count} pictures to {out}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+@command("replay", "Deploy")
+def replay(
+    run: Annotated[pathlib.Path, typer.Argument(help="The log of a run.", show_default=False)],
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="Folder for plots and video (beside the log).")
+    ] = None,
+    policy: Annotated[
+        pathlib.Path | None, typer.Option(help="The exported policy, if not where the log says.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at a run afterwards: plots, video, timing, and whether the policy acts the same again.
+
+    Exit code 1 if the policy that acted does not give the logged actions.
+    """
+    replays = library("deployment.replay")
+    with working("Replaying"):
+        result = replays.replay(run, out, policy)
+    _show(result, f"Run {run}", as_json)
+    found = result["policy"]
+    if found is not None and found["same_policy"] and not found["reproduced"]:
+        Console(stderr=True).print(
+            f"[red]Error:[/red] The policy's actions differ from the logged ones by "
+            f"{found['difference']:.2g}.",
+            soft_wrap=True,
+            highlight=False,
+        )
+        raise typer.Exit(1)
+
+
+@command("doctor", "Deploy")
+def doctor(
+    policy: Annotated[
+        pathlib.Path | None, typer.Option(help="An exported policy that must be sound.")
+    ] = None,
+    ports: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Serial ports that must work."),
+    ] = None,
+    cameras: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Serial numbers that must be plugged in."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this computer, its packages, and whatever arms, cameras and policy there are.
+
+    Each line says pass, warn or fail, and what to do. Exit code 1 if anything fails. Nothing is
+    changed and nothing moves.
+    """
+    examiner = library("deployment.doctor")
+    with working("Looking"):
+        lines = examiner.examine(ports, policy, cameras)
+    failed = [line for line in lines if line.status == "fail"]
+    if as_json:
+        rows = [
+            {"name": line.name, "status": line.status, "text": line.text, "remedy": line.remedy}
+            for line in lines
+        ]
+        typer.echo(json.dumps({"healthy": not failed, "lines": rows}))
+    else:
+        table = Table(show_header=False, box=None)
+        colours = {"pass": "green", "warn": "yellow", "fail": "red"}
+        for line in lines:
+            remedy = f"\n[bold]{escape(line.remedy)}[/bold]" if line.remedy else ""
+            status = f"[{colours[line.status]}]{line.status}[/]"
+            table.add_row(status, escape(line.name), escape(line.text) + remedy)
+        Console().print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+@command("torque-off", "Deploy")
+def torque_off(
+    ports: Ports = None,
+    anywhere: Annotated[
+        bool,
+        typer.Option(
+            "--anywhere", help="Even where the arms do not rest. They fall: support them."
+        ),
+    ] = False,
+    reboot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIDE:ID", help="Restart a servo with an error, such as left:4."),
+    ] = None,
+) -> None:
+    """Switch torque off on both arms, for instance after a run ended in a hold.
+
+    Refuses unless the arms rest in the sleep pose, because elsewhere they fall. A servo that shut
+    down by a hardware error is restarted with --reboot, after its cause is known.
+    """
+    arm, driver = library("robots.dynamixel.arm"), library("robots.dynamixel.driver")
+    wanted: dict[str, list[int]] = {}
+    for text in reboot or []:
+        side, _, number = text.partition(":")
+        if side not in ("left", "right") or not number.isdigit() or int(number) not in arm.IDS:
+            raise ConfigError(f"--reboot {text} must be left:ID or right:ID with an id of 1..9.")
+        wanted.setdefault(side, []).append(int(number))
+    config = arm.DynamixelConfig() if ports is None else arm.DynamixelConfig(ports=ports)
+    with working("Switching off"), driver.DynamixelRobot(config, passive=True) as arms:
+        library("deployment.recovery").torque_off(arms, anywhere)
+        for side, servos in wanted.items():
+            arms.reboot(side, servos)
+    Console(stderr=True).print("Torque is off on both arms.", highlight=False)
+
+
+class Display:
+    """A run as it goes: what the arms do, how fast the loop is, and what was changed.
+
+    Reports come at 20 Hz and are only kept; rich draws the newest from a thread of its own.
+    """
+
+    def __init__(self, episodes: int, view: bool) -> None:
+        """Starts with nothing to show.
+
+        Args:
+          episodes: how many there are in all.
+          view: whether to show both wrist views.
+        """
+        self._episodes, self._view = episodes, view
+        self._report: Any = None
+        self._clamps: dict[str, int] = {}
+        self._tally = library("deployment.timing").Tally()
+
+    def __call__(self, report: Any) -> None:
+        """Takes a control step."""
+        for one in report.interventions:
+            self._clamps[one] = self._clamps.get(one, 0) + 1
+        self._tally(report)
+        self._report = report
+
+    def __rich__(self) -> Any:
+        """Draws the newest report."""
+        report = self._report
+        if report is None:
+            return Text("Checking arms, cameras and policy ...")
+        rate = self._tally.rate_hz
+        stage = "insert" if report.switched else "pick"
+        clamps = ", ".join(f"{name} {count}" for name, count in self._clamps.items()) or "none"
+        found = "; ".join(one.text for one in report.findings) or "nothing"
+        table = Table(show_header=False, box=None)
+        table.add_row("episode", f"{report.episode + 1} of {self._episodes}, step {report.step}")
+        table.add_row("arms", f"{report.mode.value}, {stage}" if report.acting else "on their way")
+        pace = f"{rate:.1f} Hz, " if rate else ""
+        table.add_row("loop", f"{pace}{1000 * report.duration_s:.1f} ms a step")
+        table.add_row("clamped", escape(clamps))
+        table.add_row("noticed", escape(found))
+        if not self._view or len(report.frames) < 2:
+            return table
+        return Group(table, *views(report.frames))
+
+
+def views(frames: Mapping[str, Any]) -> list[Text]:
+    """Returns both cameras' pictures as text: colour, then depth (nearer is brighter).
+
+    Each character shows two pixels, one above the other.
+
+    Args:
+      frames: "left" and "right".
+    """
+    import numpy as np
+
+    rows = []
+    for side in ("left", "right"):
+        frame = frames[side]
+        near = np.where(frame.depth > 0, 1 - np.clip(frame.depth / 0.4, 0, 1), 0)
+        grey = np.repeat((255 * near)[..., None], 3, axis=2).astype(np.uint8)
+        rows += [frame.rgb[: len(frame.rgb) // 2 * 2], grey[: len(grey) // 2 * 2]]
+    picture = np.concatenate(rows, axis=1)
+    lines = []
+    for upper, lower in zip(picture[::2], picture[1::2], strict=True):
+        line = Text()
+        for top, bottom in zip(upper, lower, strict=True):
+            colours = ["#{:02x}{:02x}{:02x}".format(*pixel) for pixel in (top, bottom)]
+            line.append("▀", f"{colours[0]} on {colours[1]}")
+        lines.append(line)
+    return lines
+
+
+@contextlib.contextmanager
+def _live(episodes: int, view: bool) -> Iterator[Callable[[Any], None]]:
+    """Shows a run on stderr: a live table on a terminal, else a line for each change of mode."""
+    console = Console(stderr=True)
+    with contextlib.redirect_stdout(console.file):  # stdout is for the result
+        if console.is_terminal:
+            display = Display(episodes, view)
+            with Live(display, console=console, refresh_per_second=8):
+                yield display
+            return
+        last: list[tuple[int, str]] = []
+
+        def note(report: Any) -> None:
+            now = (report.episode, report.mode.value)
+            if last[-1:] != [now]:
+                last[:] = [now]
+                text = "; ".join(one.text for one in report.findings)
+                console.print(
+                    f"episode {now[0] + 1} of {episodes}: {now[1]}{': ' + text if text else ''}",
+                    highlight=False,
+                    markup=False,
+                    soft_wrap=True,
+                )
+
+        yield note
+
+
+def _show(result: Mapping[str, Any], title: str, as_json: bool) -> None:
+    """Prints a result; as JSON with the columns by episode, which pair it with `evaluate --csv`."""
+    if as_json:
+        typer.echo(json.dumps(plain(result), allow_nan=False))
+        return
+    lists = {name: "; ".join(value) for name, value in result.items() if isinstance(value, list)}
+    show({**result, **{name: text or "none" for name, text in lists.items()}}, title, as_json)

@@ -1,0 +1,192 @@
+"""Commands that pretrain the encoder, distil students, and run the whole pipeline."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
+from alohas2r.cli.display import progress_display, show
+
+Preset = Literal["quick", "default"]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the preset."),
+]
+Minutes = Annotated[
+    float | None, typer.Option(min=0, help="Stop cleanly after so much time; can be resumed.")
+]
+Renderer = Annotated[
+    Literal["auto", "raycast", "exact", "warp", "opengl", "madrona"],
+    typer.Option(help="What draws the pictures; auto takes what suits this machine."),
+]
+Engine = Annotated[
+    Literal["auto", "cpu", "warp"],
+    typer.Option(
+        help="What simulates and learns: cpu, all cores; warp, an NVIDIA GPU, which draws as well; "
+        "auto: warp where there is CUDA."
+    ),
+]
+
+
+@command("pretrain-encoder")
+def pretrain_encoder(
+    data: Annotated[
+        Literal["sim", "cifar10"],
+        typer.Option(help="Rendered wrist pictures, which need nothing, or CIFAR-10 from disk."),
+    ] = "sim",
+    data_dir: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder with cifar-10-python.tar.gz or cifar-10-binary.tar.gz."),
+    ] = None,
+    method: Annotated[
+        Literal["supervised", "contrastive"],
+        typer.Option(help="Name and place the objects, or recognize a picture after a crop."),
+    ] = "supervised",
+    preset: Annotated[
+        Preset, typer.Option(help="quick: to see that all works; default: the real one.")
+    ] = "default",
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of the run: metrics, checkpoints, encoder (runs/encoder)."),
+    ] = None,
+    resume: Resume = False,
+    settings: Settings = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    minutes: Minutes = None,
+    renderer: Renderer = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train the colour encoder that distillation keeps frozen.
+
+    Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an
+    unbroken run.
+    """
+    pretrain = library("learning.encoder.train")
+    folder = out or pathlib.Path("runs") / "encoder"
+    with progress_display() as progress:
+        result = pretrain.pretrain_encoder(
+            preset=preset,
+            overrides=settings or [],
+            out=folder,
+            data=data,
+            data_dir=data_dir,
+            method=method,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+            minutes=minutes,
+            progress=progress,
+            renderer=renderer,
+        )
+    show(result, f"Trained the encoder in {folder}", as_json)
+    _tell_if_stopped(result, folder)
+
+
+@command("distill")
+def distill(
+    observation: Annotated[
+        Literal["rgbd", "depth", "rgb", "state"],
+        typer.Option(
+            help="What the student sees; depth: 64 x 64 pictures; state: what the teacher knows."
+        ),
+    ] = "rgbd",
+    teacher: Annotated[str, typer.Option(help="Folder of the staged teacher.")] = "params/teacher",
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="Folder of a pretrained colour encoder, which stays as it is; none: learn it from "
+            "scratch; finetune: go on learning the shipped one."
+        ),
+    ] = "params/encoder",
+    preset: Annotated[
+        Preset, typer.Option(help="quick: to see that all works; default: full scale.")
+    ] = "default",
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Folder of the run: metrics, checkpoints, student (runs/student)."),
+    ] = None,
+    resume: Resume = False,
+    settings: Settings = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    minutes: Minutes = None,
+    renderer: Renderer = "auto",
+    engine: Engine = "auto",
+    as_json: Json = False,
+) -> None:
+    """Distil the teacher into a student that sees, by online DAgger.
+
+    Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an
+    unbroken run, on the engine that the run began with. Metrics go to metrics.jsonl and to
+    TensorBoard files in the run's folder.
+    """
+    dagger = library("learning.dagger.train")
+    folder = out or pathlib.Path("runs") / "student"
+    chosen = encoder if encoder in ("none", "finetune") else policy_folder(encoder)
+    with progress_display() as progress:
+        result = dagger.distill(
+            preset=preset,
+            overrides=settings or [],
+            teacher=policy_folder(teacher),
+            encoder=chosen,
+            observation=observation,
+            out=folder,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+            minutes=minutes,
+            progress=progress,
+            renderer=renderer,
+            engine=engine,
+        )
+    show(result, f"Distilled a student in {folder}", as_json)
+    _tell_if_stopped(result, folder)
+
+
+@command("pipeline")
+def pipeline(
+    preset: Annotated[
+        Preset, typer.Option(help="quick: every phase at tiny scale; default: the real one.")
+    ] = "default",
+    out: Annotated[
+        pathlib.Path, typer.Option(help="Folder that holds a folder for each phase.")
+    ] = pathlib.Path("runs/pipeline"),
+    seed: Seed = 0,
+    threads: Threads = 0,
+    engine: Engine = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run everything: encoder, pick, switch states, insert, distill, evaluate, export.
+
+    The same command continues where an earlier run in --out was stopped or killed. At the end it
+    says how long each phase took, beside the published times on one RTX 4090.
+    """
+    phases = library("learning.pipeline")
+    with progress_display() as progress:
+        result = phases.run(preset, out, seed, threads, progress, engine=engine)
+    show(result, f"Pipeline in {out}", as_json)
+    if not result["finished"]:
+        Console(stderr=True).print(
+            f"Stopped early: the same command with --out {out} continues.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _tell_if_stopped(result: dict[str, Any], folder: pathlib.Path) -> None:
+    if not result["finished"]:
+        Console(stderr=True).print(
+            f"Stopped early at a checkpoint: --resume --out {folder} continues.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,172 @@
+"""Commands that measure policies and look at runs."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
+from alohas2r.cli.display import progress_display, show, working
+from alohas2r.errors import ConfigError
+
+
+@command("evaluate", "Measure")
+def evaluate_policy(
+    policy: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a policy, such as params/pick, or an exported file (.onnx).",
+            show_default=False,
+        ),
+    ],
+    episodes: Annotated[int, typer.Option(min=1, help="Exactly so many episodes count.")] = 1000,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    video: Annotated[
+        pathlib.Path | None, typer.Option(help="Write a video of some episodes (.mp4).")
+    ] = None,
+    csv: Annotated[
+        pathlib.Path | None, typer.Option(help="Write one line per episode (.csv).")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Repeat under other conditions: clearance (thicker pegs), latency (more delay) "
+            "or recovery (15 s)."
+        ),
+    ] = None,
+    paired: Annotated[
+        str | None,
+        typer.Option(
+            help="Another policy, such as params/teacher, for the same episodes: the difference, "
+            "and McNemar's test."
+        ),
+    ] = None,
+    hold_out: Annotated[
+        bool,
+        typer.Option(
+            "--hold-out", help="Students only: one object is missing; who grasps at thin air?"
+        ),
+    ] = False,
+    engine: Annotated[
+        Literal["auto", "cpu", "warp"],
+        typer.Option(help="What simulates, as in train-teacher; warp: teachers only."),
+    ] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Measure how often a policy succeeds, under the frozen protocol eval-v1.
+
+    Rates come with their 95% Wilson intervals. The protocol's name and hash go with every
+    result; only results of the same protocol can be compared. A student is measured with
+    pictures, unseen looks and all noise.
+    """
+    if engine == "warp" and (hold_out or any(x is not None for x in (sweep, video, paired))):
+        raise ConfigError(
+            "--sweep, --video, --paired and --hold-out run on the engine cpu; leave out --engine."
+        )
+    if paired is not None or hold_out:
+        if sweep is not None or video is not None or csv is not None or (paired and hold_out):
+            raise ConfigError(
+                "--paired and --hold-out give a table of their own; leave out the other options."
+            )
+        _evaluate_student(policy, paired, episodes, seed, threads, as_json)
+        return
+    evaluate = library("evaluation.evaluate")
+    check_path = library("rendering.video").check_path
+    folder = policy_folder(policy)
+    if video is not None:
+        check_path(video, ".mp4")
+    if csv is not None:
+        check_path(csv, ".csv")
+    if sweep is not None:
+        if video is not None or csv is not None:
+            raise ConfigError("--sweep gives one table of rates; leave out --video and --csv.")
+        with progress_display() as progress:
+            swept = library("evaluation.sweep").sweep(
+                folder, sweep, episodes, seed, threads, progress=progress
+            )
+        _show_sweep(swept, policy, as_json)
+        return
+    with progress_display() as progress:
+        result = evaluate.evaluate(
+            folder, episodes, seed, threads, progress=progress, engine=engine
+        )
+    if csv is not None:
+        library("evaluation.report").write_csv(result, csv)
+    if video is not None:
+        with working("Writing the video"):
+            library("evaluation.video").write_video(folder, video, seed=seed)
+    show(result, f"{policy}, {episodes} episodes", as_json)
+
+
+@command("contamination", "Measure")
+def contamination(
+    out: Annotated[pathlib.Path, typer.Option(help="Folder for the curves and the plot.")],
+    steps: Annotated[int, typer.Option(min=1, help="Environment steps each way.")] = 4_000_000,
+    envs: Annotated[int, typer.Option(min=1, help="Simulations side by side.")] = 1024,
+    seed: Seed = 0,
+    threads: Threads = 0,
+) -> None:
+    """Train one arm alone and both arms at once, to show why the pick policy is a single-arm one."""
+    experiment = library("experiments.contamination")
+    with progress_display() as progress:
+        experiment.run(out, steps, seed, envs, threads, progress)
+    Console(stderr=True).print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@command("plot", "Measure")
+def plot(
+    run: Annotated[pathlib.Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[pathlib.Path, typer.Option(help="The picture (.png).")],
+    title: Annotated[str, typer.Option(help="Above the picture.")] = "",
+) -> None:
+    """Draw the learning curves of a training run."""
+    curves = library("learning.run.curves")
+    library("rendering.video").check_path(out, ".png")
+    curves.training_curve(run, out, title)
+    Console(stderr=True).print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _evaluate_student(
+    policy: str, other: str | None, episodes: int, seed: int, threads: int, as_json: bool
+) -> None:
+    """Shows a paired evaluation, or one with missing objects if there is no other policy."""
+    folder = policy_folder(policy)
+    with progress_display() as progress:
+        if other is None:
+            result = library("evaluation.hold_out").hold_out_table(
+                folder, episodes, seed, threads, progress
+            )
+            title = f"{policy} with one object missing, {episodes} episodes"
+        else:
+            second = policy_folder(other)
+            result = library("evaluation.paired").paired(
+                folder, second, episodes, seed, threads, progress
+            )
+            title = f"{policy} against {other}, {episodes} episodes"
+    show(result, title, as_json)
+
+
+def _show_sweep(swept: Mapping[str, Any], policy: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(swept))
+        return
+    table = Table(title=f"{policy}: {swept['sweep']}")
+    columns = ("success", "held_at_end", "dropped", "entered")
+    for heading in ("condition", *columns, "success within"):
+        table.add_column(heading.replace("_", " "))
+    for row in swept["rows"]:
+        rates = [row.get(name) or row["stages"][name] for name in columns]
+        within = row["success_within_s"].items()
+        table.add_row(
+            ", ".join(f"{key} = {value:g}" for key, value in row["condition"].items()),
+            *(f"{r['rate']:.3f} ({r['low']:.3f} .. {r['high']:.3f})" for r in rates),
+            ", ".join(f"{limit} s: {rate['rate']:.3f}" for limit, rate in within),
+        )
+    Console().print(table)

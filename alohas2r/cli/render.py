@@ -1,0 +1,90 @@
+"""Commands that draw."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from alohas2r.cli.app import Phase, Seed, command, library, policy_folder
+from alohas2r.cli.display import working
+from alohas2r.errors import BackendUnavailable, ConfigError
+
+
+@command("render", "Look")
+def render(
+    out: Annotated[pathlib.Path, typer.Option(help="The picture (.png) or video (.mp4).")],
+    scene: Annotated[Phase | None, typer.Option(help="Draw a scene in its home position.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Film a policy at work: its folder, such as params/pick.")
+    ] = None,
+    camera: Annotated[
+        str, typer.Option(help="Camera of the scene, such as overhead_cam or wrist_cam_left.")
+    ] = "teleoperator_pov",
+    width: Annotated[int, typer.Option(min=2, help="In pixels.")] = 960,
+    height: Annotated[int, typer.Option(min=2, help="In pixels.")] = 720,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of the policy to film.")] = 9,
+    randomize: Annotated[
+        bool, typer.Option("--randomize", help="Draw what a student will see: a grid of looks.")
+    ] = False,
+    grid: Annotated[str, typer.Option(help="Rows x columns of the looks.")] = "8x8",
+    size: Annotated[int, typer.Option(min=1, help="Side of a look's pictures, in pixels.")] = 32,
+    seed: Seed = 0,
+) -> None:
+    """Draw a scene, film a policy, or draw what a student will see.
+
+    A scene becomes a picture from a camera or, as a video, a walk around it.
+
+    With --randomize, a picture shows random poses and looks from both wrists, colour above depth:
+    on the left as rendered, on the right after the sensors' corruption.
+    """
+    if randomize:
+        if policy is not None:
+            raise ConfigError("Give either --randomize or --policy FOLDER, not both.")
+        gallery, video = library("rendering.gallery"), library("rendering.video")
+        video.check_path(out, ".png")
+        rows, columns = gallery.parse_grid(grid)
+        with working("Drawing"):
+            picture = gallery.looks_grid(rows, columns, scene or "insert", seed, size)
+            video.write_png(out, picture)
+    elif policy is not None and scene is None:
+        folder = policy_folder(policy)
+        library("rendering.video").check_path(out, ".mp4")
+        with working("Writing the video"):
+            library("evaluation.video").write_video(folder, out, episodes=episodes, seed=seed)
+    elif scene is not None and policy is None:
+        video = library("rendering.video")
+        with working("Drawing"):
+            video.write_scene(out, scene, camera=camera, height=height, width=width)
+    else:
+        raise ConfigError(
+            "Give either --scene pick, --scene insert, --randomize, or --policy FOLDER."
+        )
+    Console(stderr=True).print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@command("view", "Look")
+def view(
+    scene: Annotated[Phase, typer.Option(help="The scene to open.")] = "pick",
+) -> None:
+    """Open a scene in MuJoCo's viewer: drag, pull and run it by hand."""
+    if sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    ):
+        raise BackendUnavailable(
+            "The viewer needs a display, and there is none (DISPLAY is not set); "
+            f"alohas2r render --scene {scene} --out {scene}.png draws without one."
+        )
+    import mujoco
+    import mujoco.viewer
+
+    from alohas2r.sim import scene as sim_scene
+
+    loaded = sim_scene.load(scene)
+    data = mujoco.MjData(loaded.model)
+    mujoco.mj_resetDataKeyframe(loaded.model, data, loaded.id("key", "home"))
+    mujoco.viewer.launch(loaded.model, data)

@@ -1,0 +1,115 @@
+"""Commands that train and measure teachers."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from alohas2r.cli.app import Json, Phase, Seed, Threads, command, library, policy_folder
+from alohas2r.cli.display import progress_display, show
+
+Engine = Annotated[
+    Literal["auto", "cpu", "warp"],
+    typer.Option(
+        help="What simulates: cpu, all cores; warp, an NVIDIA GPU; auto: warp where there is CUDA."
+    ),
+]
+
+
+@command("train-teacher")
+def train_teacher(
+    phase: Annotated[
+        Phase, typer.Option(help="What to learn: pick up a block, or insert the peg.")
+    ],
+    preset: Annotated[
+        Literal["quick", "default"],
+        typer.Option(help="quick: about a minute, to see that all works; default: the real one."),
+    ] = "default",
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Folder of the run: metrics, checkpoints, policy (runs/PHASE if left out)."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the preset."),
+    ] = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop cleanly after so much time; can be resumed.")
+    ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(help="Pick policy that insertion follows (params/pick if left out)."),
+    ] = None,
+    engine: Engine = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a teacher by reinforcement learning (PPO) on the exact state.
+
+    Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an
+    unbroken run, on the engine that the run began with. Metrics go to metrics.jsonl and to
+    TensorBoard files in the run's folder.
+    """
+    teacher = library("learning.ppo.train")
+    folder = out or pathlib.Path("runs") / phase
+    with progress_display() as progress:
+        result = teacher.train(
+            phase=phase,
+            preset=preset,
+            out=folder,
+            resume=resume,
+            overrides=settings or [],
+            seed=seed,
+            threads=threads,
+            minutes=minutes,
+            progress=progress,
+            pick=None if pick is None else policy_folder(pick),
+            engine=engine,
+        )
+    show(result, f"Trained {phase} in {folder}", as_json)
+    if not result["finished"]:
+        Console(stderr=True).print(
+            f"Stopped early at a checkpoint: --resume --out {folder} continues.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@command("collect-switch-states")
+def collect_switch_states(
+    out: Annotated[pathlib.Path, typer.Option(help="The file to write (.npz).")],
+    pick: Annotated[str, typer.Option(help="Folder of the pick policy.")] = "params/pick",
+    preset: Annotated[
+        Literal["quick", "default"], typer.Option(help="How many, as in train-teacher.")
+    ] = "default",
+    seed: Seed = 0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Collect the states in which the pick policy hands over to the insertion policy.
+
+    train-teacher --phase insert does this by itself where the file is missing.
+    """
+    states = library("tasks.insert.switch_states")
+    settings = library("learning.ppo.presets").find_preset("insert", preset).collect
+    with progress_display() as progress:
+        found = states.ensure(out, policy_folder(pick), settings, seed, threads, progress)
+    variants, rounds = found.pool.qpos.shape[:2]
+    result = {
+        "out": str(out),
+        "pick": found.pick,
+        "variants": variants,
+        "states": variants * rounds,
+        "switched_rate": found.rate,
+    }
+    show(result, f"Switch states of {pick}", as_json)

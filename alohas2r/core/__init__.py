@@ -1,0 +1,1 @@
+"""What every package may use: files, progress, signals, statistics; no JAX."""

@@ -1,0 +1,78 @@
+"""Reports of work done, with speed and time left."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+
+_WINDOW = 20  # updates over which the speed is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How far a piece of long work is.
+
+    Attributes:
+      label: what is being done, "train pick".
+      done: units of work done, of `total`; what a unit is, `unit` says.
+      per_s: recent speed in units per second; 0 until it is known.
+      left_s: seconds left at that speed; None until it is known.
+      figures: name -> value of what is worth showing.
+    """
+
+    label: str
+    done: int
+    total: int
+    unit: str
+    per_s: float
+    left_s: float | None
+    figures: Mapping[str, float]
+
+
+Progress = Callable[[Report], None]
+
+
+class Meter:
+    """Turns counts of work done into reports with speed and time left."""
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        progress: Progress | None,
+        *,
+        unit: str = "steps",
+        done: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts the clock.
+
+        Args:
+          label: what is being done.
+          total: units of work in all.
+          progress: receives the reports; None to drop them.
+          unit: what is counted.
+          done: units done earlier, when work is resumed.
+          clock: seconds, monotonic.
+        """
+        self._label, self._total, self._unit = label, total, unit
+        self._progress, self._clock = progress, clock
+        self._marks = collections.deque([(clock(), done)], maxlen=_WINDOW)
+        self._updates = 0
+
+    def update(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        """Reports that `done` units are done by now."""
+        if self._progress is None:
+            return
+        self._updates += 1
+        if self._updates == 2:  # the first update holds the compilation: measure from there on
+            self._marks.popleft()
+        self._marks.append((self._clock(), done))
+        (since, before), (now, _) = self._marks[0], self._marks[-1]
+        per_s = (done - before) / (now - since) if now > since else 0.0
+        left_s = max(self._total - done, 0) / per_s if per_s > 0 else None
+        self._progress(
+            Report(self._label, done, self._total, self._unit, per_s, left_s, dict(figures or {}))
+        )

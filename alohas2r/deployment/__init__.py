@@ -1,0 +1,1 @@
+"""Runs a policy on a robot, and looks at the run afterwards."""

@@ -1,0 +1,222 @@
+"""Arms, cameras and time for a run: what stands behind `--robot aloha|aloha-ros|emulated|sim`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from alohas2r.config import check
+from alohas2r.errors import RobotFault
+from alohas2r.robots import simulated
+from alohas2r.robots.base import Camera, Robot
+from alohas2r.robots.dynamixel.arm import DynamixelConfig, GripperLinkage
+from alohas2r.robots.dynamixel.driver import DynamixelRobot
+from alohas2r.robots.emulator import cameras as emulator_cameras
+from alohas2r.robots.emulator.cameras import EmulatedCameras
+from alohas2r.robots.emulator.client import Emulator
+from alohas2r.robots.emulator.server import EmulatorConfig
+from alohas2r.robots.interbotix import InterbotixConfig, InterbotixRobot
+from alohas2r.robots.realsense.camera import RealSenseCamera
+from alohas2r.robots.realsense.config import RealSenseConfig, find_cameras
+from alohas2r.robots.realsense.crop import FOVY_DEG
+from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, StubCamera
+from alohas2r.sim import scene
+
+if TYPE_CHECKING:
+    from alohas2r.deployment.trials import Trials, World
+
+
+RobotName = Literal["aloha", "aloha-ros", "emulated", "sim"]
+REAL = ("aloha", "aloha-ros")
+# An emulator is a Python process beside this one: it answers later than servos do, and in a stepped
+# world nothing is late.
+EMULATED_REPLY_S = 0.03
+STEPPED_REPLY_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class RigConfig:
+    """Which arms and cameras.
+
+    Attributes:
+      robot: "aloha": two arms on their buses; "aloha-ros": through Interbotix' ROS nodes; "emulated":
+        two emulated buses with physics behind them; "sim": simulated arms without a bus.
+      stepped: whether simulated time stands still between control steps.
+      ports: serial ports of the left and the right arm.
+      serials: serial numbers of the left and the right camera.
+      recordings: recordings (.db3) of the left and the right camera, instead of cameras.
+      stub_cameras: pictures that cost nothing and show nothing, to time the loop alone.
+      size: side of the pictures that the policy takes (pixels).
+      fovy_deg: their field of view.
+      exposure_us: fixed exposure of the cameras; None: automatic.
+      gripper_closed_rad: servo angle at which the fingers just touch; None: those of the scene.
+      seed: of the simulated episodes and the emulator.
+    """
+
+    robot: RobotName
+    stepped: bool = False
+    ports: tuple[str, str] = DynamixelConfig.ports
+    serials: tuple[str, str] | None = None
+    recordings: tuple[str, str] | None = None
+    stub_cameras: bool = False
+    size: int = 32
+    fovy_deg: float = FOVY_DEG
+    exposure_us: float | None = None
+    gripper_closed_rad: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks that the settings fit together."""
+        names = (*REAL, "emulated", "sim")
+        check(self.robot in names, f"robot must be one of {', '.join(names)}, not '{self.robot}'")
+        given = [self.serials is not None, self.recordings is not None, self.stub_cameras]
+        check(sum(given) <= 1, "choose one of cameras, recordings and stub cameras")
+        if self.real:
+            check(not self.stepped, f"the time of --robot {self.robot} cannot be stepped")
+            check(not self.stub_cameras, f"--robot {self.robot} needs cameras that see")
+            check(
+                any(given),
+                f"--robot {self.robot} needs the serial numbers of its two cameras, left first;"
+                " alohas2r doctor lists what is plugged in",
+            )
+        else:
+            check(self.serials is None, f"--robot {self.robot} draws its own pictures: no cameras")
+            check(self.gripper_closed_rad is None, f"--robot {self.robot} has the scene's grippers")
+        if self.serials is not None:
+            check(self.serials[0] != self.serials[1], "both cameras have the same serial number")
+
+    @property
+    def real(self) -> bool:
+        """Whether real arms move."""
+        return self.robot in REAL
+
+    @property
+    def linkage(self) -> GripperLinkage:
+        """The grippers' crank."""
+        closed = self.gripper_closed_rad
+        return GripperLinkage() if closed is None else GripperLinkage.closed_at(closed)
+
+
+class Rig(NamedTuple):
+    """Entered arms and cameras.
+
+    Attributes:
+      robot: both arms.
+      cameras: the left and the right wrist camera.
+      trials: the episodes of a simulated run, and its pacer; None on real arms.
+    """
+
+    robot: Robot
+    cameras: Sequence[Camera]
+    trials: Trials | None
+
+
+@contextlib.contextmanager
+def open_rig(
+    config: RigConfig, passive: bool = False, episodes: int = 1, episode_s: float = 10.0
+) -> Iterator[Rig]:
+    """Connects arms and cameras; leaves arms that hold holding.
+
+    Args:
+      config: which.
+      passive: only ever reads.
+      episodes: how many a simulated run has.
+      episode_s: how long each lasts.
+
+    Raises:
+      RobotFault: a port, servo or camera is missing or not as expected.
+      BackendUnavailable: a package for it is missing.
+    """
+    with contextlib.ExitStack() as stack:
+        world: World | None = None
+        cameras: Sequence[Camera] = ()
+        if config.robot == "aloha":
+            settings = DynamixelConfig(ports=config.ports, linkage=config.linkage)
+            robot: Robot = DynamixelRobot(settings, passive)
+        elif config.robot == "aloha-ros":
+            robot = InterbotixRobot(InterbotixConfig(linkage=config.linkage), passive)
+        elif config.robot == "emulated":
+            emulator = stack.enter_context(
+                Emulator(EmulatorConfig(realtime=not config.stepped, seed=config.seed))
+            )
+            world = _emulated_world(emulator, config.stepped)
+            reply_s = STEPPED_REPLY_S if config.stepped else EMULATED_REPLY_S
+            settings = DynamixelConfig(ports=emulator.ports, reply_timeout_s=reply_s)
+            robot = DynamixelRobot(settings, passive)
+            if config.recordings is None and not config.stub_cameras:
+                cameras = EmulatedCameras(emulator, _renderer(config.size)).cameras()
+        else:
+            arms = SimulatedWorld()
+            world = _simulated_world(arms)
+            robot = SimulatedRobot(arms)
+            if config.recordings is None and not config.stub_cameras:
+                cameras = simulated.cameras(arms, _renderer(config.size))
+        trials = None
+        if world is not None:
+            trials = _trials(world, config, episodes, episode_s)
+        lenses = [stack.enter_context(camera) for camera in cameras or _cameras(config)]
+        yield Rig(stack.enter_context(robot), lenses, trials)
+
+
+def _cameras(config: RigConfig) -> Sequence[Camera]:
+    """Returns the cameras of real arms, recordings of them, or stubs."""
+    if config.stub_cameras:
+        return [StubCamera(side, config.size) for side in ("left", "right")]
+    settings = RealSenseConfig(
+        size=config.size, fovy_deg=config.fovy_deg, exposure_us=config.exposure_us
+    )
+    if config.recordings is not None:
+        return [
+            RealSenseCamera(side, recording=file, config=settings, repeat=True)
+            for side, file in zip(("left", "right"), config.recordings, strict=True)
+        ]
+    serials = config.serials or ("", "")
+    plugged = [camera.serial for camera in find_cameras()]
+    missing = [serial for serial in serials if serial not in plugged]
+    if missing:
+        raise RobotFault(
+            f"No RealSense camera has the serial number {' or '.join(missing)}. Plugged in:"
+            f" {', '.join(plugged) or 'none'}. Check the numbers and the USB 3 cables."
+        )
+    return [
+        RealSenseCamera(side, serial=serial, config=settings)
+        for side, serial in zip(("left", "right"), serials, strict=True)
+    ]
+
+
+def _renderer(size: int) -> emulator_cameras.Renderer:
+    from alohas2r.rendering import registry as renderers
+
+    return renderers.make("raycast", scene.load("insert"), width=size, height=size, batch=1)
+
+
+def _trials(world: World, config: RigConfig, episodes: int, episode_s: float) -> Trials:
+    from alohas2r.deployment.trials import Trials
+
+    return Trials(world, episodes, config.seed, not config.stepped, episode_s)
+
+
+def _emulated_world(emulator: Emulator, stepped: bool) -> World:
+    from alohas2r.deployment.trials import World
+
+    def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = emulator.state()
+        return found.qpos, found.qvel, found.goals
+
+    def place(qpos: np.ndarray, targets: np.ndarray) -> None:
+        emulator.place(qpos)
+
+    return World(place, emulator.step if stepped else None, state)
+
+
+def _simulated_world(arms: SimulatedWorld) -> World:
+    from alohas2r.deployment.trials import World
+
+    def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return arms.data.qpos, arms.data.qvel, arms.data.ctrl[arms.actuators]
+
+    return World(arms.place, arms.advance, state)

@@ -1,0 +1,1 @@
+"""The contract between simulation and robot, in NumPy alone."""

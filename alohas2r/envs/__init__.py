@@ -1,0 +1,1 @@
+"""Batched environments: physics, actuation, noise, senses."""

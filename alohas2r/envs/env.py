@@ -1,0 +1,198 @@
+"""Engine, task, control and noise joined into a batch of environments with automatic reset.
+
+A control step has three parts: `observe` and `control` (JAX), the engine's physics, and `score` (JAX). On a CPU
+engine a Python loop joins them; learners jit the two JAX parts together with their own networks. Where the engine is
+traceable, learners put all three into one compiled loop over steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r.embodiment import control as embodiment_control
+from alohas2r.embodiment import history
+from alohas2r.embodiment.history import HistoryState
+from alohas2r.envs import actuation, noise
+from alohas2r.envs.actuation import ControlState
+from alohas2r.envs.noise import DelayState
+from alohas2r.envs.task import EnvConfig, EnvState, Scored, Start
+from alohas2r.errors import ModelError
+from alohas2r.sim import physics_randomization, signals
+from alohas2r.sim.engines.base import Engine
+from alohas2r.sim.signals import Readout
+
+
+class Env:
+    """N environments of a task.
+
+    Args:
+      task: a task, as tasks.pick.PickTask.
+      engine: an engine with N simulations.
+      config: control, noise, history.
+      context: [N, C] per-environment constants that belong to the engine's model fields.
+    """
+
+    def __init__(self, task: Any, engine: Engine, config: EnvConfig, context: np.ndarray):
+        if context.shape != (engine.num_envs, task.context_size):
+            raise ModelError(
+                f"context must be [{engine.num_envs}, {task.context_size}], not {context.shape}."
+            )
+        self.task = task
+        self.engine = engine
+        self.config = config
+        self.num_envs = engine.num_envs
+        self.context = jnp.asarray(context, jnp.float32)
+        self.extract = signals.extractor(task.scene)
+        self.features = config.history.size(task.observation_size)
+        self._low = jnp.asarray(task.scene.ctrl_low, jnp.float32)
+        self._high = jnp.asarray(task.scene.ctrl_high, jnp.float32)
+        self._start = jax.jit(self._start_all)
+        self.score_jit = jax.jit(self.score)
+        self._advance = jax.jit(self.advance_traced)
+
+    def _fresh(
+        self, key: jax.Array, context: jax.Array, stage: jax.Array
+    ) -> tuple[EnvState, Start]:
+        """Starts one environment; nothing of the last episode but the curriculum stage goes in."""
+        key, start_key = jax.random.split(key)
+        task, start = self.task.reset(start_key, context, stage)
+        past = actuation.init(self.config.control, self.task.action_size)
+        delay = noise.init_delay(self.config.noise, self.task.observation_size)
+        memory = history.init(self.config.history, self.task.observation_size, jnp)
+        if start.actions is not None:
+            past = ControlState(start.actions)
+        if start.delay is not None and start.delay_count is not None:
+            delay = DelayState(start.delay, start.delay_count)
+        if start.averages is not None:
+            memory = HistoryState(start.averages, start.seen)
+        return EnvState(key, task, past, delay, memory, context), start
+
+    def _start_all(self, keys: jax.Array, context: jax.Array) -> tuple[EnvState, Start]:
+        return jax.vmap(self._fresh)(keys, context, jnp.zeros(len(keys), jnp.int32))
+
+    def share(self, other: Env) -> None:
+        """Uses what another batch of environments, of the same task and configuration, has compiled."""
+        self._start, self.score_jit = other._start, other.score_jit
+
+    def reset(self, keys: jax.Array, stagger: bool = False) -> tuple[EnvState, Any, Readout]:
+        """Starts all environments.
+
+        Args:
+          keys: [N] random keys, one per environment.
+          stagger: whether the episodes' clocks start scattered over an episode, so that resets spread.
+
+        Returns:
+          Environment state, physics, readout.
+        """
+        state, start = self._start(keys, self.context)
+        if stagger:
+            key = jax.random.fold_in(keys[0], physics_randomization.STREAM)
+            clocks = jax.random.randint(key, (self.num_envs,), 0, self.task.config.steps)
+            step = state.task.step  # [N], or [N, A] where each arm has its own clock
+            clocks = clocks.reshape(-1, *[1] * (step.ndim - 1))
+            state = state._replace(
+                task=state.task._replace(step=jnp.broadcast_to(clocks, step.shape))
+            )
+        mask = np.ones(self.num_envs, bool)
+        qvel = None if start.qvel is None else np.asarray(start.qvel)
+        physics, readout = self.engine.reset(
+            None, mask, np.asarray(start.qpos), np.asarray(start.ctrl), qvel
+        )
+        return state, physics, readout
+
+    def observe(self, state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array, jax.Array]:
+        """Measures the state with noise, delays and filters it (traceable; [N, ...] in and out).
+
+        Returns:
+          The new state, the policy's features [N, F] and the critic's view [N, P] (exact, undelayed).
+        """
+        return jax.vmap(self._observe_one)(state, self.extract(readout))
+
+    def _observe_one(
+        self, state: EnvState, signal: signals.Signals
+    ) -> tuple[EnvState, jax.Array, jax.Array]:
+        key, noise_key, delay_key = jax.random.split(state.key, 3)
+        measured = noise.measure(self.config.noise, noise_key, signal)
+        observation = self.task.observation(measured, state.task)
+        delay_state, arrived = noise.delay(self.config.noise, state.delay, delay_key, observation)
+        memory, features = history.update(self.config.history, state.history, arrived, jnp)
+        privileged = self.task.privileged(signal, state.task, state.context)
+        return state._replace(key=key, delay=delay_state, history=memory), features, privileged
+
+    def control(
+        self, state: EnvState, readout: Readout, action: jax.Array
+    ) -> tuple[EnvState, jax.Array]:
+        """Turns actions [N, A * 7] into actuator targets [N, nu] with delays (traceable)."""
+
+        def one(state: EnvState, ctrl: jax.Array, action: jax.Array) -> tuple[EnvState, jax.Array]:
+            key, delay_key = jax.random.split(state.key)
+            past, effective = actuation.delayed(
+                self.config.control, state.control, delay_key, action
+            )
+            target = embodiment_control.next_target(
+                ctrl, effective, self._low, self._high, self.config.control.scale
+            )
+            return state._replace(key=key, control=past), target
+
+        return jax.vmap(one)(state, readout.ctrl, action)
+
+    def score(self, state: EnvState, readout: Readout) -> tuple[EnvState, Scored]:
+        """Scores the new physics state and starts anew where an episode ended (traceable).
+
+        Where `done`, the caller resets the physics to `reset_qpos`, `reset_ctrl`. A non-finite state ends the
+        episode with reward 0.
+        """
+        flat = jnp.concatenate([readout.qpos, readout.qvel, readout.sensordata], -1)
+        finite = jnp.isfinite(flat).all(-1)
+        return jax.vmap(self._score_one)(state, self.extract(readout), finite)
+
+    def _score_one(
+        self, state: EnvState, signal: signals.Signals, finite: jax.Array
+    ) -> tuple[EnvState, Scored]:
+        task, reward, done, truncated, measures = self.task.step(signal, state.task, state.context)
+        done = done | ~finite
+        reward = jnp.where(finite, reward, 0.0)
+        state = state._replace(task=task)
+        fresh, start = self._fresh(state.key, state.context, task.stage)
+        state = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, state)
+        scored = Scored(
+            reward, done, finite, truncated & finite, measures, start.qpos, start.ctrl, start.qvel
+        )
+        return state, scored
+
+    def advance(
+        self, state: EnvState, physics: Any, ctrl: jax.Array
+    ) -> tuple[EnvState, Any, Readout, Scored]:
+        """Steps the physics, scores, and resets the environments that are done.
+
+        Raises:
+          ModelError: something did not fit into the engine's buffers.
+        """
+        if self.engine.traceable:
+            after = self._advance(state, physics, ctrl)
+            self.engine.check(after[1])
+            return after
+        physics, readout = self.engine.step(physics, np.asarray(ctrl))
+        state, scored = self.score_jit(state, readout)
+        done = np.asarray(scored.done)
+        if done.any():
+            qvel = None if scored.reset_qvel is None else np.asarray(scored.reset_qvel)
+            physics, readout = self.engine.reset(
+                physics, done, np.asarray(scored.reset_qpos), np.asarray(scored.reset_ctrl), qvel
+            )
+        return state, physics, readout, scored
+
+    def advance_traced(
+        self, state: EnvState, physics: Any, ctrl: jax.Array
+    ) -> tuple[EnvState, Any, Readout, Scored]:
+        """The same as `advance`, inside `jax.jit` on a traceable engine; the caller asks `engine.check` later."""
+        physics, readout = self.engine.step(physics, ctrl)
+        state, scored = self.score(state, readout)
+        physics, readout = self.engine.reset(
+            physics, scored.done, scored.reset_qpos, scored.reset_ctrl, scored.reset_qvel
+        )
+        return state, physics, readout, scored

@@ -1,0 +1,55 @@
+"""Environments whose state is measured several times at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvConfig, EnvState, Start
+from alohas2r.sim.engines.base import Engine
+from alohas2r.sim.signals import Signals
+
+
+class RepeatedMeasurement(Env):
+    """Environments whose state is measured several times at once, each time with a delay and a memory of its own.
+
+    Args:
+      draws: how often, D. `observe` returns features [N, D, F].
+      task, engine, config, context: as `Env`.
+    """
+
+    def __init__(
+        self, draws: int, task: Any, engine: Engine, config: EnvConfig, context: np.ndarray
+    ):
+        self.draws = draws
+        super().__init__(task, engine, config, context)
+
+    def _fresh(
+        self, key: jax.Array, context: jax.Array, stage: jax.Array
+    ) -> tuple[EnvState, Start]:
+        state, start = super()._fresh(key, context, stage)
+        delay, history = jax.tree.map(
+            lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], self.draws, 0),
+            (state.delay, state.history),
+        )
+        return state._replace(delay=delay, history=history), start
+
+    def _observe_one(
+        self, state: EnvState, signal: Signals
+    ) -> tuple[EnvState, jax.Array, jax.Array]:
+        observe = super()._observe_one
+        keys = jax.random.split(state.key, self.draws + 1)
+
+        def one(key: jax.Array, delay: Any, history: Any) -> tuple[Any, ...]:
+            found, features, privileged = observe(
+                state._replace(key=key, delay=delay, history=history), signal
+            )
+            return found.delay, found.history, features, privileged
+
+        delay, history, features, privileged = jax.vmap(one)(keys[1:], state.delay, state.history)
+        state = state._replace(key=keys[0], delay=delay, history=history)
+        return state, features, privileged[0]

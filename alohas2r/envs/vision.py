@@ -1,0 +1,318 @@
+"""What a student observes in simulation: poses -> renderer -> corruption -> delay -> pictures and proprioception.
+
+All of it belongs to the student; the teacher has its own measurement with its own noise. Pictures and
+proprioception of an environment arrive with one common delay. Looks and brightness stay with an environment for
+an episode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r.config import check
+from alohas2r.embodiment import history
+from alohas2r.embodiment.control import DELAY_WEIGHTS
+from alohas2r.embodiment.history import HistoryState
+from alohas2r.policies.spec import StudentSpec
+from alohas2r.rendering import corruption as rendering_corruption
+from alohas2r.rendering import visual_randomization
+from alohas2r.rendering.corruption import CorruptConfig
+from alohas2r.rendering.protocol import Frames
+from alohas2r.sim import scene
+from alohas2r.sim.signals import Signals
+
+_AT_ONCE = 64  # looks that are drawn together, so that the compiler rounds alike for any number
+_LOOKS, _STEPS = 1, 2  # streams of random numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class SensesConfig:
+    """Noise and randomization of what the student observes. Source of all values: recipe, section 6.
+
+    Attributes:
+      joint_pos: half width of the uniform noise on the arm joints' positions (rad); the fingers are exact.
+      delay_weights: relative probability that an observation is 0, 1, 2, ... steps old.
+      corrupt: what the cameras do to pictures.
+      corruption: whether they do it at all.
+      looks: whether colours, cameras, lights and brightness are randomized.
+      shadows: share of the environments whose lights may cast shadows; shadows take a good part of the time.
+    """
+
+    joint_pos: float = 0.1
+    delay_weights: tuple[float, ...] = DELAY_WEIGHTS
+    corrupt: CorruptConfig = CorruptConfig()
+    corruption: bool = True
+    looks: bool = True
+    shadows: float = 0.25
+
+    def __post_init__(self) -> None:
+        check(0 <= self.joint_pos <= 1, f"joint_pos must be in 0..1 rad, not {self.joint_pos}")
+        check(
+            0 < len(self.delay_weights) <= 32
+            and min(self.delay_weights) >= 0
+            and sum(self.delay_weights) > 0,
+            "delay_weights must be 1 to 32 numbers >= 0 with a positive sum",
+        )
+        check(0 <= self.shadows <= 1, f"shadows must be in 0..1, not {self.shadows}")
+
+
+# What the evaluation protocol adds for a student: every noise, and shadows wherever the looks have them.
+EVALUATION = SensesConfig(shadows=1.0)
+IDEAL = SensesConfig(joint_pos=0, delay_weights=(1.0,), corruption=False, looks=False, shadows=0)
+
+
+class SensesState(NamedTuple):
+    """State of N environments' senses; D delays, C cameras. Pictures that a student lacks are None."""
+
+    root: jax.Array  # [N, 2] random key of the environment; never changes
+    episode: jax.Array  # [N] int32 number of the episode; with `root` it gives the looks
+    key: jax.Array  # [N, 2] random key of the steps
+    rgb: jax.Array | None  # [N, D, C, H, W, 3] uint8
+    depth: jax.Array | None  # [N, D, C, H, W] m
+    vector: jax.Array  # [N, D, n]
+    slot: jax.Array  # [N] int32 which of D is the newest, the same for all; one slot before it what is a step older
+    seen: jax.Array  # [N] int32 observations since the reset
+    memory: HistoryState
+
+
+class Seen(NamedTuple):
+    """One observation of N environments, as the student's networks take it."""
+
+    rgb: jax.Array | None  # [N, C, H, W, 3] uint8
+    depth: jax.Array | None  # [N, C, H, W] m
+    vector: jax.Array  # [N, n] what arrived
+    features: jax.Array  # [N, F] with its moving averages
+
+
+def proprioception(signals: Signals, joint_pos: jax.Array) -> jax.Array:
+    """Returns the student's vector [..., 32]: joint positions, and positions minus targets.
+
+    Args:
+      signals: the state; its targets are taken as they are.
+      joint_pos: [..., 2, 8] measured positions (rad, m).
+    """
+    target = jnp.concatenate([signals.ctrl, signals.ctrl[..., -1:]], -1)
+    lead = joint_pos.shape[:-2]
+    both = [joint_pos.reshape(*lead, -1), (joint_pos - target).reshape(*lead, -1)]
+    return jnp.concatenate(both, -1)
+
+
+class Senses:
+    """The student's senses in N environments.
+
+    Args:
+      spec: the student; it says which pictures there are.
+      config: noise and randomization.
+      peg_half_side: [N] half the side of each environment's peg (m).
+      renderer: as `make_renderer` returns.
+    """
+
+    def __init__(
+        self, spec: StudentSpec, config: SensesConfig, peg_half_side: np.ndarray, renderer: Any
+    ):
+        self.spec, self.config, self.renderer = spec, config, renderer
+        self.num_envs = len(peg_half_side)
+        self._scene = scene.load("insert")
+        model = self._scene.model
+        sizes = np.repeat(model.geom_size[None], self.num_envs, 0)
+        sizes[:, self._scene.id("geom", "red_peg"), 1:] = np.asarray(peg_half_side)[:, None]
+        self._sizes = sizes
+        count = round(config.shadows * self.num_envs)
+        # Together, so that a renderer that draws batch by batch meets shadows in as few as possible.
+        self._may_cast = np.arange(self.num_envs) < count
+        self._looks: dict[str, np.ndarray] = {}
+        self._drawn_for: tuple[np.ndarray, np.ndarray] | None = None
+
+    @functools.cached_property
+    def _bank(self) -> jax.Array | None:
+        """The lines that depth pictures may have, where there are any."""
+        if not (self.spec.has_depth and self.config.corruption):
+            return None
+        side = self.spec.cameras.size
+        with jax.ensure_compile_time_eval():
+            return jnp.asarray(rendering_corruption.line_bank(side, side, self.config.corrupt))
+
+    def reset(self, keys: jax.Array) -> SensesState:
+        """Starts all environments with one random key each, [N, 2]."""
+        spec, count = self.spec, self.num_envs
+        delays, size = len(self.config.delay_weights), spec.cameras.size
+        shape = (count, delays, 2, size, size)
+        memory = history.init(spec.history, spec.vector_size, jnp, (count,))
+        if not spec.history.rates:
+            memory = memory._replace(averages=None)  # a checkpoint takes no empty arrays
+        return SensesState(
+            root=jnp.asarray(keys),
+            episode=jnp.zeros(count, jnp.int32),
+            key=jax.vmap(functools.partial(jax.random.fold_in, data=_STEPS))(keys),
+            rgb=jnp.zeros((*shape, 3), jnp.uint8) if spec.has_rgb else None,
+            depth=jnp.zeros(shape, jnp.float32) if spec.has_depth else None,
+            vector=jnp.zeros((count, delays, spec.vector_size), jnp.float32),
+            slot=jnp.zeros(count, jnp.int32),
+            seen=jnp.zeros(count, jnp.int32),
+            memory=memory,
+        )
+
+    @staticmethod
+    def restart(state: SensesState, done: jax.Array) -> SensesState:
+        """Begins a new episode where `done` [N]: other looks, and nothing remembered (traceable).
+
+        Pictures and vectors of the last episode stay in the buffers, but `seen` makes sure that none arrives.
+        """
+
+        def cleared(leaf: jax.Array) -> jax.Array:
+            return jnp.where(done.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
+
+        return state._replace(
+            episode=state.episode + done,
+            seen=cleared(state.seen),
+            memory=jax.tree.map(cleared, state.memory),
+        )
+
+    def restart_some(self, state: SensesState, done: jax.Array) -> SensesState:
+        """Does the same as `restart`, compiled, without copying the buffers."""
+        small = _restart(state._replace(rgb=None, depth=None, vector=None), done)
+        return small._replace(rgb=state.rgb, depth=state.depth, vector=state.vector)
+
+    def looks(self, state: SensesState) -> dict[str, np.ndarray]:
+        """Returns the looks of the present episodes: model field -> [N, ...], and "brightness" [N]."""
+        root, episode = np.asarray(state.root), np.asarray(state.episode)
+        if not self._looks:
+            self._looks = self._nominal()
+        if not self.config.looks:
+            return self._looks
+        changed = np.ones(self.num_envs, bool)
+        if self._drawn_for is not None:
+            changed = (self._drawn_for[0] != root).any(1) | (self._drawn_for[1] != episode)
+        ids = np.flatnonzero(changed)
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
+            padded = np.resize(some, _AT_ONCE)
+            drawn = _sample_looks(root[padded], episode[padded])
+            for name, value in drawn.items():
+                value = np.asarray(value)[: len(some)]
+                if self._looks[name].dtype != value.dtype:
+                    self._looks[name] = self._looks[name].astype(value.dtype)
+                self._looks[name][some] = value
+            self._looks["light_castshadow"][some] &= self._may_cast[some, None]
+        self._drawn_for = root.copy(), episode.copy()
+        return self._looks
+
+    def _nominal(self) -> dict[str, np.ndarray]:
+        """Returns looks without randomization, of each environment's peg."""
+        base = {
+            **visual_randomization.nominal(self._scene.model),
+            visual_randomization.BRIGHTNESS: np.ones((), np.float32),
+        }
+        found = visual_randomization.repeat(base, self.num_envs)
+        found["geom_size"] = self._sizes
+        found["light_castshadow"][~self._may_cast] = False
+        return found
+
+    def looks_traced(self, state: SensesState) -> dict[str, jax.Array]:
+        """Returns the same as `looks`, inside `jax.jit`.
+
+        All are drawn anew each time, which gives an episode the same looks in each of its steps: on a device that
+        draws the pictures it takes no time, and there is nothing to keep.
+        """
+        found = {name: jnp.asarray(value) for name, value in self._nominal().items()}
+        if self.config.looks:
+            found |= _sample_looks(state.root, state.episode)
+            found["light_castshadow"] &= jnp.asarray(self._may_cast)[:, None]
+        return found
+
+    def draw_traced(self, state: SensesState, qpos: jax.Array) -> tuple[Frames | None, jax.Array]:
+        """Does the same as `draw`, inside `jax.jit`; for the renderer "warp" with capacity for all environments."""
+        found = self.looks_traced(state)
+        if not (self.spec.has_rgb or self.spec.has_depth):
+            return None, found[visual_randomization.BRIGHTNESS]
+        return self.renderer.draw(qpos, found), found[visual_randomization.BRIGHTNESS]
+
+    def draw(self, state: SensesState, qpos: Any) -> tuple[Frames | None, np.ndarray]:
+        """Renders what the cameras are pointed at, before any corruption.
+
+        Args:
+          state: of the senses. qpos: [N, nq] of the insertion scene.
+
+        Returns:
+          The pictures, or None if the student sees none, and the environments' brightness [N].
+        """
+        found = self.looks(state)
+        if not (self.spec.has_rgb or self.spec.has_depth):
+            return None, found[visual_randomization.BRIGHTNESS]
+        return self.renderer.render(qpos, found), found[visual_randomization.BRIGHTNESS]
+
+    def perceive(
+        self, state: SensesState, frames: Frames | None, brightness: Any, signals: Signals
+    ) -> tuple[SensesState, Seen]:
+        """Corrupts and delays what is drawn, and measures the joints (traceable).
+
+        Args:
+          state: of the senses.
+          frames, brightness: from `draw`.
+          signals: the exact state [N, ...].
+        """
+        config, spec = self.config, self.spec
+        keys = jax.vmap(functools.partial(jax.random.split, num=4))(state.key)  # [N, 4, 2]
+        rgb, depth = (None, None) if frames is None else (frames.rgb, frames.depth)
+        if rgb is not None and config.corruption:
+            bank = self._bank
+            if bank is None:  # depth is not observed
+                bank = jnp.zeros((1, *rgb.shape[2:4]), jnp.float16)
+            rgb, depth = rendering_corruption.corrupt(
+                keys[:, 1], rgb, depth, brightness, bank, config.corrupt
+            )
+
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (2, 6), minval=-1.0, maxval=1.0))(
+            keys[:, 2]
+        )
+        noise = config.joint_pos * jnp.pad(noise, ((0, 0), (0, 0), (0, 2)))
+        vector = proprioception(signals, signals.qpos + noise)
+
+        weights = jnp.array(config.delay_weights) / sum(config.delay_weights)
+        drawn = jax.vmap(jax.random.uniform)(keys[:, 3])
+        steps = jnp.sum(drawn[:, None] > jnp.cumsum(weights)[:-1], -1)
+        steps = jnp.minimum(steps, state.seen)
+        slot = (state.slot + 1) % len(weights)
+
+        def push(past: jax.Array | None, newest: Any) -> tuple[Any, Any]:
+            if past is None:
+                return None, None
+            row = jnp.asarray(newest)[:, None]
+            kept = jax.lax.dynamic_update_slice_in_dim(past, row, slot[0], 1)
+            return kept, kept[jnp.arange(len(steps)), (slot - steps) % len(weights)]
+
+        rgbs, rgb = push(state.rgb, rgb)
+        depths, depth = push(state.depth, depth)
+        vectors, vector = push(state.vector, vector)
+        memory, features = history.update(spec.history, state.memory, vector, jnp)
+        state = state._replace(
+            key=keys[:, 0],
+            rgb=rgbs,
+            depth=depths,
+            vector=vectors,
+            slot=slot,
+            seen=state.seen + 1,
+            memory=memory,
+        )
+        return state, Seen(rgb, depth, vector, features)
+
+
+_restart = jax.jit(Senses.restart)
+
+
+@jax.jit
+def _sample_looks(root: Any, episode: Any) -> dict[str, Any]:
+    """Draws the looks [K, ...] of environments' episodes from their keys [K, 2] and numbers [K]."""
+
+    def one(key: jax.Array, episode: jax.Array) -> dict[str, Any]:
+        key = jax.random.fold_in(jax.random.fold_in(key, _LOOKS), episode)
+        found = visual_randomization.sample_looks(key, 1, scene.load("insert"))
+        return {name: value[0] for name, value in found.items()}
+
+    return jax.vmap(one)(root, episode)

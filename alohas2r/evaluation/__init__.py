@@ -1,0 +1,1 @@
+"""Measures policies under a frozen protocol."""

@@ -1,0 +1,1 @@
+"""Learning: the run loop and the algorithms on it."""

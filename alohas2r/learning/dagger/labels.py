@@ -1,0 +1,41 @@
+"""How sure a teacher is of its labels."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from alohas2r.policies import state as state_policy
+from alohas2r.policies.staged import StagedPolicy
+from alohas2r.policies.state import StatePolicy
+
+LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
+
+
+def teacher_std(found: StatePolicy, features: jax.Array) -> jax.Array:
+    """Returns how uncertain a trained policy is of its actions in [-1, 1]: standard deviations [..., n].
+
+    The network's second half of outputs is the scale of a normal distribution before tanh, as PPO trains it;
+    the derivative of tanh at the mean carries it over.
+    """
+    values = jnp.clip((features - found.weights["mean"]) / found.weights["std"], -10.0, 10.0)
+    layers = len(found.spec.hidden) + 1
+    for layer in range(layers):
+        values = (
+            values @ found.weights[f"layer{layer}/kernel"] + found.weights[f"layer{layer}/bias"]
+        )
+        if layer < layers - 1:
+            values = state_policy.activate(found.spec.activation, values, jnp)
+    mean, raw = jnp.split(values, 2, -1)
+    scale = jax.nn.softplus(raw) + 0.001  # Source: brax NormalTanhDistribution, min_std
+    return scale * (1 - jnp.tanh(mean) ** 2)
+
+
+def staged_std(teacher: StagedPolicy, features: jax.Array, switched: jax.Array) -> jax.Array:
+    """Returns `teacher_std` of the policy in charge, [..., 14]."""
+    size, rates = teacher.pick.spec.observation_size, len(teacher.spec.history.rates)
+    bank = features.reshape(*features.shape[:-1], 1 + rates, -1)
+    arms = [bank[..., :size], bank[..., size : 2 * size]]
+    pick = [teacher_std(teacher.pick, arm.reshape(*arm.shape[:-2], -1)) for arm in arms]
+    insert = teacher_std(teacher.insert, features)
+    return jnp.where(switched[..., None], insert, jnp.concatenate(pick, -1))

@@ -1,0 +1,311 @@
+"""Proximal policy optimization (Schulman et al. 2017) with an asymmetric critic and an adaptive step size.
+
+The policy sees delayed, noisy, filtered observations; the critic sees the exact state. The step size follows the
+measured KL divergence between old and new policy (as in the RSL-RL and Isaac Gym learners), which needs no tuning
+between phases.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from brax.training import distribution
+from brax.training.acme import running_statistics, specs
+
+from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvState, Scored
+from alohas2r.learning.ppo.config import PpoConfig
+from alohas2r.learning.ppo.gae import generalized_advantages, normal_kl
+from alohas2r.policies.networks import mlp
+from alohas2r.sim.signals import Readout
+
+ACTING, LEARNING = 0, 1  # streams of random keys
+
+
+class LearnerState(NamedTuple):
+    """All that learning changes, as plain arrays."""
+
+    params: Any  # {"policy": ..., "value": ...}
+    optimizer: Any
+    policy_stats: Any  # running mean and std of the features
+    value_stats: Any  # of the privileged view
+    learning_rate: jax.Array  # []
+    key: jax.Array
+    updates: jax.Array  # [] int32
+
+
+class Rollout(NamedTuple):
+    """One unroll, [T, N, ...]."""
+
+    features: jax.Array
+    privileged: jax.Array
+    raw_action: jax.Array  # before tanh
+    log_prob: jax.Array
+    logits: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    truncated: jax.Array
+
+
+class Ppo:
+    """The learner for an environment.
+
+    Args:
+      config: hyperparameters.
+      env: environments to learn in.
+    """
+
+    def __init__(self, config: PpoConfig, env: Env):
+        self.config = config
+        self.env = env
+        actions = env.task.action_size
+        self.distribution = distribution.NormalTanhDistribution(event_size=actions)
+        self.policy = mlp.policy_network(config.network, actions)
+        self.value = mlp.value_network(config.network)
+        self.optimizer = optax.chain(
+            optax.clip_by_global_norm(config.max_gradient), optax.scale_by_adam(eps=1e-5)
+        )
+        self.act = jax.jit(self._act)
+        self.update = jax.jit(self._update)
+        self._privileged = jax.jit(lambda state, readout: env.observe(state, readout)[2])
+        self._unroll = jax.jit(self._unroll_traced)
+        self._stack = jax.jit(lambda items: jax.tree.map(lambda *leaves: jnp.stack(leaves), *items))
+
+    def init(self, key: jax.Array) -> LearnerState:
+        """Returns the state before the first update."""
+        policy_key, value_key, key = jax.random.split(key, 3)
+        features, privileged = self.env.features, self.env.task.privileged_size
+        params = {
+            "policy": self.policy.init(policy_key, jnp.zeros((1, features))),
+            "value": self.value.init(value_key, jnp.zeros((1, privileged))),
+        }
+        state = LearnerState(
+            params=params,
+            optimizer=self.optimizer.init(params),
+            policy_stats=running_statistics.init_state(specs.Array((features,), jnp.float32)),
+            value_stats=running_statistics.init_state(specs.Array((privileged,), jnp.float32)),
+            learning_rate=jnp.array(self.config.learning_rate, jnp.float32),
+            key=key,
+            updates=jnp.zeros((), jnp.int32),
+        )
+        # Plain numbers among the statistics become arrays, so that a checkpoint restores the same types.
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, getattr(leaf, "dtype", jnp.float32)), state
+        )
+
+    def _logits(self, params: Any, stats: Any, features: jax.Array) -> jax.Array:
+        inputs = mlp.normalize(features, stats.mean, stats.std)
+        return mlp.apply(self.policy, params["policy"], inputs)
+
+    def _values(self, params: Any, stats: Any, privileged: jax.Array) -> jax.Array:
+        inputs = mlp.normalize(privileged, stats.mean, stats.std)
+        return mlp.apply(self.value, params["value"], inputs)[..., 0]
+
+    def _act(
+        self, params: Any, stats: Any, state: EnvState, readout: Readout, key: jax.Array
+    ) -> tuple[EnvState, dict[str, jax.Array], jax.Array]:
+        state, features, privileged = self.env.observe(state, readout)
+        logits = self._logits(params, stats, features)
+        raw = self.distribution.sample_no_postprocessing(logits, key)
+        log_prob = self.distribution.log_prob(logits, raw)
+        state, ctrl = self.env.control(state, readout, jnp.tanh(raw))
+        step = {
+            "features": features,
+            "privileged": privileged,
+            "raw_action": raw,
+            "log_prob": log_prob,
+            "logits": logits,
+        }
+        return state, step, ctrl
+
+    def rollout(
+        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
+    ) -> tuple[Rollout, jax.Array, EnvState, Any, Readout, list[Any]]:
+        """Collects one unroll.
+
+        Returns:
+          The rollout, the critic's view after it [N, P], the environments' state, physics, readout, and each
+          step's `Scored`. Where the engine is traceable the whole runs on the device, and of the scores there is
+          only the last step's, but `finite` of all steps [T, N].
+
+        Raises:
+          ModelError: something did not fit into the engine's buffers.
+        """
+        if self.env.engine.traceable:
+            rollout, final, env_state, physics, readout, scored, _ = self._unroll(
+                learner, env_state, physics, readout
+            )
+            self.env.engine.check(physics)
+            return rollout, final, env_state, physics, readout, [scored]
+        steps, scores = [], []
+        for key in self._acting_keys(learner):
+            env_state, step, ctrl = self.act(
+                learner.params, learner.policy_stats, env_state, readout, key
+            )
+            env_state, physics, readout, scored = self.env.advance(env_state, physics, ctrl)
+            steps.append(
+                {
+                    **step,
+                    "reward": scored.reward,
+                    "done": scored.done,
+                    "truncated": scored.truncated,
+                }
+            )
+            scores.append(scored)
+        final = self._privileged(env_state, readout)
+        return Rollout(**self._stack(steps)), final, env_state, physics, readout, scores
+
+    def targets(
+        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
+    ) -> jax.Array:
+        """Returns the actuator targets [T, N, nu] of an unroll on a traceable engine, as `rollout` makes it."""
+        return self._unroll(learner, env_state, physics, readout)[-1]
+
+    def _acting_keys(self, learner: LearnerState) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(learner.key, ACTING), learner.updates)
+        return jax.random.split(key, self.config.unroll)
+
+    def _unroll_traced(
+        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
+    ) -> tuple[Rollout, jax.Array, EnvState, Any, Readout, Scored, jax.Array]:
+        """One unroll inside `jax.jit`; returns as `rollout`, and the actuator targets [T, N, nu]."""
+
+        def one(carry: Any, key: jax.Array) -> tuple[Any, Any]:
+            env_state, physics, readout = carry
+            env_state, step, ctrl = self._act(
+                learner.params, learner.policy_stats, env_state, readout, key
+            )
+            env_state, physics, readout, scored = self.env.advance_traced(env_state, physics, ctrl)
+            step |= {"reward": scored.reward, "done": scored.done, "truncated": scored.truncated}
+            return (env_state, physics, readout), (step, scored, ctrl)
+
+        carry, (steps, scores, ctrl) = jax.lax.scan(
+            one, (env_state, physics, readout), self._acting_keys(learner)
+        )
+        env_state, physics, readout = carry
+        final = self.env.observe(env_state, readout)[2]
+        last: Scored = jax.tree.map(lambda leaf: leaf[-1], scores)
+        last = last._replace(finite=scores.finite)
+        return Rollout(**steps), final, env_state, physics, readout, last, ctrl
+
+    def _update(
+        self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        config = self.config
+        policy_stats = running_statistics.update(learner.policy_stats, rollout.features)
+        value_stats: Any = running_statistics.update(learner.value_stats, rollout.privileged)
+        # The policy is judged by the statistics it acted with; the critic uses the new ones throughout.
+        values = self._values(learner.params, value_stats, rollout.privileged)
+        bootstrap = self._values(learner.params, value_stats, final)
+        # An episode that was only cut off goes on: the value before its last step stands for the one after it.
+        rewards = (
+            rollout.reward * config.reward_scale + config.discount * values * rollout.truncated
+        )
+        advantages, returns = generalized_advantages(
+            rewards, rollout.done, values, bootstrap, config.discount, config.gae
+        )
+        explained = 1 - jnp.var(returns - values) / (jnp.var(returns) + 1e-8)
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        size = rollout.reward.size
+        flat = jax.tree.map(
+            lambda x: x.reshape(size, *x.shape[2:]),
+            {
+                "features": mlp.normalize(
+                    rollout.features, learner.policy_stats.mean, learner.policy_stats.std
+                ),
+                "privileged": mlp.normalize(rollout.privileged, value_stats.mean, value_stats.std),
+                "raw_action": rollout.raw_action,
+                "log_prob": rollout.log_prob,
+                "logits": rollout.logits,
+                "advantage": advantages,
+                "return": returns,
+            },
+        )
+        entropy_weight = config.entropy[0] + progress * (config.entropy[1] - config.entropy[0])
+        target_kl = config.target_kl[0] + progress * (config.target_kl[1] - config.target_kl[0])
+        key = jax.random.fold_in(jax.random.fold_in(learner.key, LEARNING), learner.updates)
+
+        def loss(
+            params: Any, batch: dict[str, jax.Array], noise_key: jax.Array
+        ) -> tuple[jax.Array, Any]:
+            logits = mlp.apply(self.policy, params["policy"], batch["features"])
+            log_prob = self.distribution.log_prob(logits, batch["raw_action"])
+            ratio = jnp.exp(log_prob - batch["log_prob"])
+            clipped = jnp.clip(ratio, 1 - config.clipping, 1 + config.clipping)
+            policy_loss = -jnp.minimum(
+                ratio * batch["advantage"], clipped * batch["advantage"]
+            ).mean()
+            value = mlp.apply(self.value, params["value"], batch["privileged"])[..., 0]
+            value_loss = jnp.square(value - batch["return"]).mean()
+            entropy = self.distribution.entropy(logits, noise_key).mean()
+            total = policy_loss + config.value_weight * value_loss - entropy_weight * entropy
+            kl = normal_kl(self.distribution, batch["logits"], logits).mean()
+            figures = {
+                "loss/policy": policy_loss,
+                "loss/value": value_loss,
+                "loss/entropy": entropy,
+                "loss/clipped": (jnp.abs(ratio - 1) > config.clipping).mean(),
+                "loss/kl": kl,
+            }
+            return total, figures
+
+        def minibatch(carry: Any, inputs: Any) -> tuple[Any, Any]:
+            params, optimizer, rate = carry
+            indices, noise_key = inputs
+            batch = jax.tree.map(lambda x: x[indices], flat)
+            (_, figures), gradient = jax.value_and_grad(loss, has_aux=True)(
+                params, batch, noise_key
+            )
+            rate = jnp.where(figures["loss/kl"] > 2 * target_kl, rate / 1.2, rate)
+            rate = jnp.where(figures["loss/kl"] < target_kl / 2, rate * 1.1, rate)
+            rate = jnp.clip(rate, *config.learning_rate_range)
+            updates, optimizer = self.optimizer.update(gradient, optimizer, params)
+            params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+            return (params, optimizer, rate), figures
+
+        permute_keys, noise_keys = jnp.split(
+            jax.random.split(key, 2 * config.epochs).reshape(2 * config.epochs, 2), 2
+        )
+        order = jax.vmap(lambda k: jax.random.permutation(k, size))(permute_keys)
+        order = order.reshape(config.epochs * config.minibatches, -1)
+        noise_keys = jax.vmap(lambda k: jax.random.split(k, config.minibatches))(
+            noise_keys
+        ).reshape(-1, 2)
+        carry = (learner.params, learner.optimizer, learner.learning_rate)
+        (params, optimizer, rate), figures = jax.lax.scan(minibatch, carry, (order, noise_keys))
+        metrics = {name: value.mean() for name, value in figures.items()}
+        metrics["loss/kl_last"] = figures["loss/kl"][-1]
+        metrics |= {
+            "loss/learning_rate": rate,
+            "loss/explained_variance": explained,
+            "train/reward": rollout.reward.mean(),
+        }
+        learner = LearnerState(
+            params, optimizer, policy_stats, value_stats, rate, learner.key, learner.updates + 1
+        )
+        return learner, metrics
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _deterministic(
+    ppo: Ppo, env: Env, params: Any, stats: Any, state: EnvState, readout: Readout
+) -> Any:
+    state, features, _ = env.observe(state, readout)
+    logits = ppo._logits(params, stats, features)
+    return env.control(state, readout, ppo.distribution.mode(logits))
+
+
+def rollout_measures(ppo: Ppo, env: Env, learner: LearnerState, keys: jax.Array) -> list[Any]:
+    """Runs the deterministic policy for one episode in every environment of `env` and returns each step's scores."""
+    state, physics, readout = env.reset(keys)
+    scores = []
+    for _ in range(env.task.config.steps):
+        state, ctrl = _deterministic(ppo, env, learner.params, learner.policy_stats, state, readout)
+        state, physics, readout, scored = env.advance(state, physics, ctrl)
+        scores.append(jax.tree.map(np.asarray, scored._replace(reset_qpos=0, reset_ctrl=0)))
+    return scores

@@ -1,0 +1,107 @@
+"""From a learner to a policy and back."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r.embodiment import joints
+from alohas2r.envs.env import Env
+from alohas2r.errors import ArtifactError
+from alohas2r.learning.ppo.learner import LearnerState
+from alohas2r.learning.ppo.presets import TrainConfig
+from alohas2r.policies import artifact
+from alohas2r.policies import spec as policies_spec
+from alohas2r.policies import state as state_policy
+
+
+def to_policy(
+    settings: TrainConfig, env: Env, learner: LearnerState, trained: dict[str, Any]
+) -> state_policy.StatePolicy:
+    """Returns the learner's deterministic policy."""
+    model = env.task.scene
+    single = len(model.arms) == 1
+    ctrl = np.concatenate([arm.ctrl for arm in model.arms])
+    layers = learner.params["policy"]["params"]
+    weights = {
+        "mean": np.asarray(learner.policy_stats.mean),
+        "std": np.asarray(learner.policy_stats.std),
+    }
+    for index in range(len(layers)):
+        weights[f"layer{index}/kernel"] = np.asarray(layers[f"Dense_{index}"]["kernel"])
+        weights[f"layer{index}/bias"] = np.asarray(layers[f"Dense_{index}"]["bias"])
+    spec = policies_spec.PolicySpec(
+        kind="state",
+        phase=settings.phase,
+        observation=tuple(
+            policies_spec.ObservationPart(*part) for part in env.task.observation_spec
+        ),
+        history=settings.env.history,
+        action=policies_spec.ActionSpec(
+            joints=tuple(
+                name if single else f"{arm.name}/{name}"
+                for arm in model.arms
+                for name in joints.ACTUATORS
+            ),
+            scale=settings.env.control.scale,
+            low=tuple(float(x) for x in model.ctrl_low[ctrl]),
+            high=tuple(float(x) for x in model.ctrl_high[ctrl]),
+            control_period_s=joints.CONTROL_PERIOD_S,
+        ),
+        hidden=settings.ppo.network.policy,
+        activation=settings.ppo.network.activation,
+    )
+    return state_policy.StatePolicy(spec, weights, trained)
+
+
+def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> LearnerState:
+    """Returns the learner with an artifact's weights and normalization in its policy.
+
+    Raises:
+      ArtifactError: the artifact cannot be read, or its network has other shapes.
+    """
+    found = artifact.load(policy_path)
+    if not isinstance(found, state_policy.StatePolicy):
+        raise ArtifactError(f"{policy_path} is no policy of one phase.")
+    layers = learner.params["policy"]["params"]
+    new = {
+        name: {
+            kind: jnp.asarray(found.weights.get(f"layer{name.split('_')[1]}/{kind}", 0))
+            for kind in layer
+        }
+        for name, layer in layers.items()
+    }
+    if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, layers):
+        raise ArtifactError(f"{policy_path} has a network of other shapes than this configuration.")
+    stats_now = learner.policy_stats.replace(
+        mean=jnp.asarray(found.weights["mean"]), std=jnp.asarray(found.weights["std"])
+    )
+    return learner._replace(
+        params={**learner.params, "policy": {"params": new}}, policy_stats=stats_now
+    )
+
+
+def record_check(
+    found: state_policy.StatePolicy, env: Env, seed: int, steps: int = 40
+) -> np.ndarray:
+    """Returns the observations [steps, n] of one environment while the policy acts."""
+    fresh = Env(env.task, env.engine, env.config, np.asarray(env.context))
+    state, physics, readout = fresh.reset(jax.random.split(jax.random.PRNGKey(seed), env.num_envs))
+    size = env.task.observation_size
+    rows = []
+
+    @jax.jit
+    def act(state: Any, readout: Any) -> Any:
+        state, features, _ = fresh.observe(state, readout)
+        state, ctrl = fresh.control(state, readout, found.apply(features, jnp))
+        return state, ctrl, features[0, :size]
+
+    for _ in range(steps):
+        state, ctrl, row = act(state, readout)
+        rows.append(np.asarray(row))
+        state, physics, readout, _ = fresh.advance(state, physics, ctrl)
+    return np.stack(rows)

@@ -1,0 +1,1 @@
+"""What every training run has: settings on record, checkpoints, metrics, curves."""

@@ -1,0 +1,1 @@
+"""Policies: what describes, computes and stores them."""

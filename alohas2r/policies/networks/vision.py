@@ -1,0 +1,267 @@
+"""The student's network."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from alohas2r.embodiment import camera as camera_contract
+from alohas2r.embodiment.joints import SIDES
+from alohas2r.policies.networks import mlp
+from alohas2r.policies.spec import StudentSpec
+
+# Filters' side and stride of the colour encoder. Source: recipe, section 6.
+ENCODER_LAYERS = ((8, 4), (4, 2), (3, 1))
+# Those of the depth-only network, whose last pictures are 4 x 4: about 400,000 parameters in all.
+DEPTH_LAYERS = ((8, 4), (4, 2), (3, 2))
+AUXILIARY_SCALE = 0.1  # m; size of one unit of the predicted object positions
+
+Tree = Any
+
+
+def scale_rgb(rgb: Any) -> Any:
+    """Turns colours [..., H, W, 3] uint8 into numbers in 0..1, float32; see `images.preprocess`."""
+    rgb = jnp.asarray(rgb)
+    height, width = rgb.shape[-3:-1]
+    blind = jnp.zeros((height, width), jnp.float32)  # colour does not depend on depth
+    return camera_contract.preprocess(rgb, blind, camera_contract.PreprocessConfig(height, width))[
+        0
+    ]
+
+
+def scale_depth(depth: Any, cutoff: float) -> Any:
+    """Turns depth [..., H, W] (m) into 0..1; what is beyond the cut-off is 0; see `images.preprocess`."""
+    depth = jnp.asarray(depth)
+    height, width = depth.shape[-2:]
+    black = jnp.zeros((height, width, 3), jnp.uint8)
+    settings = camera_contract.PreprocessConfig(height, width, cutoff)
+    return camera_contract.preprocess(black, depth, settings)[1]
+
+
+def reduce_nearest(pictures: Any, side: int) -> Any:
+    """Picks the pixel nearest to the centre of each cell: [..., S, S] -> [..., side, side]."""
+    if pictures.shape[-1] % side == 0:  # the same as below, in a slice instead of two gathers
+        step = pictures.shape[-1] // side
+        rows = jax.lax.slice_in_dim(pictures, step // 2, None, step, -2)
+        return jax.lax.slice_in_dim(rows, step // 2, None, step, -1)
+    index = ((np.arange(side) + 0.5) * pictures.shape[-1] / side).astype(int)
+    return pictures[..., index, :][..., index]
+
+
+def cut_patches(pictures: jax.Array, side: int) -> jax.Array:
+    """Cuts pictures [B, H, W, F] into squares: [B, H / side, W / side, side * side * F]; the sides must divide."""
+    batch, height, width, features = pictures.shape
+    rows, columns = height // side, width // side
+    cut = pictures.reshape(batch, rows, side, columns, side, features)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, side * side * features)
+
+
+class Encoder(nn.Module):
+    """Colour picture [B, H, W, 3] in 0..1 -> [B, filters[-1]]: three convolutions and the mean.
+
+    Attributes:
+      filters: of the convolutions.
+      mean: whether to take the mean of the last pictures; else they are returned, [B, H', W', filters[-1]].
+    """
+
+    filters: tuple[int, ...] = (32, 64, 64)
+    mean: bool = True
+
+    @nn.compact
+    def __call__(self, rgb: jax.Array) -> jax.Array:
+        """Encodes a batch of pictures."""
+        values = rgb
+        for count, (side, stride) in zip(self.filters, ENCODER_LAYERS, strict=True):
+            conv = nn.Conv(count, (side, side), (stride, stride), padding="SAME", use_bias=False)
+            values = nn.relu(conv(values))
+        return values.mean((1, 2)) if self.mean else values
+
+
+class Head(nn.Module):
+    """Everything after the colour encoder: pictures' embeddings and proprioception -> actions."""
+
+    spec: StudentSpec
+    auxiliary: bool = False
+    ahead: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        rgb: jax.Array | None,
+        depth: jax.Array | None,
+        features: jax.Array,
+        switched: jax.Array,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Maps a batch.
+
+        Args:
+          rgb: [B, C, E] encoded colour pictures, with `places` [B, C, H, W, E], or None.
+          depth: [B, C, S, S] in 0..1, or None.
+          features: [B, F] normalized.
+          switched: [B] bool.
+
+        Returns:
+          Actions before tanh [B, n], those of the next `ahead` steps after them [B, (1 + ahead) n];
+          and, if `auxiliary`, where the objects are in the gripper's frame [B, 2, 3] in units of
+          AUXILIARY_SCALE.
+        """
+        network = self.spec.network
+        activation = mlp.ACTIVATIONS[network.activation]
+        batch, seen = features.shape[0], []
+
+        def embed(name: str, values: jax.Array) -> None:
+            """Reduces each camera's numbers [B, C, ...] by a layer of its own."""
+            for camera, side in enumerate(SIDES):
+                layer = nn.Dense(network.embedding, name=f"{side}_{name}")
+                seen.append(layer(values[:, camera].reshape(batch, -1)))
+
+        if rgb is not None and network.places:
+            embed("rgb", rgb.mean((2, 3)))
+            places = rgb.reshape(-1, rgb.shape[-1])  # matrices make simple programs
+            places = nn.relu(nn.Dense(network.places, name="places")(places))
+            embed("places", places.reshape(batch, len(SIDES), -1))
+        elif rgb is not None:
+            embed("rgb", rgb)
+        if depth is not None:
+            embed("depth", self._depth(depth))
+            if network.patches and self.spec.observation != "depth":
+                embed("patches", self._patches(depth))
+        flag = (2.0 * switched - 1.0).reshape(-1, 1)
+        values = jnp.concatenate([*seen, features, flag], -1)
+        for index, size in enumerate(network.hidden):
+            values = activation(nn.Dense(size, name=f"layer{index}")(values))
+        small = nn.initializers.variance_scaling(0.01, "fan_in", "uniform")
+        actions = len(self.spec.action.joints) * (1 + self.ahead)
+        logits = nn.Dense(actions, kernel_init=small, name=f"layer{len(network.hidden)}")(values)
+        if not (self.auxiliary and seen):
+            return logits, None
+        guess = activation(nn.Dense(network.embedding, name="objects0")(jnp.concatenate(seen, -1)))
+        guess = nn.Dense(len(SIDES) * 3, name="objects1")(guess)
+        return logits, guess.reshape(-1, len(SIDES), 3)
+
+    def _depth(self, depth: jax.Array) -> jax.Array:
+        """Returns [B, C, K]: the reduced pictures, or convolutions if depth is all that is seen."""
+        network = self.spec.network
+        batch, cameras = depth.shape[:2]
+        if self.spec.observation != "depth":
+            return reduce_nearest(depth, network.depth_side).reshape(batch, cameras, -1)
+        values = depth.reshape(-1, *depth.shape[2:], 1)
+        for index, (count, (side, stride)) in enumerate(
+            zip(network.filters, DEPTH_LAYERS, strict=True)
+        ):
+            conv = nn.Conv(
+                count, (side, side), (stride, stride), padding="SAME", name=f"depth{index}"
+            )
+            values = nn.relu(conv(values))
+        return values.reshape(batch, cameras, -1)
+
+    def _patches(self, depth: jax.Array) -> jax.Array:
+        """Returns [B, C, K]: what is in each patch, from depth and whether it is known, then in 2 x 2 of them."""
+        first, second = self.spec.network.patches
+        batch, cameras, *size = depth.shape
+        pictures = depth.reshape(-1, *size)
+        values = jnp.stack([pictures, jnp.asarray(pictures > 0, jnp.float32)], -1)
+        for index, (count, side) in enumerate(((first, 4), (second, 2))):
+            cut = cut_patches(values, side)
+            flat = cut.reshape(-1, cut.shape[-1])  # matrices make simple programs
+            values = nn.relu(nn.Dense(count, name=f"patches{index}")(flat))
+            values = values.reshape(*cut.shape[:-1], count)
+        return values.reshape(batch, cameras, -1)
+
+
+def init(
+    spec: StudentSpec, key: jax.Array, auxiliary: bool = False, ahead: int = 0
+) -> dict[str, Tree]:
+    """Returns random parameters: "head", and "encoder" where colour is observed."""
+    encoder_key, head_key = jax.random.split(key)
+    size, network = spec.cameras.size, spec.network
+    params: dict[str, Tree] = {}
+    if spec.has_rgb:
+        picture = jnp.zeros((1, size, size, 3))
+        params["encoder"] = Encoder(network.filters).init(encoder_key, picture)["params"]
+    rgb = None
+    if spec.has_rgb:
+        pictures = jnp.zeros((1, len(SIDES), size, size, 3), jnp.uint8)
+        rgb = jax.eval_shape(functools.partial(encode, spec, params["encoder"]), pictures)
+        rgb = jnp.zeros(rgb.shape)
+    depth = jnp.zeros((1, len(SIDES), size, size)) if spec.has_depth else None
+    features, switched = jnp.zeros((1, spec.features)), jnp.zeros(1, bool)
+    head = Head(spec, auxiliary, ahead).init(head_key, rgb, depth, features, switched)
+    params["head"] = head["params"]
+    return params
+
+
+def encode(spec: StudentSpec, encoder: Tree, rgb: Any) -> jax.Array:
+    """Encodes colour pictures [B, C, H, W, 3] uint8 -> [B, C, E], or [B, C, H', W', E] where places count."""
+    flat = scale_rgb(rgb).reshape(-1, *rgb.shape[2:])
+    found = Encoder(spec.network.filters, not spec.network.places).apply({"params": encoder}, flat)
+    encoded = cast(jax.Array, found)
+    return encoded.reshape(*rgb.shape[:2], *encoded.shape[1:])
+
+
+def head(
+    spec: StudentSpec,
+    params: Tree,
+    rgb: Any,
+    depth: Any,
+    features: Any,
+    switched: Any,
+    auxiliary: bool = False,
+    ahead: int = 0,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs the head.
+
+    Args:
+      spec: the student.
+      params: of the head.
+      rgb: from `encode`, or None. depth: [B, C, S, S] metres, or None.
+      features: [B, F] normalized. switched: [B] bool.
+      auxiliary: whether to predict where the objects are.
+      ahead: for how many steps to predict actions on top of the present one.
+
+    Returns:
+      As `Head`.
+    """
+    depth = None if depth is None else scale_depth(depth, spec.cameras.depth_cutoff)
+    found = Head(spec, auxiliary, ahead).apply({"params": params}, rgb, depth, features, switched)
+    return cast(Any, found)
+
+
+def forward(spec: StudentSpec, weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> jax.Array:
+    """Computes actions [B, n] in [-1, 1] from raw pictures and features; pure JAX.
+
+    Args:
+      spec: the student.
+      weights: name -> array, as in weights.npz.
+      inputs: the pictures of `spec.inputs` with a batch axis, "features" [B, F] (the vector with
+        its moving averages) and "switched" [B] bool.
+    """
+    tree = tree_of(weights)
+    rgb = depth = None
+    if spec.has_rgb:
+        pictures = jnp.stack([inputs[f"{side}_rgb"] for side in SIDES], 1)
+        rgb = encode(spec, tree["encoder"], pictures)
+    if spec.has_depth:
+        depth = jnp.stack([inputs[f"{side}_depth"] for side in SIDES], 1)
+    features = mlp.normalize(inputs["features"], weights["mean"], weights["std"])
+    logits, _ = head(spec, tree["head"], rgb, depth, features, inputs["switched"])
+    return jnp.tanh(logits)
+
+
+def flatten(params: Mapping[str, Tree], mean: Any, std: Any) -> dict[str, np.ndarray]:
+    """Returns weights by name for a StudentPolicy; what only training needs is left out."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    found = {name: value for name, value in flat.items() if not name.startswith("head/objects")}
+    return {name: np.asarray(value) for name, value in (found | {"mean": mean, "std": std}).items()}
+
+
+def tree_of(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns weights by name as a tree: "mean", "std", "head", and "encoder" where colour is observed."""
+    return traverse_util.unflatten_dict(dict(weights), sep="/")

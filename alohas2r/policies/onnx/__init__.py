@@ -1,0 +1,1 @@
+"""Policies as one ONNX file: export, verification, runtime."""

@@ -1,0 +1,197 @@
+"""Inputs, outputs and memory of an exported policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from alohas2r.config import check
+from alohas2r.embodiment import history as embodiment_history
+from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.errors import ArtifactError
+
+OUTPUT = "actions"
+
+DTYPES = ("float32", "uint8", "bool")
+_TYPES = {name: np.dtype(name) for name in DTYPES}
+State = tuple[embodiment_history.HistoryState, ...]  # of each memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A named slice of a vector."""
+
+    name: str
+    size: int
+    unit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One thing that a policy observes.
+
+    Attributes:
+      name: its key.
+      shape: without a batch axis; () for a number or flag.
+      dtype: one of DTYPES.
+      unit: of its values; "" if its parts have their own.
+      parts: the named slices of a vector, in order; () if there are none.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    unit: str = ""
+    parts: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        check(bool(self.name), "an input needs a name")
+        check(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype}")
+        check(all(size > 0 for size in self.shape), f"shape must be positive, not {self.shape}")
+        sizes = sum(part.size for part in self.parts)
+        check(
+            not self.parts or self.shape == (sizes,),
+            f"the parts of '{self.name}' have {sizes} values in all, its shape is {self.shape}",
+        )
+
+    def read(self, value: Any) -> np.ndarray:
+        """Returns a value as an array of this shape and dtype.
+
+        Floating-point numbers of another width are converted, nothing else is.
+
+        Raises:
+          ArtifactError: another shape or type, or a number that is not finite.
+        """
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ArtifactError(f"{self._wanted()}, not {type(value).__name__}.") from error
+        wanted = _TYPES[self.dtype]
+        floats = wanted.kind == "f" and array.dtype.kind == "f"
+        if array.shape != self.shape or not (floats or array.dtype == wanted):
+            raise ArtifactError(f"{self._wanted()}, not {array.dtype} {list(array.shape)}.")
+        if array.dtype != wanted or not array.flags.c_contiguous:
+            with np.errstate(over="ignore", invalid="ignore"):
+                array = np.ascontiguousarray(array, wanted).reshape(self.shape)
+        if floats and not all_finite(array):
+            bad = np.argwhere(~np.isfinite(array))
+            where = "".join(f"[{index}]" for index in bad[0])
+            raise ArtifactError(
+                f"'{self.name}' must be finite; {len(bad)} of {array.size} values are not, "
+                f"the first is {self.name}{where}{self._part(bad[0])}."
+            )
+        return array
+
+    def _wanted(self) -> str:
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"'{self.name}' must be {self.dtype} {list(self.shape)}{unit}"
+
+    def _part(self, index: np.ndarray) -> str:
+        left = int(index[0]) if index.size else 0
+        for part in self.parts:
+            if left < part.size:
+                return f" ({part.name})"
+            left -= part.size
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Moving averages between an observation and the network.
+
+    Attributes:
+      observation: the input that is remembered.
+      feature: the network's input, which takes its place: the newest value, then the averages.
+      history: the averages.
+    """
+
+    observation: str
+    feature: str
+    history: HistoryConfig
+
+    def feature_input(self, observed: Input) -> Input:
+        """Returns the network's input that takes the place of the observed one."""
+        averages = [
+            Part(f"{part.name} averaged at {rate}", part.size, part.unit)
+            for rate in self.history.rates
+            for part in observed.parts
+        ]
+        shape = (self.history.size(observed.shape[0]),)
+        return Input(
+            self.feature, shape, observed.dtype, observed.unit, (*observed.parts, *averages)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """What goes into an exported policy and what comes out.
+
+    Attributes:
+      inputs: of `OnnxPolicy.act`, in order.
+      memories: what it remembers of them.
+      actions: how many come out, each in [-1, 1].
+    """
+
+    inputs: tuple[Input, ...]
+    memories: tuple[Memory, ...]
+    actions: int
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        names = [one.name for one in self.inputs]
+        check(bool(names) and len(set(names)) == len(names), "inputs need names of their own")
+        check(self.actions > 0, f"actions must be positive, not {self.actions}")
+        vectors = [one.name for one in self.inputs if len(one.shape) == 1]
+        remembered = [memory.observation for memory in self.memories]
+        check(len(set(remembered)) == len(remembered), "one memory for one input")
+        for name in remembered:
+            check(name in vectors, f"memory needs a vector '{name}' among the inputs")
+
+    @property
+    def network_inputs(self) -> tuple[Input, ...]:
+        """The inputs of the network itself, averages with what they are taken of."""
+        memories = {memory.observation: memory for memory in self.memories}
+        return tuple(
+            memories[one.name].feature_input(one) if one.name in memories else one
+            for one in self.inputs
+        )
+
+    def remember(
+        self, state: State | None, values: Mapping[str, np.ndarray]
+    ) -> tuple[State, dict[str, np.ndarray]]:
+        """Adds an observation to the memory.
+
+        Args:
+          state: the memory; None after a reset.
+          values: the observation by name, without a batch axis.
+
+        Returns:
+          The new memory and the network's inputs.
+        """
+        found, states = dict(values), []
+        for index, memory in enumerate(self.memories):
+            newest = found.pop(memory.observation)
+            before = (
+                embodiment_history.init(memory.history, len(newest), np)
+                if state is None
+                else state[index]
+            )
+            after, features = embodiment_history.update(memory.history, before, newest, np)
+            states.append(after)
+            found[memory.feature] = features
+        return tuple(states), found
+
+
+def squares(array: np.ndarray) -> float:
+    """Returns the sum of all squares, without a warning where it is too large."""
+    return float(np.vdot(array, array))
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Returns whether all numbers are finite; the sum of squares nearly always tells, and sooner."""
+    return math.isfinite(squares(array)) or bool(np.isfinite(array).all())

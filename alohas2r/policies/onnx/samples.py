@@ -1,0 +1,71 @@
+"""Inputs to convert and verify networks with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from alohas2r.embodiment import history
+from alohas2r.embodiment import joints as embodiment_joints
+from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.rendering import registry as renderers
+from alohas2r.sim import scene
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def wrist_views(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Renders what both wrist cameras see at random poses of arms and objects.
+
+    Args:
+      size: side of the pictures (pixels).
+      count: how many.
+      seed: of the poses.
+
+    Returns:
+      "left_rgb", "right_rgb" [N, size, size, 3] uint8; "left_depth", "right_depth" [N, size, size]
+      float32 (m).
+    """
+    loaded = scene.load("insert")
+    draw = np.random.default_rng(seed)
+    poses = np.repeat(loaded.home_qpos[None], count, axis=0)
+    for arm in loaded.arms:
+        joints = arm.qpos[: len(embodiment_joints.ARM_JOINTS)]
+        poses[:, joints] += draw.uniform(-0.3, 0.3, (count, len(joints)))
+        poses[:, arm.object_qpos[:3]] += draw.uniform(-0.1, 0.1, (count, 3))
+    # Of the ray casters the one that starts quickest; all draw the same.
+    options = {"width": size, "height": size, "shadows": False, "threads": 1, "caster": "mujoco"}
+    frames = renderers.make("raycast", loaded, **options).render(poses)
+    found = {
+        f"{side}_rgb": frames.rgb[:, index] for index, side in enumerate(embodiment_joints.SIDES)
+    }
+    found |= {
+        f"{side}_depth": frames.depth[:, index]
+        for index, side in enumerate(embodiment_joints.SIDES)
+    }
+    return found
+
+
+def random_flags(recorded: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Draws the switch's state [S]: the recorded sequence, then a random one."""
+    drawn = np.random.default_rng(seed).random(samples) < 0.5
+    return np.concatenate([recorded.astype(bool), drawn])[:samples]
+
+
+def random_features(
+    remembered: HistoryConfig, weights: Arrays, recorded: np.ndarray, samples: int, seed: int
+) -> np.ndarray:
+    """Draws features [S, F]: the recorded sequence, then a smooth one of the policy's own spread."""
+    size = recorded.shape[1]
+    mean, std = weights["mean"][:size], weights["std"][:size]
+    noise = np.random.default_rng(seed).normal(size=(samples, size))
+    found, state, value = [], history.init(remembered, size, np), noise[0]
+    for step in range(samples):
+        if step == len(recorded):  # a new episode
+            state = history.init(remembered, size, np)
+        value = 0.8 * value + 0.6 * noise[step]
+        observed = recorded[step] if step < len(recorded) else mean + std * value
+        state, features = history.update(remembered, state, np.float32(observed), np)
+        found.append(features)
+    return np.stack(found)

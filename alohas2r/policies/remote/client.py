@@ -1,0 +1,116 @@
+"""Asks a policy server for actions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import websockets
+from websockets.sync.client import ClientConnection, connect
+
+from alohas2r.config import from_dict
+from alohas2r.errors import Alohas2rError, ArtifactError, BackendUnavailable
+from alohas2r.policies.onnx.interface import Interface
+from alohas2r.policies.remote.messages import RESET, TIMING, decode, encode
+
+
+class PolicyClient:
+    """A served policy, used like a local one.
+
+    Attributes:
+      metadata: the server's first frame.
+      interface: what goes in and comes out; None if the server does not say.
+      timing: "server_timing" of the last action.
+    """
+
+    def __init__(
+        self, url: str, api_key: str = "", timeout_s: float = 1.0, connect_timeout_s: float = 5.0
+    ) -> None:
+        """Connects.
+
+        Args:
+          url: "ws://host:port", or "host:port".
+          api_key: if the server wants one.
+          timeout_s: how long an action may take.
+          connect_timeout_s: how long connecting may take.
+
+        Raises:
+          BackendUnavailable: no server there, or it refuses.
+        """
+        self.url = url if "://" in url else f"ws://{url}"
+        self.timing: dict[str, float] = {}
+        self._timeout_s = timeout_s
+        self._reset = False
+        headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        try:
+            with contextlib.ExitStack() as stack:
+                self._connection: ClientConnection = stack.enter_context(
+                    connect(
+                        self.url,
+                        compression=None,
+                        additional_headers=headers,
+                        open_timeout=connect_timeout_s,
+                        close_timeout=1.0,
+                    )
+                )
+                greeting = self._connection.recv(timeout=connect_timeout_s)
+                found = decode(greeting) if isinstance(greeting, bytes) else None
+                if not isinstance(found, dict):
+                    raise ArtifactError("its first frame holds no metadata")
+                described = found.get("interface")
+                self.interface = None if described is None else from_dict(Interface, described)
+                stack.pop_all()  # stays open
+        except (OSError, websockets.WebSocketException, ValueError, Alohas2rError) as error:
+            raise BackendUnavailable(f"No policy server at {self.url}: {error}.") from error
+        self.metadata: dict[str, Any] = found
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Disconnects."""
+        self.close()
+
+    def reset(self) -> None:
+        """Lets the policy forget the past with the next observation."""
+        self._reset = True
+
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Returns the action [n] for one observation.
+
+        Raises:
+          ArtifactError: the server refuses the observation; the message says why.
+          BackendUnavailable: the server is gone or too slow; the connection is closed then, as a
+            late answer would be taken for that to the next request.
+        """
+        request = {**observation, RESET: True} if self._reset else dict(observation)
+        try:
+            self._connection.send(encode(request))
+            answer = self._connection.recv(timeout=self._timeout_s)
+        except (OSError, websockets.WebSocketException) as error:
+            self.close()
+            slow = isinstance(error, TimeoutError)
+            reason = f"did not answer within {self._timeout_s} s" if slow else f"is gone: {error}"
+            raise BackendUnavailable(f"The policy server at {self.url} {reason}.") from error
+        if isinstance(answer, str):
+            raise ArtifactError(f"The policy server refuses the request: {answer}")
+        self._reset = False
+        reply = decode(answer)
+        try:
+            self.timing = dict(reply.get(TIMING, {}))
+            return np.array(reply["actions"], np.float32)[0]
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise ArtifactError(f"The policy server's answer is none: {error!r}.") from error
+
+    def close(self) -> None:
+        """Disconnects; safe to call twice."""
+        self._connection.close()

@@ -1,0 +1,262 @@
+"""What describes a policy: its observation, action, network."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from alohas2r.config import check
+from alohas2r.embodiment import joints as embodiment_joints
+from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.embodiment.joints import SIDES
+from alohas2r.policies.networks import mlp
+from alohas2r.policies.switch import Switch
+from alohas2r.sim.scene import Scene
+
+FORMAT_VERSION = 1
+CHECK_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpec:
+    """What the actions mean.
+
+    Attributes:
+      joints: actuator names in order.
+      scale: change of a joint's target by a full action (rad; m of finger travel).
+      low, high: limits of the targets (rad, m).
+      control_period_s: time between actions.
+    """
+
+    joints: tuple[str, ...]
+    scale: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    control_period_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservationPart:
+    """A named slice of the observation vector."""
+
+    name: str
+    size: int
+    unit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySpec:
+    """Everything but the weights.
+
+    Attributes:
+      kind: "state" for a policy on named state observations.
+      phase: "pick" or "insert".
+      observation: the parts of the observation vector, in order.
+      history: what the policy remembers.
+      action: what its actions mean.
+      hidden: hidden layers; activation: between them.
+    """
+
+    kind: str
+    phase: str
+    observation: tuple[ObservationPart, ...]
+    history: HistoryConfig
+    action: ActionSpec
+    hidden: tuple[int, ...]
+    activation: str
+
+    @property
+    def observation_size(self) -> int:
+        """Length of the observation vector."""
+        return sum(part.size for part in self.observation)
+
+
+OBSERVATIONS = ("rgbd", "depth", "rgb", "state")
+PROPRIOCEPTION = (
+    ("left/joint_pos", 8, "rad, m"),
+    ("right/joint_pos", 8, "rad, m"),
+    ("left/joint_pos_minus_target", 8, "rad, m"),
+    ("right/joint_pos_minus_target", 8, "rad, m"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraSpec:
+    """The wrist cameras, left first.
+
+    Attributes:
+      size: side of the square pictures (pixels).
+      fovy_deg: vertical field of view. Source: recipe, section 6.
+      depth_cutoff: depth beyond this counts as unknown, 0 (m).
+    """
+
+    size: int = 32
+    fovy_deg: float = 58.0
+    depth_cutoff: float = 0.4
+
+    def __post_init__(self) -> None:
+        check(8 <= self.size <= 512, f"size must be in 8..512 pixels, not {self.size}")
+        check(0 < self.fovy_deg < 180, f"fovy_deg must be in (0, 180), not {self.fovy_deg}")
+        check(0.05 <= self.depth_cutoff <= 10, "depth_cutoff must be in 0.05..10 m")
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentNetworkConfig:
+    """Shapes of the networks.
+
+    Attributes:
+      hidden: hidden layers after pictures and proprioception are joined.
+      activation: between them.
+      filters: of the three convolutions.
+      embedding: numbers that each picture is reduced to.
+      depth_side: side to which a depth picture is reduced where no convolution sees it.
+      places: numbers that each place of the encoder's last pictures is reduced to, which keeps where something is
+        beside what it is; 0 for their mean over all places alone. Source: ours, see docs/ablations.md.
+      patches: numbers of each patch of 4 x 4 pixels of a depth picture, and of each 2 x 2 of these patches, beside
+        the reduced picture; () for none. Source: ours, likewise.
+    """
+
+    hidden: tuple[int, ...] = (256, 256, 256)
+    activation: str = "swish"
+    filters: tuple[int, int, int] = (32, 64, 64)
+    embedding: int = 64
+    depth_side: int = 8
+    places: int = 0
+    patches: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        choices = ", ".join(mlp.ACTIVATIONS)
+        check(self.activation in mlp.ACTIVATIONS, f"activation must be one of {choices}")
+        check(
+            len(self.hidden) > 0 and min(*self.hidden, *self.filters, self.embedding) >= 1,
+            "a network needs one or more layers of one or more units",
+        )
+        check(1 <= self.depth_side <= 64, f"depth_side must be in 1..64, not {self.depth_side}")
+        check(0 <= self.places <= 1024, f"places must be in 0..1024, not {self.places}")
+        check(
+            len(self.patches) in (0, 2) and min(self.patches, default=1) >= 1,
+            "patches must be none or two numbers >= 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentSpec:
+    """Everything but the weights.
+
+    Attributes:
+      kind: "student".
+      phase: "insert".
+      observation: "rgbd", "depth", "rgb", or "state" for the teacher's own observation.
+      cameras: what the pictures are like.
+      proprioception: the parts of the vector that is observed beside the pictures, in order.
+      history: what is remembered of that vector.
+      switch: when insertion takes over; the policy observes its state.
+      action: what the actions mean.
+      network: shapes.
+    """
+
+    kind: str
+    phase: str
+    observation: str
+    cameras: CameraSpec
+    proprioception: tuple[ObservationPart, ...]
+    history: HistoryConfig
+    switch: Switch
+    action: ActionSpec
+    network: StudentNetworkConfig
+
+    def __post_init__(self) -> None:
+        choices = ", ".join(OBSERVATIONS)
+        check(
+            self.observation in OBSERVATIONS,
+            f"observation must be one of {choices}, not '{self.observation}'",
+        )
+        check(
+            not self.network.patches or self.cameras.size % 8 == 0,
+            f"patches need pictures whose side is a multiple of 8, not {self.cameras.size}",
+        )
+
+    @property
+    def vector(self) -> str:
+        """Name of the vector that is observed beside the pictures."""
+        return "observation" if self.observation == "state" else "proprioception"
+
+    @property
+    def vector_size(self) -> int:
+        """Its length."""
+        return sum(part.size for part in self.proprioception)
+
+    @property
+    def features(self) -> int:
+        """Numbers the network gets of it, with what is remembered."""
+        return self.history.size(self.vector_size)
+
+    @property
+    def has_rgb(self) -> bool:
+        """Whether colour is observed."""
+        return self.observation in ("rgbd", "rgb")
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether depth is observed."""
+        return self.observation in ("rgbd", "depth")
+
+    @property
+    def inputs(self) -> dict[str, tuple[tuple[int, ...], str, str]]:
+        """What `StudentPolicy.act` takes: name -> shape, dtype, unit."""
+        size = self.cameras.size
+        found: dict[str, tuple[tuple[int, ...], str, str]] = {}
+        for side in SIDES:
+            if self.has_rgb:
+                found[f"{side}_rgb"] = ((size, size, 3), "uint8", "sRGB")
+            if self.has_depth:
+                found[f"{side}_depth"] = ((size, size), "float32", "m")
+        found[self.vector] = ((self.vector_size,), "float32", "rad, m")
+        found["switched"] = ((), "bool", "1")
+        return found
+
+
+def make_spec(
+    model: Scene,
+    observation: str,
+    network: StudentNetworkConfig,
+    cameras: CameraSpec,
+    memory: HistoryConfig,
+    switch: Switch,
+    scale: float,
+    state_parts: tuple[ObservationPart, ...] = (),
+) -> StudentSpec:
+    """Returns the description of a student on a two-arm scene.
+
+    Args:
+      model: the scene.
+      observation: one of OBSERVATIONS.
+      network: shapes. cameras: pictures. memory: of the proprioception.
+      switch: of the teacher. scale: change of a target by a full action (rad; m).
+      state_parts: the teacher's observation; needed by a state student.
+
+    Raises:
+      ConfigError: unknown observation.
+    """
+    ctrl = np.concatenate([arm.ctrl for arm in model.arms])
+    parts = tuple(ObservationPart(*part) for part in PROPRIOCEPTION)
+    return StudentSpec(
+        kind="student",
+        phase="insert",
+        observation=observation,
+        cameras=cameras,
+        proprioception=state_parts if observation == "state" else parts,
+        history=memory,
+        switch=switch,
+        action=ActionSpec(
+            joints=tuple(
+                f"{arm.name}/{name}" for arm in model.arms for name in embodiment_joints.ACTUATORS
+            ),
+            scale=scale,
+            low=tuple(float(x) for x in model.ctrl_low[ctrl]),
+            high=tuple(float(x) for x in model.ctrl_high[ctrl]),
+            control_period_s=embodiment_joints.CONTROL_PERIOD_S,
+        ),
+        network=network,
+    )

@@ -1,0 +1,1 @@
+"""Pictures: renderers, randomized looks, corruption, videos."""

@@ -1,0 +1,126 @@
+"""OpenGL's pictures of batches, one environment after the other: for videos and large pictures.
+
+OpenGL smooths nothing here (no multisampling) and shades a little otherwise than the batch
+renderers: its shadows are soft-edged maps, and it clips what is nearer than the near plane.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from alohas2r.rendering import protocol as rendering_protocol
+from alohas2r.rendering.offscreen import Offscreen, fixed_camera
+from alohas2r.rendering.protocol import Frames, Looks, Prepared
+
+
+class OpenGLBatchRenderer:
+    """Draws batches with OpenGL; use it in one thread, as a context manager or with `close`.
+
+    Args:
+      source: a Scene, an MjSpec, or what `prepare` returned.
+      width, height: of the pictures, in pixels.
+      cameras: names; None for the wrist cameras.
+      shadows: whether lights that cast shadows do.
+
+    Raises:
+      ConfigError: a size out of range, or an unknown camera.
+      BackendUnavailable: OpenGL is not to be had here; `renderers.for_pictures` falls back.
+    """
+
+    name = "opengl"
+
+    def __init__(
+        self,
+        source: Any,
+        width: int = 32,
+        height: int = 32,
+        cameras: tuple[str, ...] | None = None,
+        shadows: bool = True,
+    ):
+        self.prepared: Prepared = rendering_protocol.prepare(source, cameras)
+        self.width, self.height = rendering_protocol.check_size(width, height)
+        self._model = copy.copy(self.prepared.model)
+        buffer = self._model.vis.global_
+        buffer.offwidth, buffer.offheight = (
+            max(buffer.offwidth, width),
+            max(buffer.offheight, height),
+        )
+        self._model.vis.quality.offsamples = 0
+        self._data = mujoco.MjData(self._model)
+        self._view = _View(self._model, self.height, self.width, shadows=shadows)
+
+    def __enter__(self) -> OpenGLBatchRenderer:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Frees the context."""
+        self.close()
+
+    def close(self) -> None:
+        """Frees the context; the renderer cannot be used afterwards."""
+        self._view.close()
+
+    def render(self, poses: Any, looks: Looks | None = None) -> Frames:
+        """Draws every environment from every camera; see `Renderer.render`.
+
+        Raises:
+          ConfigError: arrays of the wrong shape.
+        """
+        poses = rendering_protocol.check_poses(self.prepared, poses, self.width, self.height)
+        values = rendering_protocol.check_looks(self.prepared, looks, len(poses))
+        model, data = self._model, self._data
+        shape = (len(poses), len(self.prepared.cameras), self.height, self.width)
+        rgb, depth = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.float32)
+        for index, pose in enumerate(poses):
+            if not np.isfinite(pose).all():
+                continue  # nothing is seen
+            for name, value in values.items():
+                getattr(model, name)[:] = value[index]
+            data.qpos[:] = pose[: model.nq]
+            if len(pose) > model.nq:
+                split = model.nq + 3 * model.nmocap
+                data.mocap_pos[:] = pose[model.nq : split].reshape(-1, 3)
+                data.mocap_quat[:] = pose[split:].reshape(-1, 4)
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            mujoco.mj_camlight(model, data)
+            for camera, name in enumerate(self.prepared.cameras):
+                rgb[index, camera], depth[index, camera] = self._view.both(data, name)
+        return Frames(rgb, depth)
+
+
+class _View(Offscreen):
+    """An off-screen view that gives depth as well."""
+
+    def both(self, data: mujoco.MjData, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns colour [H, W, 3] uint8 and planar depth [H, W] float32 (m), the first row on top."""
+        self._gl.make_current()
+        self._option.sitegroup[:] = 0
+        self._mjr.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR.value
+        mujoco.mjv_updateScene(
+            self.model,
+            data,
+            self._option,
+            self._perturb,
+            fixed_camera(self.model, camera),
+            mujoco.mjtCatBit.mjCAT_ALL.value,
+            self._scene,
+        )
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        mujoco.mjr_render(self._rect, self._scene, self._mjr)
+        shape = (self._rect.height, self._rect.width)
+        pixels, buffer = np.empty((*shape, 3), np.uint8), np.empty(shape, np.float32)
+        mujoco.mjr_readPixels(pixels, buffer, self._rect, self._mjr)
+        near, far = (
+            self.model.stat.extent * getattr(self.model.vis.map, name) for name in ("znear", "zfar")
+        )
+        # The depth buffer is 1 on the near plane and 0 on the far one, linear in 1 / depth.
+        buffer = buffer.astype(np.float64)
+        depth = np.where(buffer > 0, 1 / (1 / far + buffer * (1 / near - 1 / far)), 0)
+        return np.ascontiguousarray(pixels[::-1]), depth[::-1].astype(np.float32)

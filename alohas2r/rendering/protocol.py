@@ -1,0 +1,223 @@
+"""What all renderers share: the model that is drawn, and the checks of what comes in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import mujoco
+import numpy as np
+
+from alohas2r.errors import ConfigError, did_you_mean
+from alohas2r.rendering import visual_randomization
+from alohas2r.sim import scene
+from alohas2r.sim.scene import Scene
+
+
+class Renderer(Protocol):
+    """Draws N environments at once."""
+
+    name: str
+    prepared: Prepared
+
+    def render(self, poses: Any, looks: Looks | None = None) -> Frames:
+        """Draws every environment from every camera.
+
+        Args:
+          poses: [N, nq] or [N, nq + 7 nmocap] joint positions (and positions and orientations of the
+            mocap bodies).
+          looks: model field -> [N, ...], as from `looks.sample_looks`; None for the model's own.
+
+        Returns:
+          The pictures; depth is 0 where nothing is seen.
+        """
+        ...
+
+
+CAMERAS = ("wrist_cam_left", "wrist_cam_right")
+GROUPS = (0, 2)  # geom groups that wrist cameras see; group 1 is detail for videos, 3.. is hidden
+MAX_SIDE = 8192  # pixels; beyond it a picture is a mistake
+MAX_BYTES = 16 << 30  # of one call's pictures
+
+Looks = Mapping[str, Any]
+
+
+class Frames(NamedTuple):
+    """Pictures of N environments from C cameras; the first row is on top."""
+
+    rgb: Any  # [N, C, H, W, 3] uint8
+    depth: Any  # [N, C, H, W] float32, metres along the optical axis; 0 where nothing is seen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """The reduced model that is drawn: what can be seen and what carries it, without physics.
+
+    Attributes:
+      model: the reduced model; its lights are fixed (see `looks.nominal`).
+      cameras: names; camera_ids: [C] their ids.
+      geoms: [G] ids, in the scene's model, of the geoms that are left.
+      scene_geoms: ngeom of the scene's model.
+      nominal: the looks without randomization, for the reduced model.
+    """
+
+    model: mujoco.MjModel
+    cameras: tuple[str, ...]
+    camera_ids: np.ndarray
+    geoms: np.ndarray
+    scene_geoms: int
+    nominal: dict[str, np.ndarray]
+
+
+def prepare(
+    source: Scene | mujoco.MjSpec | Prepared,
+    cameras: Sequence[str] | None = None,
+    groups: Sequence[int] = GROUPS,
+) -> Prepared:
+    """Compiles the reduced model of a scene: hidden geoms, actuators, sensors and contacts are left out.
+
+    Args:
+      source: a scene of this package, or a specification (which is left as it is).
+      cameras: names of the cameras; None for the wrist cameras, or for all if the scene has none.
+      groups: geom groups that are seen.
+
+    Raises:
+      ConfigError: no camera, an unknown one, or one that is no perspective camera.
+    """
+    if isinstance(source, Prepared):
+        return source
+    spec = scene.spec(source.name) if isinstance(source, Scene) else source.copy()
+    original = source.model if isinstance(source, Scene) else spec.compile()
+    nominal = visual_randomization.nominal(original)
+    geoms = np.flatnonzero(np.isin(original.geom_group, list(groups)))
+    if not geoms.size:
+        raise ConfigError(f"No geom is in the groups {tuple(groups)}: there is nothing to draw.")
+
+    for kind in ("sensors", "actuators", "equalities", "keys", "excludes", "pairs", "tendons"):
+        for element in list(getattr(spec, kind)):
+            spec.delete(element)
+    for geom in list(spec.geoms):
+        if geom.group not in groups:
+            spec.delete(geom)
+    used = {geom.meshname for geom in spec.geoms}
+    for mesh in list(spec.meshes):
+        if mesh.name not in used:
+            spec.delete(mesh)
+    for body in spec.bodies[1:]:  # geoms that gave a body its mass may be gone
+        body.explicitinertial = True
+        body.mass, body.inertia, body.ipos, body.iquat = 1, [1, 1, 1], [0, 0, 0], [1, 0, 0, 0]
+    for light, pos, direction in zip(
+        spec.lights, nominal["light_pos"], nominal["light_dir"], strict=True
+    ):
+        light.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+        light.pos, light.dir = pos, direction
+    spec.option.disableflags |= int(
+        mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
+    )
+    model = spec.compile()
+    model.stat.extent = original.stat.extent  # it scales the far plane
+
+    names = [model.camera(index).name for index in range(model.ncam)]
+    if cameras is None:
+        cameras = [name for name in CAMERAS if name in names] or names
+    if not cameras:
+        raise ConfigError("There is no camera to draw from.")
+    for name in cameras:
+        if name not in names:
+            raise ConfigError(f"There is no camera '{name}'.{did_you_mean(name, names)}")
+    camera_ids = np.array([names.index(name) for name in cameras])
+    if (model.cam_projection[camera_ids] != mujoco.mjtProjection.mjPROJ_PERSPECTIVE).any():
+        raise ConfigError("An orthographic camera cannot be drawn; choose perspective cameras.")
+    nominal["geom_rgba"] = nominal["geom_rgba"][geoms]
+    return Prepared(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal)
+
+
+def check_size(width: int, height: int) -> tuple[int, int]:
+    """Returns the picture's size as integers.
+
+    Raises:
+      ConfigError: it is out of range.
+    """
+    if not (1 <= int(width) <= MAX_SIDE and 1 <= int(height) <= MAX_SIDE):
+        raise ConfigError(
+            f"A picture of {width} x {height} is out of range: 1..{MAX_SIDE} pixels a side."
+        )
+    return int(width), int(height)
+
+
+def check_poses(prepared: Prepared, poses: Any, width: int, height: int) -> np.ndarray:
+    """Returns poses as [N, nq] or [N, nq + 7 nmocap] float64.
+
+    The mocap part is all positions, then all orientations (w, x, y, z), as in MuJoCo's state.
+
+    Raises:
+      ConfigError: another shape, or more pictures than memory should hold.
+    """
+    poses = np.asarray(poses, np.float64)
+    model = prepared.model
+    sizes = sorted({model.nq, model.nq + 7 * model.nmocap})
+    if poses.ndim != 2 or poses.shape[1] not in sizes:
+        raise ConfigError(f"poses must be [N, {' or '.join(map(str, sizes))}], not {poses.shape}.")
+    size = len(poses) * len(prepared.cameras) * width * height * 7
+    if size > MAX_BYTES:
+        raise ConfigError(
+            f"{len(poses)} environments at {width} x {height} make {size / 2**30:.0f} GiB of pictures;"
+            f" draw at most {MAX_BYTES * len(poses) // size} at a time."
+        )
+    return poses
+
+
+# Fields of looks -> shape of one environment's values, in sizes of the model.
+_SHAPES: dict[str, tuple[str | int, ...]] = {
+    "geom_rgba": ("ngeom", 4),
+    "geom_size": ("ngeom", 3),
+    "cam_pos": ("ncam", 3),
+    "cam_quat": ("ncam", 4),
+    "light_pos": ("nlight", 3),
+    "light_dir": ("nlight", 3),
+    "light_castshadow": ("nlight",),
+    "light_active": ("nlight",),
+    "light_ambient": ("nlight", 3),
+    "light_diffuse": ("nlight", 3),
+    "light_specular": ("nlight", 3),
+}
+LOOK_FIELDS = tuple(_SHAPES)
+
+
+def check_looks(prepared: Prepared, looks: Looks | None, n: int) -> dict[str, np.ndarray]:
+    """Returns looks [N, ...] for the reduced model, with every field of `nominal` in it.
+
+    Fields that describe the scene's geoms are cut down to those that are drawn; what does not change a
+    picture, such as "brightness", is left out.
+
+    Args:
+      prepared: the model.
+      looks: as from `looks.sample_looks`, with the scene's geoms; None for none.
+      n: number of environments.
+
+    Raises:
+      ConfigError: a field has another shape.
+    """
+    model = prepared.model
+    result: dict[str, np.ndarray] = {}
+    for name, shape in _SHAPES.items():
+        given = None if looks is None else looks.get(name)
+        if given is None:
+            if name in prepared.nominal:
+                value = prepared.nominal[name]
+                result[name] = np.broadcast_to(value, (n, *value.shape))
+            continue
+        wanted = tuple(
+            prepared.scene_geoms
+            if size == "ngeom"
+            else getattr(model, size)
+            if isinstance(size, str)
+            else size
+            for size in shape
+        )
+        value = np.asarray(given)
+        if value.shape != (n, *wanted):
+            raise ConfigError(f"looks['{name}'] must be {(n, *wanted)}, not {value.shape}.")
+        result[name] = value[:, prepared.geoms] if shape[0] == "ngeom" else value
+    return result

@@ -1,0 +1,1 @@
+"""The ray caster for CPUs."""

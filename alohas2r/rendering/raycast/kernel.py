@@ -1,0 +1,502 @@
+"""Vectorized ray casting in JAX: from where everything is to pictures, in one compiled function.
+
+Pictures are cut into tiles of 8 x 8 pixels. A tile is only tested against geoms whose bounding boxes
+reach into its frustum, and its shadow rays only against geoms that reach into the space between
+what it shows and the light. Tiles with equally many such geoms are worked on together, so that
+thousands of rays meet a geom each at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from alohas2r.rendering.protocol import Prepared
+from alohas2r.rendering.raycast import intersect, shading
+from alohas2r.rendering.raycast.shading import SHADOW_GAP, SHADOW_LIFT, Light, Surface, dot
+from alohas2r.rendering.raycast.tiles import GROUP, TILE, Geometry, Sets, cross, ordered, unit
+
+_AHEAD = 0.3  # m; how far ahead of a camera a light's frame is centred
+_SLACK = np.float32(3e-4)  # m; covers rounding, and that shadow rays start a little above a surface
+_ROUND = ("sphere", "capsule", "ellipsoid", "cylinder")
+
+
+class Drawing:
+    """Draws a fixed number of environments.
+
+    Everything is in the frames of the V = E * C views; the T tiles of a call are numbered by view, then
+    by place.
+
+    Args:
+      prepared: the model.
+      found: its geometry.
+      chunk: number of environments, E.
+      tiles: per view.
+      shadows: whether lights that cast shadows do.
+    """
+
+    def __init__(self, prepared: Prepared, found: Geometry, chunk: int, tiles: int, shadows: bool):
+        self.model, self.geometry = prepared.model, found
+        self.chunk, self.cameras, self.per_view = chunk, len(prepared.cameras), tiles
+        self.views, self.tiles = chunk * self.cameras, chunk * self.cameras * tiles
+        self.shadows = shadows and self.model.nlight > 0
+        self.group = min(GROUP, self.tiles)
+        self.kinds = [kind for kind in (*intersect.PRIMITIVES, "mesh") if kind in found.ids]
+        # Geoms that are tested in one loop: of one kind, and as many as a set has bits.
+        self.batches = [
+            (kind, start, found.ids[kind][start : start + 32])
+            for kind in self.kinds
+            for start in range(0, len(found.ids[kind]), 32)
+        ]
+        # Flat faces are numbered through; a round surface takes the first number of its geom.
+        self.bits = max(2, (found.faces.shape[1] - 1).bit_length())
+        faces = {"box": 3, "cylinder": 2, "mesh": found.faces.shape[1]}
+        self.first_face = np.zeros(self.model.ngeom, np.int32)
+        count = 0
+        for kind in self.kinds:
+            for geom in found.ids[kind]:
+                self.first_face[geom] = count
+                count += faces.get(kind, 1)
+        # XLA's own threads would compete with the renderer's.
+        self.run = jax.jit(self._draw, compiler_options={"xla_cpu_multi_thread_eigen": False})
+
+    def _draw(self, scene: dict[str, Any], x: Any, y: Any) -> tuple[Any, Any, Any]:
+        """Draws one strip.
+
+        Args:
+          scene: poses and looks as from `Worker.place`, [E, ...].
+          x, y: [C, B, P] of the strip's rays.
+
+        Returns:
+          Colours [T', P] as 0xBBGGRR, depths [T', P] (m), and the tile [T'] that each belongs to; some
+          tiles may come twice.
+        """
+        seen_from = self._place(scene)
+        places = shading.lights_in_view(scene)
+        sets = self._sets(self._seen(seen_from, x, y))
+        tiles = ordered(self._work(sets), self.group)
+        rays_x, rays_y = x.reshape(-1, TILE**2), y.reshape(-1, TILE**2)
+        lights = self.model.nlight
+
+        def cast(tile: Any) -> tuple[Any, ...]:
+            row = tile % (self.cameras * self.per_view)
+            ray = (rays_x[row], rays_y[row], np.float32(-1))
+            surface = self._surface(seen_from, [part[tile] for part in sets], tile, ray)
+            point = [surface.depth * part for part in ray]
+
+            def one(light: Any) -> Light:
+                way = shading.rays_to_light(self.model, places, surface.view, light, point)
+                return shading.illuminate(self.model, scene, places, surface, light, *way)
+
+            lit = jax.lax.map(one, jnp.arange(lights)) if lights else None
+            some = shading.pixels(self.model, surface)
+            if not self.shadows:
+                return surface.depth, some, lit, None
+            lift = np.float32(SHADOW_LIFT)
+            start = [a + b * lift for a, b in zip(point, surface.normal, strict=True)]
+            return surface.depth, some, lit, (start, _span(surface, ray))
+
+        # All arrays have the axes [groups, (lights,) tiles of the group, ...] from here on.
+        depth, some, lit, starts = jax.lax.map(cast, tiles.reshape(-1, self.group))
+        hidden = None
+        if starts is not None:
+            view = tiles // self.per_view
+            hidden = self._hidden(seen_from, places, view, starts[0], starts[1], lit.asked)
+        colours = jax.lax.map(
+            lambda parts: shading.compose(self.model, scene, *parts), (some, lit, hidden)
+        )
+        return colours.reshape(-1, TILE**2), depth.reshape(-1, TILE**2), tiles
+
+    def _place(self, scene: dict[str, Any]) -> dict[str, Any]:
+        """Turns the geoms into the views' frames.
+
+        Returns:
+          geom [V, G, 15]: turn (9), origin (3), size (3): a point p of the view is turn @ p + origin in
+          the geom's frame; middle [V, G, 3] and axes [V, G, 3 axes, 3] of the bounding boxes; normals
+          [V, faces, 3] of the flat faces, numbered as in `first_face`.
+        """
+        rotation, geom = scene["cam_xmat"][:, :, None], scene["geom_xmat"][:, None]
+        apart = scene["cam_xpos"][:, :, None] - scene["geom_xpos"][:, None]  # [E, C, G, 3]
+        turn = [
+            [sum(geom[..., k, a] * rotation[..., k, b] for k in range(3)) for b in range(3)]
+            for a in range(3)
+        ]
+        origin = [sum(geom[..., k, a] * apart[..., k] for k in range(3)) for a in range(3)]
+        offset = [self.geometry.center[:, a] - origin[a] for a in range(3)]
+        middle = [sum(turn[a][b] * offset[a] for a in range(3)) for b in range(3)]
+
+        def flat(parts: list[Any]) -> Any:
+            return jnp.stack(parts, -1).reshape(self.views, -1, len(parts))
+
+        def repeated(values: Any) -> Any:
+            return jnp.broadcast_to(values[:, None], apart.shape).reshape(self.views, -1, 3)
+
+        matrix = flat([turn[a][b] for a in range(3) for b in range(3)])
+        half = repeated(self._half_sizes(scene["size"]))
+        return {
+            "geom": jnp.concatenate([matrix, flat(origin), repeated(scene["size"])], -1),
+            "middle": flat(middle),
+            "axes": matrix.reshape(self.views, -1, 3, 3) * half[..., None],
+            "normals": self._normals(matrix),
+        }
+
+    def _half_sizes(self, size: Any) -> Any:
+        """Returns half sizes [E, G, 3] of the geoms' bounding boxes from their sizes [E, G, 3]."""
+        radius, length = size[..., 0], size[..., 1]
+        by_kind = {
+            "sphere": jnp.stack([radius, radius, radius], -1),
+            "capsule": jnp.stack([radius, radius, radius + length], -1),
+            "cylinder": jnp.stack([radius, radius, length], -1),
+            "mesh": jnp.broadcast_to(self.geometry.half, size.shape),
+        }
+        half = size
+        for kind in by_kind:
+            if kind in self.kinds:
+                half = jnp.where(self._mask(kind)[:, None], by_kind[kind], half)
+        return half
+
+    def _mask(self, kind: str) -> np.ndarray:
+        """Returns which geoms are of a kind, [G] bool."""
+        mask = np.zeros(self.model.ngeom, bool)
+        mask[self.geometry.ids[kind]] = True
+        return mask
+
+    def _normals(self, matrix: Any) -> Any:
+        """Returns the normals [V, faces, 3] of all flat faces from the geoms' turns [V, G, 9]."""
+        parts = []
+        for kind in self.kinds:
+            turn = matrix[:, self.geometry.ids[kind]].reshape(self.views, -1, 3, 3)
+            if kind == "box":
+                normals = turn
+            elif kind == "mesh":
+                face = self.geometry.faces[None, ..., :3]
+                normals = sum(face[..., a, None] * turn[:, :, None, a] for a in range(3))
+            else:
+                normals = jnp.repeat(turn[:, :, 2:], 2 if kind == "cylinder" else 1, axis=2)
+            parts.append(jnp.reshape(normals, (self.views, -1, 3)))
+        return jnp.concatenate(parts, 1)
+
+    def _seen(self, seen_from: dict[str, Any], x: Any, y: Any) -> Any:
+        """Returns which geoms' bounding boxes reach into which tile's frustum, [T, G] bool."""
+        low_x, high_x, low_y, high_y = x.min(-1), x.max(-1), y.min(-1), y.max(-1)  # [C, B]
+        inward = [
+            (1, 0, low_x),
+            (-1, 0, -high_x),
+            (0, 1, low_y),
+            (0, -1, -high_y),
+            (0, 0, jnp.full_like(low_x, -1)),
+        ]
+        shape = (self.chunk, self.cameras, 1, self.model.ngeom)
+        middle = seen_from["middle"].reshape(*shape, 3)
+        axes = seen_from["axes"].reshape(*shape, 3, 3)
+        seen: Any = self._mask("plane") if "plane" in self.kinds else False
+        inside: Any = True
+        for along, up, edge in inward:
+            edge = edge[None, :, :, None]
+
+            def project(v: Any, along: int = along, up: int = up, edge: Any = edge) -> Any:
+                flat = v[..., 0] * along if along else v[..., 1] * up if up else 0
+                return flat + edge * v[..., 2]
+
+            reach = sum(jnp.abs(project(axes[..., a, :])) for a in range(3))
+            inside = inside & (project(middle) + reach >= -np.float32(1e-5))
+        return (inside | seen).reshape(self.tiles, -1)
+
+    def _sets(self, chosen: Any) -> Sets:
+        """Returns chosen geoms [T, G] bool as sets."""
+        sets = []
+        for _, _, ids in self.batches:
+            bits = jnp.uint32(1) << jnp.arange(len(ids), dtype=jnp.uint32)
+            sets.append(jnp.where(chosen[:, ids], bits, 0).sum(-1, dtype=jnp.uint32))
+        return tuple(sets)
+
+    def _work(self, sets: Sets) -> Any:
+        """Returns how much work the geoms of sets are."""
+        per_geom = {"mesh": max(1, self.geometry.faces.shape[1] // 6)}
+        return sum(
+            _size(part) * per_geom.get(kind, 1)
+            for part, (kind, _, _) in zip(sets, self.batches, strict=True)
+        )
+
+    def _entry(self, kind: str, rows: Any, local: Any, start: Any, direction: Any) -> Any:
+        """Returns marked ray parameters [T, P] of the entry into one geom per tile.
+
+        Args:
+          kind: of the geoms; rows: [T, 15] their turn, origin and size; local: [T] their places among the
+            kind.
+          start: of the rays, three arrays, or None for the camera; direction: three arrays.
+        """
+        turn = [[rows[:, 3 * a + b, None] for b in range(3)] for a in range(3)]
+        if kind == "mesh":
+            face = jnp.asarray(self.geometry.faces)[local]  # [T, F, 4]
+            turned = [
+                [face[:, :, a] * rows[:, None, 3 * a + b] for a in range(3)] for b in range(3)
+            ]
+            normal = [part[0] + part[1] + part[2] for part in turned]
+            gap = face[:, :, 3] - sum(face[:, :, a] * rows[:, None, 9 + a] for a in range(3))
+            slopes, gaps = [], []
+            for index in range(face.shape[1]):
+                facing = [normal[b][:, index, None] for b in range(3)]
+                slopes.append(dot(facing, direction))
+                gaps.append(gap[:, index, None] - (dot(facing, start) if start is not None else 0))
+            return intersect.convex(slopes, gaps, self.bits)
+        origin = [rows[:, 9 + a, None] for a in range(3)]
+        if start is not None:
+            origin = [origin[a] + dot(turn[a], start) for a in range(3)]
+        size = [rows[:, 12 + a, None] for a in range(3)]
+        t, face = intersect.PRIMITIVES[kind](
+            origin, [dot(turn[a], direction) for a in range(3)], size
+        )
+        return intersect.mark(t, face, self.bits)
+
+    def _surface(self, seen_from: dict[str, Any], sets: Any, tile: Any, ray: Any) -> Surface:
+        """Returns what is nearest in each pixel of a group of tiles."""
+        view = tile // self.per_view
+        marked, number = self._nearest(seen_from, sets, view, ray)
+        depth, face = intersect.unmark(marked, self.bits)
+        hit = number >= 0
+        number = jnp.maximum(number, 0)
+        depth = jnp.where(hit, depth, 0.0)
+        normal = self._normal(seen_from, view, number, face, depth, ray)
+        return Surface(view, view // self.cameras, ray, depth, hit, number, normal)
+
+    def _nearest(
+        self, seen_from: dict[str, Any], sets: Any, view: Any, ray: Any
+    ) -> tuple[Any, Any]:
+        """Returns marked depths and geom ids [T, P] of what is nearest; -1 for nothing."""
+        shape = ray[0].shape
+        far = float(self.model.vis.map.zfar * self.model.stat.extent)
+        tie = np.float32(2.0 ** (self.bits - 22))
+
+        def nearer(best: Any, t: Any, geom: Any) -> Any:
+            # Of geoms that are equally near the one with the highest number is seen, as in Warp.
+            margin = tie * best[0]
+            won = (t < best[0] - margin) | ((t <= best[0] + margin) & (geom[:, None] > best[1]))
+            return jnp.where(won, t, best[0]), jnp.where(won, geom[:, None], best[1])
+
+        best = (jnp.full(shape, far, jnp.float32), jnp.full(shape, -1))
+        for left, batch in zip(sets, self.batches, strict=True):
+
+            def test(state: Any, batch: Any = batch) -> Any:
+                # The last geom's parameters are compared only now, when they lie in memory: compared
+                # where they arise, they would be computed anew for each array that follows from them.
+                left, best, t, geom = state
+                new, number = self._next(seen_from, batch, left, view, None, ray)
+                return left & (left - 1), nearer(best, t, geom), new, number
+
+            start = left, best, jnp.full(shape, intersect.FAR), jnp.zeros_like(view)
+            _, best, t, geom = jax.lax.while_loop(lambda state: (state[0] > 0).any(), test, start)
+            best = nearer(best, t, geom)
+        return best
+
+    def _next(
+        self,
+        seen_from: dict[str, Any],
+        batch: Any,
+        left: Any,
+        view: Any,
+        start: Any,
+        direction: Any,
+    ) -> tuple[Any, Any]:
+        """Tests the first geom of each tile's set of a batch.
+
+        Returns:
+          Marked ray parameters [T, P], `FAR` for a miss or an empty set; geom ids [T].
+        """
+        kind, first, ids = batch
+        local = jnp.minimum(_lowest(left), len(ids) - 1)
+        number = jnp.asarray(ids, view.dtype)[local]
+        t = self._entry(kind, seen_from["geom"][view, number], local + first, start, direction)
+        return jnp.where((left > 0)[:, None], t, intersect.FAR), number
+
+    def _normal(
+        self, seen_from: dict[str, Any], view: Any, number: Any, face: Any, depth: Any, ray: Any
+    ) -> list[Any]:
+        """Returns the unit normals of the surfaces hit, towards the camera; three arrays [T, P]."""
+        normals, geoms = seen_from["normals"], seen_from["geom"].reshape(-1, 15)
+        where = view[:, None] * normals.shape[1] + jnp.asarray(self.first_face)[number] + face
+        normal = [normals.reshape(-1, 3)[:, k][where] for k in range(3)]
+        row = view[:, None] * self.model.ngeom + number
+        for kind in self.kinds:
+            if kind not in _ROUND:
+                continue
+            here = jnp.asarray(self._mask(kind))[number]
+            if kind == "cylinder":
+                here &= face == 0
+            turn = [[geoms[:, 3 * a + b][row] for b in range(3)] for a in range(3)]
+            point = [depth * dot(turn[a], ray) + geoms[:, 9 + a][row] for a in range(3)]
+            local = intersect.round_normal(kind, point, [geoms[:, 12 + a][row] for a in range(3)])
+            turned = [sum(turn[a][b] * local[a] for a in range(3)) for b in range(3)]
+            normal = [jnp.where(here, new, old) for new, old in zip(turned, normal, strict=True)]
+        flip = jnp.where(dot(normal, ray) > 0, np.float32(-1), np.float32(1))
+        return [part * flip for part in normal]
+
+    def _between(
+        self, seen_from: dict[str, Any], places: Any, view: Any, span: Any, some: Any
+    ) -> Sets:
+        """Returns the geoms that reach into the space between what tiles show and the lights, [L, T].
+
+        What a tile shows lies within a slab of its frustum. Seen from the light, the slab lies in a
+        rectangle: the space is the pyramid over it, or, for a light endlessly far, the prism.
+
+        Args:
+          seen_from: from `_place`; places: of the lights.
+          view: [T]; span: [T, 8, 3] corners of the slabs.
+          some: [L, T] whether any pixel is asked for.
+        """
+        sun = self.model.light_type == int(mujoco.mjtLightType.mjLIGHT_DIRECTIONAL)
+        ahead = np.array([0, 0, -_AHEAD], np.float32)
+
+        def one(args: Any) -> Sets:
+            endless, place, aim, some = args  # place and aim: [V, 3]
+            place = jnp.where(endless, 0, place)
+            down = unit([jnp.where(endless, aim[:, k], ahead[k] - place[:, k]) for k in range(3)])
+            steep = jnp.abs(down[0]) > 0.9
+            side = [jnp.where(steep, 0.0, 1.0), jnp.where(steep, 1.0, 0.0), 0.0]
+            lean = dot(side, down)
+            side = unit([a - lean * b for a, b in zip(side, down, strict=True)])
+            frame = (side, cross(down, side), down)
+
+            # Boxes in the light's frame: middle and three axes, [V, G] for each of its directions.
+            boxes = [seen_from["middle"][..., k] - place[:, k, None] for k in range(3)]
+            axes = [[seen_from["axes"][:, :, a, k] for k in range(3)] for a in range(3)]
+
+            def along(vector: Any, pick: Any) -> list[Any]:
+                return [dot([part[pick] for part in to], vector) for to in frame]
+
+            each = (slice(None), None)
+            boxes, axes = along(boxes, each), [along(axis, each) for axis in axes]
+            corners = along([span[..., k] - place[view, k, None] for k in range(3)], (view, None))
+            depth = corners[2]
+            lowest, highest = depth.min(1, keepdims=True), depth.max(1, keepdims=True)
+            scale = jnp.where(endless, 1, 1 / jnp.maximum(depth, np.float32(1e-6)))
+            boxes = [part[view] for part in boxes]  # [T, G]
+            axes = [[part[view] for part in axis] for axis in axes]
+
+            def within(across: int | None, tilt: Any, rest: Any) -> Any:
+                """Which boxes reach into (across - tilt * down) . x + rest >= 0 (down if None)."""
+
+                def project(parts: Any) -> Any:
+                    return parts[2] * -tilt + (0 if across is None else parts[across])
+
+                return sum(jnp.abs(project(axis)) for axis in axes), project(boxes) + rest
+
+            near: Any = True
+            extent, middle = within(None, 1, highest)
+            near = near & (middle + extent >= -_SLACK)
+            for across in (0, 1):
+                spot = corners[across] * scale
+                low, high = spot.min(1, keepdims=True), spot.max(1, keepdims=True)
+                for sign, edge in ((1, low), (-1, high)):
+                    tilt, rest = jnp.where(endless, 0, edge), jnp.where(endless, edge, 0)
+                    extent, middle = within(across, tilt, -rest)
+                    near &= sign * middle + extent >= -_SLACK
+            # A light right at the points has them on all sides, not within a pyramid.
+            near |= ~endless & (lowest < 0.1 * jnp.maximum(highest, np.float32(0.02)))
+            if "plane" in self.kinds:
+                near = self._planes(seen_from, near, view, endless, place, aim)
+            return self._sets(near & some[:, None])
+
+        aims = jnp.swapaxes(places[1], 0, 1)
+        return jax.lax.map(one, (jnp.asarray(sun), jnp.swapaxes(places[0], 0, 1), aims, some))
+
+    def _planes(
+        self, seen_from: dict[str, Any], near: Any, view: Any, endless: Any, place: Any, aim: Any
+    ) -> Any:
+        """Returns `near` [T, G] with the planes in it whose upper sides rays to a light can meet.
+
+        Only rays that come down on a plane can: those to a sun below it, or from a geom that reaches
+        higher than the light.
+        """
+        mask = self._mask("plane")
+        middle, axes = seen_from["middle"][:, ~mask], seen_from["axes"][:, ~mask]
+        for plane in self.geometry.ids["plane"]:
+            rows = seen_from["geom"][:, plane]
+            up = [rows[:, None, 6 + k] for k in range(3)]
+
+            def height(points: Any, up: Any = up) -> Any:
+                return dot([points[..., k] for k in range(3)], up)
+
+            reach = sum(jnp.abs(height(axes[:, :, a])) for a in range(3))
+            highest = (height(middle) + reach).max(-1, initial=-1e9) + np.float32(2 * SHADOW_LIFT)
+            below = height(place[:, None])[:, 0] < highest
+            sinks = jnp.where(endless, height(aim[:, None])[:, 0] > 0, below)
+            near = near.at[:, plane].set(sinks[view])
+        return near
+
+    def _hidden(
+        self, seen_from: dict[str, Any], places: Any, view: Any, start: Any, span: Any, asked: Any
+    ) -> Any:
+        """Returns where something stands between points and lights, like `asked`.
+
+        Args:
+          seen_from: from `_place`; places: of the lights.
+          view: [n * T] of the tiles.
+          start: where the rays start, three arrays [n, T, P]; span: [n, T, 8, 3] corners around them.
+          asked: [n, L, T, P] which rays matter.
+        """
+        groups, lights, tiles, pixels = asked.shape
+        some = jnp.swapaxes(asked.any(-1), 0, 1).reshape(lights, groups * tiles)
+        between = self._between(seen_from, places, view, span.reshape(-1, 8, 3), some)
+        start = [part.reshape(groups * tiles, pixels) for part in start]
+        asked = asked.reshape(-1, pixels)
+
+        def blocked(batch: Any, left: Any) -> Any:
+            """Returns where a geom of each pair's set is in the way, [L * n * T, P]."""
+            work = _size(left)
+            order = ordered(work, self.group)
+
+            def test_group(index: Any, hidden: Any) -> Any:
+                pair = jax.lax.dynamic_slice_in_dim(order, index * self.group, self.group)
+                light, row = pair // (groups * tiles), pair % (groups * tiles)
+                begin = [part[row] for part in start]
+                way = shading.rays_to_light(self.model, places, view[row], light, begin)
+                to_light, reach = way[0], way[1] - np.float32(SHADOW_GAP)
+                found = ~asked[(row // tiles * lights + light) * tiles + row % tiles]
+
+                def test(state: Any) -> Any:
+                    left, found = state
+                    t, _ = self._next(seen_from, batch, left, view[row], begin, to_light)
+                    return left & (left - 1), found | (t < reach)
+
+                _, found = jax.lax.while_loop(lambda s: (s[0] > 0).any(), test, (left[pair], found))
+                return jax.lax.dynamic_update_slice_in_dim(hidden, found, index * self.group, 0)
+
+            first = (work == 0).sum() // self.group  # what comes before has nothing in its way
+            hidden = jnp.zeros((len(order), pixels), bool)
+            hidden = jax.lax.fori_loop(first, len(order) // self.group, test_group, hidden)
+            return hidden[jnp.zeros(len(work), order.dtype).at[order].set(jnp.arange(len(order)))]
+
+        # One pair of a light and a tile after the other. Each batch of geoms has groups of its own:
+        # what has many boxes in its way seldom has as many meshes.
+        hidden: Any = False
+        for batch, part in zip(self.batches, between, strict=True):
+            hidden |= blocked(batch, part.reshape(-1))
+        hidden = jnp.swapaxes(hidden.reshape(lights, groups, tiles, pixels), 0, 1)
+        return hidden & asked.reshape(groups, lights, tiles, pixels)
+
+
+def _span(surface: Surface, ray: Any) -> Any:
+    """Returns the corners [T, 8, 3] of the slab of each tile's frustum that holds what it shows."""
+    far = jnp.where(surface.hit, surface.depth, 0).max(1) + np.float32(SHADOW_LIFT)
+    near = jnp.where(surface.hit, surface.depth, far[:, None]).min(1) - np.float32(SHADOW_LIFT)
+    corners = []
+    for depth in (near, far):
+        for x in (ray[0].min(1), ray[0].max(1)):
+            for y in (ray[1].min(1), ray[1].max(1)):
+                corners.append(jnp.stack([depth * x, depth * y, -depth], -1))
+    return jnp.stack(corners, 1)
+
+
+def _size(bits: Any) -> Any:
+    """Returns how many elements sets have."""
+    return jax.lax.population_count(bits).astype(jnp.int32)
+
+
+def _lowest(bits: Any) -> Any:
+    """Returns the lowest element of sets; 32 for an empty one."""
+    return _size((bits & -bits) - 1)

@@ -1,0 +1,317 @@
+"""Pictures and videos of scenes and episodes: grids of views, PNG and MP4 files."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pathlib
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import mujoco
+import numpy as np
+
+from alohas2r.core.files import make_folder, write_atomic
+from alohas2r.embodiment import joints
+from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
+from alohas2r.rendering.offscreen import Offscreen, fixed_camera, free_camera
+from alohas2r.sim import scene as sim_scene
+from alohas2r.sim.scene import Scene
+
+CONTROL_RATE_HZ = round(1 / joints.CONTROL_PERIOD_S)  # one frame a control step
+CAMERA = "teleoperator_pov"
+# Views of episodes: point looked at (m), distance (m), azimuth and elevation (degrees).
+VIEWS = {
+    "pick": ((-0.25, 0.0, 0.18), 1.0, 120.0, -22.0),
+    "insert": ((0.0, 0.0, 0.14), 1.2, 90.0, -25.0),
+}
+GREEN, RED, GREY = (0, 170, 60), (200, 30, 30), (70, 70, 70)
+
+
+def check_path(path: str | os.PathLike[str], suffix: str = ".mp4") -> pathlib.Path:
+    """Makes sure that a picture or video can be written, before the work that leads to it.
+
+    Args:
+      path: the file to be written; its folder is created if missing.
+      suffix: the ending that the name must have: ".mp4" or ".png".
+
+    Raises:
+      ConfigError: the name ends otherwise.
+      ArtifactError: the folder cannot be written.
+      BackendUnavailable: videos cannot be encoded here.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"'{path}' must end in {suffix}.")
+    make_folder(path.parent)
+    if suffix == ".mp4":
+        _encoder()
+    return path
+
+
+def tile(views: np.ndarray) -> np.ndarray:
+    """Lays views out in a grid that is as square as it can be; empty places are black.
+
+    Args:
+      views: [N, ..., H, W, 3], as pictures or, with time in between, videos.
+
+    Returns:
+      [..., rows * H, columns * W, 3].
+
+    Raises:
+      ValueError: there is no view, or it is no picture.
+    """
+    views = np.asarray(views)
+    if views.ndim < 4 or views.shape[-1] != 3 or not len(views):
+        raise ValueError(f"views {views.shape} must be [N, ..., H, W, 3] with N > 0")
+    columns = int(np.ceil(np.sqrt(len(views))))
+    rows = -(-len(views) // columns)
+    *between, height, width, _ = views.shape[1:]
+    grid = np.zeros((*between, rows * height, columns * width, 3), views.dtype)
+    for index, view in enumerate(views):
+        top, left = index // columns * height, index % columns * width
+        grid[..., top : top + height, left : left + width, :] = view
+    return grid
+
+
+def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> pathlib.Path:
+    """Writes a picture, whole or not at all.
+
+    Args:
+      path: a name that ends in ".png".
+      picture: [H, W, 3] uint8.
+
+    Raises:
+      ConfigError: the name ends otherwise.
+      ArtifactError: the file cannot be written.
+      ValueError: no picture of that shape and type.
+
+    Source: Portable Network Graphics (PNG) specification, third edition, W3C.
+    """
+    path = check_path(path, ".png")
+    picture = _checked(picture)
+    height, width, _ = picture.shape
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row begins with filter type 0
+    rows[:, 1:] = picture.reshape(height, -1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bit RGB
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    content += chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b"")
+    return write_atomic(path, content)
+
+
+def write_video(
+    path: str | os.PathLike[str], frames: Iterable[np.ndarray], rate_hz: int = CONTROL_RATE_HZ
+) -> pathlib.Path:
+    """Writes an MP4 video (H.264, as browsers play it), whole or not at all.
+
+    Args:
+      path: a name that ends in ".mp4".
+      frames: [H, W, 3] uint8 each, all of one size; [T, H, W, 3] or a generator, so that a long
+        video need not be held in memory. An odd height or width gets one black line more.
+      rate_hz: frames per second.
+
+    Raises:
+      ConfigError: the name ends otherwise.
+      ArtifactError: the file cannot be written; the earlier one is as it was.
+      BackendUnavailable: the package av is not installed.
+      ValueError: no frames, or frames of another shape or type.
+    """
+    path = check_path(path)
+    frames = iter(frames)
+    try:
+        first = _even(_checked(next(frames)))
+    except StopIteration:
+        raise ValueError("a video needs at least one frame") from None
+
+    def rest() -> Iterator[np.ndarray]:
+        yield first
+        for frame in frames:
+            frame = _even(_checked(frame))
+            if frame.shape != first.shape:
+                raise ValueError(f"frame {frame.shape} in a video of {first.shape}")
+            yield frame
+
+    return write_atomic(path, lambda file: _encode(file, rest(), first.shape, rate_hz))
+
+
+def write_rollouts(
+    path: str | os.PathLike[str],
+    scene: Scene,
+    qpos: np.ndarray,
+    success: np.ndarray | None = None,
+    half_sizes: Mapping[str, np.ndarray] | None = None,
+    *,
+    camera: str | mujoco.MjvCamera | None = None,
+    height: int = 240,
+    width: int = 320,
+) -> pathlib.Path:
+    """Films episodes side by side, one frame a control step.
+
+    Args:
+      path: a name that ends in ".mp4".
+      scene: the scene that they took place in.
+      qpos: [T, N, nq] joint positions.
+      success: [N] whether an episode succeeded: a green border, or a red one; None for grey ones.
+      half_sizes: box geom -> [N, 3] half sizes (m), where they differ between episodes.
+      camera: the view, by name or free; None for one that shows the arms closely.
+      height: of one episode's view, in pixels.
+      width: likewise.
+
+    Raises:
+      ConfigError: the name ends otherwise, an unknown camera, a size out of range.
+      ArtifactError: the file cannot be written.
+      BackendUnavailable: no OpenGL, or the package av is not installed.
+      ValueError: qpos is not [T, N, nq].
+    """
+    path = check_path(path)
+    model = copy.copy(scene.model)  # its objects take each episode's sizes in turn
+    if qpos.ndim != 3 or qpos.shape[2] != model.nq:
+        raise ValueError(f"qpos {qpos.shape} must be [T, N, {model.nq}]")
+    episodes = qpos.shape[1]
+    colours = [GREY] * episodes if success is None else [GREEN if good else RED for good in success]
+    sizes = {scene.id("geom", name): values for name, values in (half_sizes or {}).items()}
+    camera = free_camera(*VIEWS[scene.name]) if camera is None else camera
+    data = mujoco.MjData(model)
+
+    def frames() -> Iterator[np.ndarray]:
+        with Offscreen(model, height, width, shadows=False) as view:
+            for positions in qpos:
+                pictures = []
+                for episode in range(episodes):
+                    for geom, values in sizes.items():
+                        model.geom_size[geom] = values[episode]
+                    data.qpos[:] = positions[episode]
+                    update_kinematics(model, data)
+                    pictures.append(border(view.picture(data, camera), colours[episode]))
+                yield tile(np.stack(pictures))
+
+    return write_video(path, frames())
+
+
+def write_scene(
+    path: str | os.PathLike[str],
+    name: str,
+    *,
+    camera: str = CAMERA,
+    height: int = 720,
+    width: int = 960,
+    seconds: float = 6.0,
+) -> pathlib.Path:
+    """Draws a scene in its home position: a picture from a camera, or a video that walks around it.
+
+    Args:
+      path: a name that ends in ".png" or ".mp4".
+      name: "pick" or "insert".
+      camera: of the picture, by name.
+      height: in pixels.
+      width: likewise.
+      seconds: that the walk takes.
+
+    Raises:
+      ConfigError: the name ends otherwise, an unknown camera, a size out of range.
+      ModelError: unknown scene.
+      ArtifactError: the file cannot be written.
+      BackendUnavailable: no OpenGL, or the package av is not installed.
+    """
+    loaded = sim_scene.load(name)
+    fixed_camera(loaded.model, camera)
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix not in (".png", ".mp4"):
+        raise ConfigError(f"'{path}' must end in .png or .mp4.")
+    path = check_path(path, suffix)
+    data = mujoco.MjData(loaded.model)
+    mujoco.mj_resetDataKeyframe(loaded.model, data, loaded.id("key", "home"))
+    update_kinematics(loaded.model, data)
+    with Offscreen(loaded.model, height, width) as view:
+        if suffix == ".png":
+            return write_png(path, view.picture(data, camera))
+        count = max(2, round(seconds * CONTROL_RATE_HZ))
+        views = (
+            view.picture(data, free_camera((0.0, 0.0, 0.15), 1.5, 90 + 360 * step / count, -25))
+            for step in range(count)
+        )
+        return write_video(path, views)
+
+
+def border(picture: np.ndarray, colour: tuple[int, int, int], share: float = 0.01) -> np.ndarray:
+    """Returns a copy of a picture [H, W, 3] with a coloured border, `share` of its width wide."""
+    framed = picture.copy()
+    edge = max(1, round(share * picture.shape[1]))
+    framed[:edge], framed[-edge:] = colour, colour
+    framed[:, :edge], framed[:, -edge:] = colour, colour
+    return framed
+
+
+def update_kinematics(model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    """Computes where everything is that a picture shows, from qpos alone."""
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)  # lights and cameras may track centres of mass
+    mujoco.mj_camlight(model, data)
+
+
+def _encode(
+    file: BinaryIO, frames: Iterator[np.ndarray], shape: tuple[int, ...], rate_hz: int
+) -> None:
+    av = _encoder()
+    sink = _Sink(file)
+    try:
+        with av.open(sink, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=rate_hz)
+            stream.height, stream.width = shape[:2]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "23", "preset": "veryfast"}
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+    except av.FFmpegError as error:
+        raise sink.error or ArtifactError(f"The video was not encoded: {error}.") from error
+    if sink.error is not None:
+        raise sink.error
+
+
+class _Sink:
+    """A file that remembers why it could not be written, which the encoder does not say."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _encoder() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise BackendUnavailable(
+            "Videos need the package av: pip install 'alohas2r[train]'."
+        ) from error
+    return av
+
+
+def _checked(picture: np.ndarray) -> np.ndarray:
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
+        raise ValueError(f"picture {picture.shape} must be [H, W, 3]")
+    if picture.dtype != np.uint8:
+        raise ValueError(f"picture of {picture.dtype} must be of uint8")
+    return picture
+
+
+def _even(picture: np.ndarray) -> np.ndarray:
+    height, width, _ = picture.shape
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)))

@@ -1,0 +1,1 @@
+"""Arms of Dynamixel servos on serial buses."""

@@ -1,0 +1,1 @@
+"""An emulated bus of servos over simulated arms."""

@@ -1,0 +1,212 @@
+"""The physics behind emulated arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import mujoco
+import numpy as np
+
+from alohas2r.embodiment.joints import GRIPPERS, PER_ARM, SIDES
+from alohas2r.robots.dynamixel.arm import MASTERS, SERVOS, GripperLinkage
+from alohas2r.robots.dynamixel.arm import Servo as ServoKind
+from alohas2r.robots.dynamixel.registers import (
+    CENTRE_TICK,
+    CURRENT_UNIT_A,
+    RAD_PER_TICK,
+    VELOCITY_UNIT_RAD_S,
+    XM430_W350,
+    XM540_W270,
+)
+from alohas2r.robots.emulator.servo import Servo
+from alohas2r.robots.emulator.table import FACTORY_P_GAIN
+from alohas2r.sim import scene
+
+# Torque per ampere at 12 V. Source: stall torque and current in the ROBOTIS e-Manual.
+TORQUE_PER_AMPERE = {XM540_W270: 10.6 / 4.4, XM430_W350: 4.1 / 2.3}
+
+
+class World:
+    """Both arms in the insertion scene, driven by what the servos' control tables say.
+
+    Attributes:
+      servos: per side, the nine servos.
+      model, data: the physics.
+      home: [nq] the pose of the keyframe home.
+    """
+
+    def __init__(self, linkage: GripperLinkage | None = None) -> None:
+        """Starts at the keyframe home, with torque off."""
+        insert = scene.load("insert")
+        self.model = scene.spec("insert").compile()  # its actuators change: not the shared one
+        self.data = mujoco.MjData(self.model)
+        self._arms = insert.arms
+        self._linkage = linkage or GripperLinkage()
+        self._joints = np.array([arm.qpos[:PER_ARM] for arm in insert.arms]).reshape(-1)
+        self._dofs = np.array([arm.qvel[:PER_ARM] for arm in insert.arms]).reshape(-1)
+        self._actuators = np.array([arm.ctrl for arm in insert.arms]).reshape(-1)
+        self._gain = self.model.actuator_gainprm[self._actuators, 0].copy()
+        self.home = insert.home_qpos
+        self.servos = {
+            side: [Servo(kind, self._position_of(side, kind)) for kind in SERVOS] for side in SIDES
+        }
+        self._reference = np.zeros(len(self._actuators))
+        self._speed = np.zeros(len(self._actuators))
+        self._goal = np.zeros(len(self._actuators))
+        self._driven = np.zeros(len(self._actuators), bool)
+        self._max_speed = np.full(len(self._actuators), np.inf)
+        self._max_acceleration = np.full(len(self._actuators), np.inf)
+        self._max_torque = np.full(len(self._actuators), np.inf)
+        self.place(self.home)
+
+    @property
+    def time_s(self) -> float:
+        """Simulated seconds since the start."""
+        return float(self.data.time)
+
+    def place(self, qpos: np.ndarray, qvel: np.ndarray | None = None) -> None:
+        """Puts everything somewhere; servos with torque hold there."""
+        self.data.qpos[:] = qpos
+        self.data.qvel[:] = 0.0 if qvel is None else qvel
+        self.data.qacc_warmstart[:] = 0.0
+        mujoco.mj_forward(self.model, self.data)
+        for servo in self._all():
+            servo["Goal_Position"] = servo.position()
+        self._reference[:] = self.data.qpos[self._joints]
+        self._speed[:] = 0.0
+
+    def step(self, count: int = 1) -> None:
+        """Advances by physics steps of 5 ms."""
+        for _ in range(count):
+            if any(servo.changed for servo in self._all()):
+                self._take_over()
+            self._advance_references()
+            self._push()
+            mujoco.mj_step(self.model, self.data)
+
+    def refresh(self, side: str, servo: Servo) -> None:
+        """Brings the measured values of a servo's table up to date."""
+        index = SIDES.index(side) * PER_ARM + servo.kind.joint
+        sign = self._sign(servo)
+        per_rad = self._per_rad(index)
+        velocity = self.data.qvel[self._dofs[index]] / per_rad * sign
+        drivers = [twin for twin in self._twins(side, servo.kind.joint) if twin.torque]
+        torque = self.data.actuator_force[self._actuators[index]] * per_rad * sign
+        share = 1 / len(drivers) if servo.torque else 0.0
+        current = torque * share / TORQUE_PER_AMPERE[servo.kind.model]
+        values = {
+            "Present_Position": servo.position(),
+            "Present_Velocity": round(velocity / VELOCITY_UNIT_RAD_S),
+            "Present_Current": int(np.clip(round(current / CURRENT_UNIT_A), -2047, 2047)),
+            "Realtime_Tick": int(self.data.time * 1000) % 32768,
+        }
+        changed = servo.changed
+        for name, value in values.items():
+            servo[name] = value
+        servo["Moving"] = int(abs(servo["Present_Velocity"]) > servo["Moving_Threshold"])
+        servo["Position_Trajectory"] = self._tick(servo, float(self._reference[index]))
+        servo.changed = changed
+
+    def goals(self) -> np.ndarray:
+        """Returns [14] what the servos strive for, in the joints' units."""
+        self._take_over()
+        return self._goal.copy()
+
+    def _all(self) -> Iterator[Servo]:
+        for servos in self.servos.values():
+            yield from servos
+
+    def _twins(self, side: str, joint: int) -> list[Servo]:
+        return [servo for servo in self.servos[side] if servo.kind.joint == joint]
+
+    def _sign(self, servo: Servo) -> int:
+        """+1 if more ticks mean more joint angle: set-up and mounting cancel each other."""
+        mounted = -1 if servo.kind.reverse else 1
+        return mounted * (-1 if servo["Drive_Mode"] & 1 else 1)
+
+    def _per_rad(self, index: int) -> float:
+        """Returns how far joint `index` moves per rad of its servo."""
+        if index not in GRIPPERS:
+            return 1.0
+        travel = self.data.qpos[self._joints[index]]
+        return max(float(self._linkage.ratio(self._linkage.angle(travel))), 1e-3)
+
+    def _tick(self, servo: Servo, joint_value: float) -> int:
+        """Returns what a servo reports when its joint is somewhere."""
+        gripper = servo.kind.joint == PER_ARM - 1
+        angle = float(self._linkage.angle(joint_value)) if gripper else joint_value
+        turn = round(self._sign(servo) * angle / RAD_PER_TICK)
+        return CENTRE_TICK + turn + servo["Homing_Offset"]
+
+    def _joint_value(self, servo: Servo, tick: int) -> float:
+        angle = self._sign(servo) * (tick - servo["Homing_Offset"] - CENTRE_TICK) * RAD_PER_TICK
+        gripper = servo.kind.joint == PER_ARM - 1
+        return float(self._linkage.travel(angle)) if gripper else angle
+
+    def _position_of(self, side: str, kind: ServoKind) -> Callable[[Servo], int]:
+        address = self._joints[SIDES.index(side) * PER_ARM + kind.joint]
+        return lambda servo: self._tick(servo, float(self.data.qpos[address]))
+
+    def _take_over(self) -> None:
+        """Reads goals, gains and profiles from the control tables."""
+        for place, side in enumerate(SIDES):
+            for kind in MASTERS:
+                index = place * PER_ARM + kind.joint
+                twins = self._twins(side, kind.joint)
+                drivers = [servo for servo in twins if servo.torque]
+                actuator = self._actuators[index]
+                gain = self._gain[index] * sum(
+                    servo["Position_P_Gain"] / FACTORY_P_GAIN / len(twins) for servo in drivers
+                )
+                self.model.actuator_gainprm[actuator, 0] = gain
+                self.model.actuator_biasprm[actuator, 1] = -gain
+                if drivers:
+                    if not self._driven[index]:
+                        self._reference[index] = self.data.qpos[self._joints[index]]
+                        self._speed[index] = 0.0
+                    goals = [self._joint_value(servo, servo["Goal_Position"]) for servo in drivers]
+                    self._goal[index] = sum(goals) / len(goals)
+                    self._set_profile(index, drivers[0])
+                self._driven[index] = bool(drivers)
+                for servo in twins:
+                    servo.changed = False
+
+    def _set_profile(self, index: int, servo: Servo) -> None:
+        per_rad = self._per_rad(index)
+        speed, acceleration = servo["Profile_Velocity"], servo["Profile_Acceleration"]
+        self._max_speed[index] = speed * VELOCITY_UNIT_RAD_S * per_rad if speed else np.inf
+        self._max_acceleration[index] = (
+            acceleration * 214.577 * 2 * math.pi / 3600 * per_rad if acceleration else np.inf
+        )
+        limited = servo["Operating_Mode"] == 5
+        amperes = abs(servo["Goal_Current"]) * CURRENT_UNIT_A
+        torque = amperes * TORQUE_PER_AMPERE[servo.kind.model]
+        self._max_torque[index] = torque if limited else np.inf
+
+    def _advance_references(self) -> None:
+        """Moves each servo's internal set point towards its goal along its profile."""
+        dt = self.model.opt.timestep
+        distance = self._goal - self._reference
+        # Fast enough to arrive, slow enough to stop there.
+        with np.errstate(invalid="ignore"):  # no limit, no distance
+            stopping = np.sqrt(2 * self._max_acceleration * np.abs(distance))
+        speed = np.sign(distance) * np.fmin(
+            np.abs(distance) / dt, np.fmin(self._max_speed, stopping)
+        )
+        change = self._max_acceleration * dt
+        self._speed = np.clip(speed, self._speed - change, self._speed + change)
+        self._reference += self._speed * dt
+
+    def _push(self) -> None:
+        """Hands the set points to the actuators, no further away than the force limit allows."""
+        position = self.data.qpos[self._joints]
+        gain = self.model.actuator_gainprm[self._actuators, 0]
+        ratio = np.ones(len(position))
+        grippers = list(GRIPPERS)
+        angle = self._linkage.angle(position[grippers])
+        ratio[grippers] = np.maximum(self._linkage.ratio(angle), 1e-3)
+        reach = self._max_torque / ratio / np.maximum(gain, 1e-9)
+        self.data.ctrl[self._actuators] = np.clip(
+            self._reference, position - reach, position + reach
+        )

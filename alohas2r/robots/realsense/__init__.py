@@ -1,0 +1,1 @@
+"""RealSense wrist cameras."""

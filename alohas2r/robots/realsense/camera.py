@@ -1,0 +1,218 @@
+"""Wrist cameras: Intel RealSense D405 through librealsense, live or from a recording.
+
+A picture is cropped to what the simulated camera sees, by the intrinsics that the device itself
+reports, and averaged down to its size. Colour and depth are cropped each by their own intrinsics:
+both come from the left imager, so no alignment is needed.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from alohas2r.errors import RobotFault
+from alohas2r.robots.base import Frame
+from alohas2r.robots.realsense.config import (
+    DEPTH_UNIT_M,
+    RealSenseConfig,
+    enable_streams,
+    librealsense,
+    read_intrinsics,
+    set_exposure,
+)
+from alohas2r.robots.realsense.crop import crop_color, crop_depth
+
+
+class RealSenseCamera:
+    """One wrist camera: the `Camera` protocol on a device or a recording.
+
+    A thread takes every picture off the device and keeps the newest, so that `read` never waits and
+    never returns a picture from a queue. If the device is lost, it is searched for again.
+
+    Attributes:
+      name: "left" or "right".
+      depth_unit_m: as the device reports it, once it streams.
+      received: how many pictures came.
+      reconnects: how often the device had to be started anew.
+    """
+
+    RETRY_S = 0.5  # between attempts to find a lost device
+    SILENCE_S = 1.0  # without pictures a device counts as lost
+
+    def __init__(
+        self,
+        name: str,
+        serial: str | None = None,
+        recording: str | pathlib.Path | None = None,
+        config: RealSenseConfig | None = None,
+        realtime: bool = True,
+        repeat: bool = False,
+    ) -> None:
+        """Prepares; entering the context starts the stream.
+
+        Args:
+          name: "left" or "right".
+          serial: the device; None with a recording, or for the only device there is.
+          recording: a recording (.db3) instead of a device.
+          config: how the camera is run; of a recording only what comes after the stream counts.
+          realtime: whether a recording plays at its own pace; otherwise each `read` returns the
+            next picture, as a stepped simulation needs it.
+          repeat: whether a recording starts over at its end.
+        """
+        self.name = name
+        self.config = config or RealSenseConfig()
+        self.depth_unit_m = DEPTH_UNIT_M
+        self.received = 0
+        self.reconnects = 0
+        self._rs = librealsense()
+        self._serial = serial
+        self._recording = None if recording is None else pathlib.Path(recording)
+        self._stepped = recording is not None and not realtime
+        self._repeat = repeat
+        self._pipeline: Any = None
+        self._device: Any = None  # kept beyond the stop: its own threads may not be the last to go
+        self._latest: Frame | None = None
+        self._problem = "no picture has come yet"
+        self._ended = False
+        self._news = threading.Condition()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Starts the stream and waits for the first pictures.
+
+        Raises:
+          RobotFault: there is no such camera or recording, or no picture comes.
+        """
+        self._start()
+        if self._stepped:
+            return self
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name=f"{self.name} camera", daemon=True)
+        self._thread.start()
+        wanted = 1 if self._recording else max(1, self.config.warm_up)
+        with self._news:
+            if not self._news.wait_for(lambda: self.received >= wanted, self.config.start_s):
+                problem = self._problem
+                self.__exit__(None, None, None)
+                raise RobotFault(
+                    f"The {self.name} camera sent {self.received} pictures in"
+                    f" {self.config.start_s} s ({problem}). Check that it is on a USB 3 port."
+                )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stops the stream."""
+        self._stopping.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+            self._thread = None
+        self._stop()
+
+    def read(self, max_age_s: float) -> Frame:
+        """Returns the newest picture, or of a stepped recording the next.
+
+        Raises:
+          RobotFault: there is none younger than `max_age_s`, or the recording has ended.
+        """
+        if self._stepped:
+            return self._next()
+        with self._news:
+            frame, problem = self._latest, self._problem
+        if frame is None:
+            raise RobotFault(f"The {self.name} camera has no picture: {problem}.")
+        age_s = time.monotonic() - frame.time_s
+        if age_s > max_age_s:
+            raise RobotFault(
+                f"The {self.name} camera's last picture is {age_s:.2f} s old: {problem}."
+            )
+        return frame
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if self._pipeline is None:
+                    self._start()
+                    self.reconnects += 1
+                self._take(int(1000 * self.SILENCE_S))
+            except (RuntimeError, RobotFault) as error:
+                with self._news:
+                    self._problem = str(error)
+                self._stop()
+                if self._recording is not None:
+                    self._ended = True
+                    return
+                self._stopping.wait(self.RETRY_S)
+
+    def _next(self) -> Frame:
+        """Takes the next picture of a recording that waits for us."""
+        if self._pipeline is None:
+            raise RobotFault(f"The {self.name} camera is not running.")
+        try:
+            return self._take(int(1000 * self.SILENCE_S))
+        except RuntimeError as error:
+            raise RobotFault(f"The recording {self._recording} has ended.") from error
+
+    def _take(self, patience_ms: int) -> Frame:
+        frames = self._pipeline.wait_for_frames(patience_ms)
+        time_s = time.monotonic()
+        depth, color = frames.get_depth_frame(), frames.get_color_frame()
+        if not depth or not color:
+            raise RuntimeError("a picture without depth or without colour came")
+        config = self.config
+        crop = {"size": config.size, "fovy_deg": config.fovy_deg}
+        metres = np.asanyarray(depth.get_data()) * np.float32(self.depth_unit_m)
+        rgb = crop_color(np.asanyarray(color.get_data()), read_intrinsics(color), **crop)
+        near = crop_depth(metres, read_intrinsics(depth), **crop)
+        if config.upside_down:
+            rgb, near = rgb[::-1, ::-1].copy(), near[::-1, ::-1].copy()
+        frame = Frame(rgb, near, time_s, int(depth.get_frame_number()))
+        with self._news:
+            self._latest, self._problem = frame, "pictures stopped coming"
+            self.received += 1
+            self._news.notify_all()
+        return frame
+
+    def _start(self) -> None:
+        rs, config = self._rs, self.config
+        settings = rs.config()
+        if self._recording is not None:
+            if not self._recording.is_file():
+                raise RobotFault(f"There is no recording {self._recording}.")
+            settings.enable_device_from_file(str(self._recording), repeat_playback=self._repeat)
+            problem = f"{self._recording} cannot be played; record it anew"
+        else:
+            enable_streams(rs, settings, self._serial, config)
+            problem = f"The {self.name} camera does not start; does another program use it?"
+        pipeline = rs.pipeline()
+        try:
+            if self._recording is not None:  # before it plays: the first pictures would be lost
+                device = settings.resolve(rs.pipeline_wrapper(pipeline)).get_device()
+                device.as_playback().set_real_time(not self._stepped)
+            profile = pipeline.start(settings)
+        except RuntimeError as error:
+            raise RobotFault(f"{problem} ({error}).") from error
+        self._device = profile.get_device()
+        sensor = self._device.first_depth_sensor()
+        self.depth_unit_m = float(sensor.get_depth_scale())
+        if self._recording is None:
+            set_exposure(rs, sensor, config)
+        self._pipeline = pipeline
+
+    def _stop(self) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            try:
+                pipeline.stop()
+            except RuntimeError:
+                return  # the device is gone already

@@ -1,0 +1,109 @@
+"""Crops pictures of a real camera to the simulated one."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# Vertical field of view and size of the simulated wrist cameras. Source: recipe, section 6.
+FOVY_DEG = 58.0
+SIZE = 32
+
+
+class Intrinsics(NamedTuple):
+    """A pinhole camera (pixels); pixel centres lie at whole numbers."""
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    ppx: float
+    ppy: float
+
+
+def area_sums(image: np.ndarray, start: float, stop: float, count: int) -> np.ndarray:
+    """Sums the rows of a picture into equal cells between two edges.
+
+    A row that lies in two cells counts for each by its share; what lies outside the picture counts
+    nowhere.
+
+    Args:
+      image: [H, ...].
+      start: first edge; row i reaches from i - 0.5 to i + 0.5.
+      stop: last edge.
+      count: number of cells.
+
+    Returns:
+      [count, ...] float64.
+    """
+    edges = np.clip(np.linspace(start, stop, count + 1) + 0.5, 0, len(image))
+    whole = np.minimum(edges.astype(int), len(image) - 1)
+    share = (edges - whole).reshape(-1, *[1] * (image.ndim - 1))
+    first = whole[0]
+    image = image[first : whole[-1] + 1].astype(np.float64)  # what no cell needs is left out
+    running = np.cumsum(image, axis=0) - image  # the sum of all rows before each
+    return np.diff(running[whole - first] + share * image[whole - first], axis=0)
+
+
+def _edges(camera: Intrinsics, fovy_deg: float) -> tuple[tuple[float, float], ...]:
+    """Returns between which rows, and which columns, the simulated field of view lies."""
+    reach = math.tan(math.radians(fovy_deg) / 2)
+    high, wide = reach * camera.fy, reach * camera.fx
+    return (camera.ppy - high, camera.ppy + high), (camera.ppx - wide, camera.ppx + wide)
+
+
+def _crop_sums(image: np.ndarray, camera: Intrinsics, size: int, fovy_deg: float) -> np.ndarray:
+    """Sums [H, W, ...] into the [size, size, ...] cells of the simulated field of view."""
+    high, wide = _edges(camera, fovy_deg)
+    rows = area_sums(image, *high, size)
+    return area_sums(rows.swapaxes(0, 1), *wide, size).swapaxes(0, 1)
+
+
+def _cell_areas(camera: Intrinsics, size: int, fovy_deg: float) -> np.ndarray:
+    """Returns [size, size] how many pixels of the picture lie in each cell."""
+    high, wide = _edges(camera, fovy_deg)
+    rows = area_sums(np.ones(camera.height), *high, size)
+    return np.outer(rows, area_sums(np.ones(camera.width), *wide, size))
+
+
+def crop_color(
+    image: np.ndarray, camera: Intrinsics, size: int = SIZE, fovy_deg: float = FOVY_DEG
+) -> np.ndarray:
+    """Crops a picture to the simulated field of view and averages it down.
+
+    Args:
+      image: [H, W, 3] uint8.
+      camera: its intrinsics.
+      size: side of the result.
+      fovy_deg: field of view of the result; it is square.
+
+    Returns:
+      [size, size, 3] uint8; black where the picture does not reach.
+    """
+    covered = _cell_areas(camera, size, fovy_deg)[..., None]
+    total = _crop_sums(image, camera, size, fovy_deg)
+    mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)
+    return np.rint(mean).astype(np.uint8)
+
+
+def crop_depth(
+    depth: np.ndarray, camera: Intrinsics, size: int = SIZE, fovy_deg: float = FOVY_DEG
+) -> np.ndarray:
+    """Crops a depth picture to the simulated field of view and averages what is known of it.
+
+    Args:
+      depth: [H, W] metres along the optical axis; 0 where unknown.
+      camera: its intrinsics.
+      size: side of the result.
+      fovy_deg: field of view of the result; it is square.
+
+    Returns:
+      [size, size] float32, 0 where less than half of a cell is known.
+    """
+    total = _crop_sums(depth, camera, size, fovy_deg)
+    known = _crop_sums(depth > 0, camera, size, fovy_deg)
+    enough = (known >= 0.5 * _cell_areas(camera, size, fovy_deg)) & (known > 0)
+    mean = np.divide(total, known, out=np.zeros_like(total), where=enough)
+    return mean.astype(np.float32)

@@ -1,0 +1,1 @@
+"""What keeps arms whole: limits, guard, monitor, reactions, paths."""

@@ -1,0 +1,1 @@
+"""Scenes, physics engines, and what is read from them."""

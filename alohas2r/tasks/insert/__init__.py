@@ -1,0 +1,1 @@
+"""The insertion of a peg into a socket, with two arms."""

@@ -1,0 +1,106 @@
+"""Settings of the insertion."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from alohas2r.config import check
+from alohas2r.envs.noise import NoiseConfig
+from alohas2r.policies.switch import Switch
+from alohas2r.sim.physics_randomization import InsertRandomization
+
+# Object rotations are noisier with two arms. Source: recipe, section 5.
+INSERT_NOISE = NoiseConfig(object_angle_deg=7.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertStart:
+    """Distribution of starts.
+
+    Attributes:
+      waist: half range of both waist angles about keyframe home (rad).
+      radius: range of the distance from an arm's base to its object (m).
+      angle_deg: half range of its direction about the home waist angle.
+      yaw_deg: the object's yaw is its direction plus or minus this.
+      targets: where the pick policy brings socket and peg (m, world).
+    """
+
+    waist: float = 0.1
+    radius: tuple[float, float] = (0.27, 0.42)
+    angle_deg: float = 14.5
+    yaw_deg: float = 5.0
+    targets: tuple[tuple[float, float, float], tuple[float, float, float]] = (
+        (-0.10, 0.0, 0.25),
+        (0.10, 0.0, 0.25),
+    )
+
+    def __post_init__(self) -> None:
+        check(0.15 <= self.radius[0] <= self.radius[1] <= 0.6, "radius must lie in 0.15..0.6 m")
+        check(0 <= self.angle_deg <= 90, "angle_deg must lie in 0..90")
+        check(0 <= self.waist <= 1, "waist must lie in 0..1 rad")
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertReward:
+    """Weights of the reward terms, all paid every step after the switch.
+
+    Attributes:
+      align: peg axis on the socket axis (lateral offset and angle).
+      depth: peg end close to its final place, while aligned or inside.
+      inserted: the peg is in and both objects are held.
+      grip: both fingertips at their grip points.
+      level: both objects in their nominal rotation.
+      slow: slow joints. home: near the home pose.
+      finish: once, in the last step, when both objects are held and the peg is in; a fifth of it for `depth`. Paid at
+        the same time however long the insertion takes, so that it rewards a sure insertion rather than a quick one.
+      dropped: paid once when an object falls or a grasp is lost; ends the episode.
+      near: grippers nearer to each other than `near_distance`: all of it where they touch, in proportion between.
+      near_distance: see near (m).
+    """
+
+    align: float = 0.5
+    depth: float = 1.5
+    inserted: float = 2.0
+    grip: float = 0.4
+    level: float = 0.2
+    slow: float = 0.1
+    home: float = 0.02
+    finish: float = 0.0
+    dropped: float = -10.0
+    near: float = -0.3
+    near_distance: float = 0.06
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertConfig:
+    """The insertion task.
+
+    Attributes:
+      steps: control steps per episode.
+      start: distribution of starts.
+      physics: randomized physics.
+      reward: weights.
+      switch: when insertion takes over.
+      inserted_x: depth of the peg's end in the socket's frame that counts as inserted (m).
+      hole: half width of the hole (m).
+      grip_distance: largest distance of fingertips from the grip point that counts as held (m).
+      hold_steps: consecutive steps for `inserted`.
+      fall_height: an object below this has fallen (m, world).
+      tilt_deg: an object tilted further is lost (training).
+    """
+
+    steps: int = 100
+    start: InsertStart = InsertStart()
+    physics: InsertRandomization = InsertRandomization()
+    reward: InsertReward = InsertReward()
+    switch: Switch = Switch()
+    inserted_x: float = -0.030
+    hole: float = 0.018
+    grip_distance: float = 0.030
+    hold_steps: int = 5
+    fall_height: float = 0.07
+    tilt_deg: float = 80.0
+
+    def __post_init__(self) -> None:
+        check(1 <= self.steps <= 10_000, f"steps must be in 1..10000, not {self.steps}")
+        check(1 <= self.hold_steps <= 100, f"hold_steps must be in 1..100, not {self.hold_steps}")

@@ -1,0 +1,251 @@
+"""Switch states: where the pick policy hands over to the insertion policy, collected once and kept as a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r import config
+from alohas2r.core import files
+from alohas2r.core import progress as core_progress
+from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvConfig
+from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.policies import artifact
+from alohas2r.policies.state import StatePolicy
+from alohas2r.sim import physics_randomization, scene
+from alohas2r.sim.engines.cpu import CpuEngine
+from alohas2r.sim.physics_randomization import InsertRandomization
+from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
+from alohas2r.tasks.insert.task import InsertTask, Pool, single_arm_features
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """How switch states are collected.
+
+    Attributes:
+      variants: physics variants, one per environment.
+      rounds: episodes per variant; each gives at most one state.
+      steps: control steps per episode.
+      physics: randomized physics.
+    """
+
+    variants: int = 1024
+    rounds: int = 8
+    steps: int = 120
+    physics: InsertRandomization = InsertRandomization()
+
+    def __post_init__(self) -> None:
+        config.check(1 <= self.variants <= 1_000_000, "variants must be in 1..1000000")
+        config.check(1 <= self.rounds <= 1000, "rounds must be in 1..1000")
+        config.check(1 <= self.steps <= 10_000, "steps must be in 1..10000")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SwitchStates:
+    """A pool and what it belongs to.
+
+    Attributes:
+      pool: arrays [V, S, ...].
+      draws: [V, INSERT_DRAWS] the uniform draws of the physics variants.
+      physics: their distribution.
+      pick: hash of the pick policy. rate: share of episodes that reached the switch.
+    """
+
+    pool: Pool
+    draws: np.ndarray
+    physics: InsertRandomization
+    pick: str
+    rate: float
+
+
+def collect(
+    pick: StatePolicy,
+    settings: CollectConfig,
+    seed: int = 0,
+    threads: int = 0,
+    progress: core_progress.Progress | None = None,
+) -> SwitchStates:
+    """Rolls out the pick policy with both arms and keeps the whole state at each first switch.
+
+    A variant for which no episode of any round switched takes the physics and the states of another.
+
+    Args:
+      pick: the single-arm policy.
+      settings: how many.
+      seed: of physics, starts, noise and delays.
+      threads: of the physics; 0 for all cores.
+      progress: receives reports.
+
+    Raises:
+      ConfigError: no episode reached the switch.
+    """
+    loaded = scene.load_physics("insert")
+    count = settings.variants
+    draws = np.random.default_rng([seed, 1]).random((count, physics_randomization.INSERT_DRAWS))
+    fields, half = physics_randomization.sample_insert(loaded, settings.physics, draws)
+    context = np.stack([half, np.arange(count)], 1)
+    task = InsertTask(loaded, InsertConfig(steps=settings.steps + 1, physics=settings.physics))
+    engine = CpuEngine(loaded, count, threads=threads, fields=fields)
+    env = Env(task, engine, EnvConfig(noise=INSERT_NOISE, history=pick.spec.history), context)
+    rates = len(pick.spec.history.rates)
+
+    @jax.jit
+    def act(state: Any, readout: Any) -> Any:
+        state, features, _ = env.observe(state, readout)
+        actions = [pick.apply(single_arm_features(features, arm, rates), jnp) for arm in (0, 1)]
+        return env.control(state, readout, jnp.concatenate(actions, -1))
+
+    def grab(state: Any, physics: Any) -> Pool:
+        """The state before the observation at the switch is made."""
+        batch = engine.batch
+        return Pool(
+            qpos=np.asarray(batch.qpos, np.float32).copy(),
+            qvel=np.asarray(batch.qvel, np.float32).copy(),
+            ctrl=np.asarray(batch.ctrl, np.float32).copy(),
+            actions=np.asarray(state.control.actions),
+            delay=np.asarray(state.delay.observations),
+            delay_count=np.asarray(state.delay.seen),
+            averages=np.asarray(state.history.averages),
+            seen=np.asarray(state.history.seen),
+        )
+
+    meter = core_progress.Meter("collect switch states", settings.rounds * settings.steps, progress)
+    found: list[Pool] = []
+    reached: list[np.ndarray] = []
+    for round_ in range(settings.rounds):
+        root = jax.random.fold_in(jax.random.PRNGKey(seed), round_)
+        state, physics, readout = env.reset(jax.random.split(root, count))
+        kept, got = grab(state, physics), np.zeros(count, bool)
+        for step in range(settings.steps):
+            state, ctrl = act(state, readout)
+            state, physics, readout, scored = env.advance(state, physics, ctrl)
+            new = np.asarray(scored.measures.switched) & ~np.asarray(scored.done) & ~got
+            if new.any():
+                now = grab(state, physics)
+                kept = jax.tree.map(
+                    lambda a, b, m=new: np.where(m.reshape(-1, *[1] * (a.ndim - 1)), a, b),
+                    now,
+                    kept,
+                )
+                got |= new
+            meter.update(round_ * settings.steps + step + 1)
+            if got.all():
+                break
+        found.append(kept)
+        reached.append(got)
+    mask = np.stack(reached, 1)  # [V, S]
+    if not mask.any():
+        raise ConfigError(
+            "The pick policy never raised both grippers; train it longer before collecting switch states."
+        )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *found)
+    # Where a round failed, repeat a state of the same variant; where all failed, take another variant whole.
+    good = np.flatnonzero(mask.any(1))
+    source = np.arange(count)
+    bad = np.flatnonzero(~mask.any(1))
+    source[bad] = good[np.arange(len(bad)) % len(good)]
+    columns = np.stack([_repeat(mask[row]) for row in source])
+    pool = jax.tree.map(lambda x: x[source[:, None], columns], stacked)
+    return SwitchStates(pool, draws[source], settings.physics, pick.hash, float(mask.mean()))
+
+
+def _repeat(mask: np.ndarray) -> np.ndarray:
+    """Returns the indices of the set entries, repeated in turn up to the mask's length."""
+    indices = np.flatnonzero(mask)
+    return indices[np.arange(len(mask)) % len(indices)]
+
+
+def save(states: SwitchStates, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the states as one .npz.
+
+    Raises:
+      ArtifactError: the file cannot be written.
+    """
+    import json
+
+    header = {
+        "format_version": FORMAT_VERSION,
+        "physics": config.to_dict(states.physics),
+        "pick": states.pick,
+        "rate": states.rate,
+    }
+    arrays = {f"pool/{name}": value for name, value in states.pool._asdict().items()}
+    arrays |= {
+        "draws": states.draws,
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+    }
+    return files.write_atomic(path, lambda file: np.savez(file, **arrays))
+
+
+def load(path: str | os.PathLike[str]) -> SwitchStates:
+    """Reads what `save` wrote.
+
+    Raises:
+      ArtifactError: missing, damaged, or from a newer version.
+    """
+    import json
+
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays["header"].tobytes().decode())
+        version = int(header["format_version"])
+        if version > FORMAT_VERSION:
+            raise ArtifactError(
+                f"{path} has format {version}; this alohas2r reads up to {FORMAT_VERSION}."
+            )
+        return SwitchStates(
+            pool=Pool(**{name: arrays[f"pool/{name}"] for name in Pool._fields}),
+            draws=arrays["draws"],
+            physics=config.from_dict(InsertRandomization, header["physics"]),
+            pick=str(header["pick"]),
+            rate=float(header["rate"]),
+        )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{path} is missing or damaged ({error}); collect the switch states again."
+        ) from error
+
+
+def ensure(
+    path: str | os.PathLike[str],
+    pick_path: str | os.PathLike[str],
+    settings: CollectConfig,
+    seed: int = 0,
+    threads: int = 0,
+    progress: core_progress.Progress | None = None,
+) -> SwitchStates:
+    """Reads the states of a pick policy, or collects and writes them if they are missing or belong to another.
+
+    Raises:
+      ArtifactError: the pick policy cannot be read, or the file cannot be written.
+    """
+    pick = artifact.load(pick_path)
+    if not isinstance(pick, StatePolicy) or pick.spec.phase != "pick":
+        raise ArtifactError(f"{pick_path} is no pick policy.")
+    if pathlib.Path(path).exists():
+        try:
+            states = load(path)
+        except ArtifactError:
+            states = None
+        if (
+            states is not None
+            and states.pick == pick.hash
+            and states.physics == settings.physics
+            and states.draws.shape[0] == settings.variants
+        ):
+            return states
+    states = collect(pick, settings, seed, threads, progress)
+    save(states, path)
+    return states

@@ -1,0 +1,1 @@
+"""Picking up a block with one arm."""

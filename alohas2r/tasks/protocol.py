@@ -1,0 +1,151 @@
+"""The frozen evaluation protocol. Results of different policies compare only under one protocol and its hash."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from alohas2r import config
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
+from alohas2r.envs.actuation import ControlConfig
+from alohas2r.envs.noise import NoiseConfig
+from alohas2r.sim.physics_randomization import BlockConfig, InsertRandomization
+from alohas2r.tasks.insert.config import InsertStart
+from alohas2r.tasks.pick.config import PickStart
+
+
+@dataclasses.dataclass(frozen=True)
+class PickProtocol:
+    """Pick: success at the end of the episode, by two pairs of thresholds (m, geodesic deg)."""
+
+    steps: int = 160
+    start: PickStart = PickStart(
+        waist=(-0.2, 0.45),
+        radius=(0.20, 0.45),
+        angle_deg=(-25.0, 35.0),
+        yaw_deg=5.0,
+        target=(-0.10, 0.0, 0.25),
+        target_range=0.1,
+    )
+    block: BlockConfig = BlockConfig(half_side=(0.010, 0.030), mass=(0.030, 0.100))
+    success: tuple[float, float] = (0.040, 15.0)
+    precise: tuple[float, float] = (0.020, 10.0)
+    crossed_x: float = 0.073
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertProtocol:
+    """Insert: whole episodes from the home pose; success is having inserted at some time.
+
+    Attributes:
+      steps: control steps per episode.
+      start: distribution of starts.
+      physics: of objects and arms.
+      noise: observation noise with two arms.
+      inserted_x, hole, grip_distance, hold_steps: see tasks.insert.InsertConfig.
+      fall_height: an object that was lifted and lies below this (m) was dropped.
+    """
+
+    steps: int = 200
+    start: InsertStart = InsertStart(
+        waist=0.1,
+        radius=(0.27, 0.42),
+        angle_deg=14.5,
+        yaw_deg=5.0,
+        targets=((-0.10, 0.0, 0.25), (0.10, 0.0, 0.25)),
+    )
+    physics: InsertRandomization = InsertRandomization(
+        (0.010, 0.010), (1, 1), (1, 1), (1, 1), (1, 1)
+    )
+    noise: NoiseConfig = NoiseConfig(
+        joint_pos=0.1,
+        joint_vel=0.1,
+        object_pos=0.015,
+        object_linvel=0.015,
+        object_angvel=0.2,
+        tip_to_grip=0.015,
+        gripper_angle_deg=5.0,
+        object_angle_deg=7.5,
+        delay_weights=(0.83, 0.104, 0.02, 0.014),
+    )
+    inserted_x: float = -0.030
+    hole: float = 0.018
+    grip_distance: float = 0.030
+    hold_steps: int = 5
+    fall_height: float = 0.07
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Distributions, noise, delays and thresholds of an evaluation; nothing in it comes from the policy."""
+
+    name: str
+    control: ControlConfig
+    noise: NoiseConfig
+    pick: PickProtocol
+    insert: InsertProtocol
+
+    @property
+    def hash(self) -> str:
+        """Identifies every number of the protocol."""
+        return config.digest(self)
+
+
+EVAL_V1 = Protocol(
+    name="eval-v1",
+    control=ControlConfig(
+        scale=0.02,
+        delay_weights=(0.83, 0.104, 0.02, 0.014),
+        gripper_delay_steps=3,
+        extra_delay_steps=0,
+    ),
+    noise=NoiseConfig(
+        joint_pos=0.1,
+        joint_vel=0.1,
+        object_pos=0.015,
+        object_linvel=0.015,
+        object_angvel=0.2,
+        tip_to_grip=0.015,
+        gripper_angle_deg=5.0,
+        object_angle_deg=5.0,
+        delay_weights=(0.83, 0.104, 0.02, 0.014),
+    ),
+    pick=PickProtocol(),
+    insert=InsertProtocol(),
+)
+
+
+def modified(
+    protocol: Protocol,
+    *,
+    peg_mm: float | None = None,
+    extra_delay_steps: int = 0,
+    seconds: float | None = None,
+) -> Protocol:
+    """Returns a protocol with other conditions, under another name and hash; the same one if nothing is changed.
+
+    Args:
+      protocol: to start from.
+      peg_mm: side of the peg's square section (mm).
+      extra_delay_steps: constant action delay on top of the random one.
+      seconds: length of an insertion episode.
+
+    Raises:
+      ConfigError: a number out of range.
+    """
+    name = protocol.name
+    insert = protocol.insert
+    if peg_mm is not None:
+        half = peg_mm / 2000
+        insert = dataclasses.replace(
+            insert, physics=dataclasses.replace(insert.physics, peg_half_side=(half, half))
+        )
+        name += f"+peg={peg_mm:g}mm"
+    if seconds is not None:
+        config.check(0.05 <= seconds <= 500, f"seconds must be in 0.05..500, not {seconds:g}")
+        insert = dataclasses.replace(insert, steps=round(seconds / CONTROL_PERIOD_S))
+        name += f"+seconds={seconds:g}"
+    control = protocol.control
+    if extra_delay_steps:
+        control = dataclasses.replace(control, extra_delay_steps=extra_delay_steps)
+        name += f"+delay={extra_delay_steps}"
+    return dataclasses.replace(protocol, name=name, control=control, insert=insert)

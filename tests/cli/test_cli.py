@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import alohas2r
+from alohas2r.cli import app
+from alohas2r.cli import display as cli_display
+from alohas2r.core import assets
+from alohas2r.core.progress import Report
+from alohas2r.errors import BackendUnavailable
+from alohas2r.rendering.offscreen import Offscreen
+from alohas2r.sim import scene
+
+COMMANDS = ("train-teacher", "evaluate", "bench-sim", "render", "view")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = app.main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_the_command_and_every_option_is_for(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"alohas2r {command}" in out
+    rows = [line.split("│") for line in out.splitlines() if "--" in line and "│" in line]
+    assert rows
+    for _, row, _ in rows:
+        # Some words stand behind the option and its type.
+        assert len(row.split()) >= 3
+
+
+def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"alohas2r {alohas2r.__version__}\n", "")
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert command in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["train-techer"], 2, ["'train-techer'", "Did you mean 'train-teacher'"]),
+        (["train-teacher"], 2, ["'--phase'", "pick, insert", "train-teacher --help"]),
+        (["train-teacher", "--phase", "pik"], 2, ["'--phase': 'pik' is", "'pick', 'insert'"]),
+        (["train-teacher", "--phas", "pick"], 2, ["--phas", "--phase"]),
+        (["evaluate", "x", "--episodes", "0"], 2, ["--episodes", "greater than or equal to 1"]),
+        (["evaluate", "x", "--seed", "one"], 2, ["--seed", "integer"]),
+        (["evaluate", "nowhere"], 1, ["nowhere"]),
+        (["evaluate", "../../etc"], 1, ["../../etc"]),
+        (["evaluate", "x", "--video", "x.gif"], 1, ["must end in .mp4"]),
+        (["evaluate", "x", "--csv", "/dev/null/x.csv"], 1, ["/dev/null"]),
+        (["train-teacher", "--phase", "pick", "--out", "/dev/null/x"], 1, ["/dev/null/x"]),
+        (
+            ["train-teacher", "--phase", "pick", "--set", "ppo.discont=1"],
+            1,
+            ["'ppo.discont'", "Did you mean 'ppo.discount'?"],
+        ),
+        (
+            ["train-teacher", "--phase", "pick", "--set", "ppo.discount=1.5"],
+            1,
+            ["ppo.discount=1.5", "[0, 1]"],
+        ),
+        (["train-teacher", "--phase", "pick", "--set", "seed"], 1, ["'seed'", "key=value"]),
+        (["render", "--out", "x.png"], 1, ["--scene", "--policy"]),
+        (["render", "--out", "x.bmp", "--scene", "pick"], 1, [".png or .mp4"]),
+        (
+            ["render", "--out", "x.png", "--scene", "pick", "--camera", "overhead"],
+            1,
+            ["overhead_cam"],
+        ),
+        (["render", "--out", "x.png", "--scene", "pick", "--width", "9999"], 1, ["1..1280"]),
+    ],
+)
+def test_bad_input_gets_one_line_and_a_code(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+    arguments: list[str],
+    code: int,
+    parts: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = run(capsys, *arguments)
+    assert found == code
+    assert out == ""
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_missing_extra_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("alohas2r.")]:
+        if name.split(".")[1] in ("teacher", "evaluate"):
+            monkeypatch.delitem(sys.modules, name)
+    # "from alohas2r import x" takes what an earlier import left in the package.
+    monkeypatch.delattr(alohas2r, "teacher", raising=False)
+    monkeypatch.delattr(alohas2r, "evaluate", raising=False)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    for arguments in (["train-teacher", "--phase", "pick"], ["evaluate", "params/pick"]):
+        code, out, err = run(capsys, *arguments)
+        assert (code, out) == (1, "")
+        assert err.count("\n") == 1
+        assert "pip install 'alohas2r[train]'" in err
+
+
+def test_other_missing_modules_are_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(alohas2r, "video", raising=False)
+    monkeypatch.setitem(sys.modules, "alohas2r.rendering.video", None)
+    with pytest.raises(ImportError):
+        app.main(["render", "--out", "x.png", "--scene", "pick"])
+
+
+def test_interrupt_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assets, "data_path", interrupted)
+    code, out, _ = run(capsys, "evaluate", "pick")
+    assert (code, out) == (130, "")
+
+
+def test_view_without_a_display_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    code, _, err = run(capsys, "view", "--scene", "insert")
+    assert code == 1
+    assert "needs a display" in err
+    assert "alohas2r render --scene insert" in err
+
+
+def test_render_draws_a_scene(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    try:
+        Offscreen(scene.load("pick").model, 8, 8).close()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    path = tmp_path / "new" / "scene.png"
+    size = ("--width", "80", "--height", "60")
+    code, out, err = run(capsys, "render", "--out", str(path), "--scene", "insert", *size)
+    assert (code, out) == (0, "")
+    assert str(path) in err.replace("\n", "")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_prints_one_json_object_and_writes_one_line_per_episode(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, random_policy: pathlib.Path
+) -> None:
+    table = tmp_path / "episodes.csv"
+    code, out, err = run(
+        capsys,
+        *("evaluate", str(random_policy), "--episodes", "3", "--seed", "7"),
+        *("--json", "--csv", str(table)),
+    )
+    assert code == 0
+    result = json.loads(out)
+    assert result["protocol"] == "eval-v1"
+    assert (result["episodes"], result["seed"]) == (3, 7)
+    for name in ("success", "precise"):
+        rate = result[name]
+        assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
+    assert "episodes" in err  # progress
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["episode"] for row in rows] == ["0", "1", "2"]
+    assert sum(int(row["success"]) for row in rows) == round(3 * result["success"]["rate"])
+
+
+def test_results_are_strict_json_or_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {
+        "steps": np.int64(3),
+        "loss": float("nan"),
+        "out": pathlib.Path("runs/a[b]"),
+        "nested": {"speed": np.float32(0.5), "all": np.arange(2), "none": None},
+        "success": {"rate": 0.5, "low": 0.25, "high": 0.75},
+        "unknown": {"rate": None, "low": 0.0, "high": 1.0},
+        "table": {"position": np.zeros(5)},
+    }
+    cli_display.show(result, "Title", True)
+    captured = capsys.readouterr().out
+    assert captured.count("\n") == 1
+    assert json.loads(captured, parse_constant=pytest.fail) == {
+        "steps": 3,
+        "loss": None,
+        "out": "runs/a[b]",
+        "nested": {"speed": 0.5, "all": [0, 1], "none": None},
+        "success": {"rate": 0.5, "low": 0.25, "high": 0.75},
+        "unknown": {"rate": None, "low": 0.0, "high": 1.0},
+    }
+    cli_display.show(result, "Title", False)
+    text = capsys.readouterr().out
+    for part in ("Title", "nested: speed", "50.0%", "25.0% .. 75.0%", "runs/a[b]"):
+        assert part in text
+    assert "position" not in text
+
+
+def report(done: int, **figures: float) -> Report:
+    return Report("train", done, 1000, "steps", 20.0, (1000 - done) / 20, figures)
+
+
+def test_progress_is_a_line_now_and_then_and_keeps_the_last_evaluation() -> None:
+    stream = io.StringIO()
+    display = cli_display.ProgressDisplay(Console(file=stream, width=200), every_s=1e9)
+    display(report(100, **{"eval/success": 0.5, "train/reward": 1.0, "loss/value": 3.0}))
+    display(report(500, **{"train/reward": 2.0}))  # too soon after the first
+    display(report(1000, **{"train/reward": 4.0}))
+    display.close()
+    first, last = stream.getvalue().splitlines()
+    assert first == "train: 100 / 1k steps, 20/s, 45 s left, train reward 1, eval success 0.5"
+    assert last == "train: 1k / 1k steps, 20/s, train reward 4, eval success 0.5"
+
+
+def test_progress_is_a_bar_on_a_terminal() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=True, _environ={"TERM": "xterm"})
+    display = cli_display.ProgressDisplay(console)
+    display(report(500, loss=0.125))
+    display.close()
+    assert "500 / 1k steps, 20/s, 25 s left, loss 0.125" in stream.getvalue()
+    assert "━" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(40, "40 s"), (725, "12 min"), (11_100, "3 h 05 min"), (7_199, "2 h 00 min")],
+)
+def test_durations_in_words(seconds: float, text: str) -> None:
+    assert cli_display.duration_text(seconds) == text
+
+
+def test_shipped_policies_are_found_by_name_and_given_paths_are_kept(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params" / "pick").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "params" / "pick").mkdir(parents=True)
+    monkeypatch.setenv("ALOHAS2R_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert app.policy_folder("pick") == tmp_path / "params" / "pick"
+    assert app.policy_folder("params/pick") == pathlib.Path("params/pick")  # a folder here
+    assert app.policy_folder("params/insert") == pathlib.Path("params/insert")
+    monkeypatch.chdir(tmp_path / "params")
+    assert app.policy_folder("params/pick") == tmp_path / "params" / "pick"
+    assert app.policy_folder("params") == pathlib.Path("params")

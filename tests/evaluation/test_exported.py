@@ -1,0 +1,134 @@
+"""An exported file in simulation: it must do what the artifact does, episode by episode."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax2onnx")
+
+import onnx
+import onnx_cases
+import student_cases
+
+from alohas2r.core import assets
+from alohas2r.errors import ArtifactError
+from alohas2r.evaluation import actors, episodes, evaluate
+from alohas2r.policies import artifact as policies_artifact
+from alohas2r.policies.onnx import container
+from alohas2r.policies.onnx import export as onnx_export
+from alohas2r.policies.onnx import exported as onnx_exported
+from alohas2r.policies.staged import StagedPolicy
+from alohas2r.policies.switch import Switch
+from alohas2r.policies.vision import StudentPolicy
+from alohas2r.tasks.insert.config import InsertConfig
+from alohas2r.tasks.protocol import EVAL_V1, Protocol
+
+EPISODES = 4
+
+
+def shortened(steps: int) -> Protocol:
+    """So short that differences of rounding cannot grow."""
+    return dataclasses.replace(EVAL_V1, insert=dataclasses.replace(EVAL_V1.insert, steps=steps))
+
+
+@pytest.fixture(scope="module")
+def pick_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    file = tmp_path_factory.mktemp("pick") / "pick.onnx"
+    onnx_export.export(assets.data_path("params") / "pick", file, verify_samples=16)
+    return file
+
+
+def test_the_shipped_pick_policy_succeeds_in_the_same_episodes(pick_file: pathlib.Path) -> None:
+    of_artifact = evaluate.evaluate(
+        assets.data_path("params") / "pick", EPISODES, seed=7, threads=1
+    )
+    of_file = evaluate.evaluate(pick_file, EPISODES, seed=7, threads=1)
+    assert of_file["table"]["success"].any()
+    assert of_file.keys() == of_artifact.keys()
+    assert of_file["table"].keys() == of_artifact["table"].keys()
+    for name in ("protocol", "protocol_hash", "policy", "phase", "episodes", "success", "stages"):
+        assert of_file[name] == of_artifact[name]
+    for name in ("success", "precise", "grasped", "lifted"):
+        np.testing.assert_array_equal(of_file["table"][name], of_artifact["table"][name])
+    # Rounding apart, the very same motion.
+    for name, most in (("position_error_mm", 0.5), ("rotation_error_deg", 0.5)):
+        np.testing.assert_allclose(
+            of_file["table"][name], of_artifact["table"][name], rtol=0, atol=most
+        )
+
+
+def test_a_staged_teacher_moves_alike_before_and_after_the_switch(
+    staged_file: tuple[pathlib.Path, pathlib.Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact, file = staged_file
+    # After the first step, the fingers of the home pose are high enough for this one.
+    switch = Switch(on_height=0.02, off_height=0.01)
+    monkeypatch.setattr(evaluate, "InsertConfig", functools.partial(InsertConfig, switch=switch))
+    exported, loaded = evaluate.checked_policy(file, 1), policies_artifact.load(artifact)
+    assert isinstance(exported, onnx_exported.ExportedPolicy)
+    assert isinstance(loaded, StagedPolicy)
+    assert exported.hash == loaded.hash
+    assert exported.spec == loaded.spec
+    keys = episodes.episode_keys(7, 0, 3)
+    table, of_file = actors.run(exported, shortened(8), keys, threads=1)
+    of_artifact = actors.run(loaded, shortened(8), keys, threads=1)[1]
+    assert table["switched"].all()
+    np.testing.assert_allclose(of_file, of_artifact, rtol=0, atol=1e-5)
+    assert np.ptp(of_file, axis=0).max() > 0.01
+
+
+@pytest.fixture(scope="module")
+def staged_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
+    folder = tmp_path_factory.mktemp("staged")
+    artifact, file = student_cases.save_teacher(folder / "teacher"), folder / "teacher.onnx"
+    onnx_export.export(artifact, file, verify_samples=16)
+    return artifact, file
+
+
+def test_a_student_sees_and_moves_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
+    artifact, file = onnx_cases.exported("student", tmp_path_factory)
+    exported, loaded = evaluate.checked_policy(file, 1), policies_artifact.load(artifact)
+    assert isinstance(exported, onnx_exported.ExportedPolicy)
+    assert isinstance(loaded, StudentPolicy)
+    assert (exported.hash, exported.spec) == (loaded.hash, loaded.spec)
+    keys = episodes.episode_keys(7, 0, 2)
+    of_file, of_artifact = (
+        actors.run(one, shortened(4), keys, threads=1, renderer="exact")[1]
+        for one in (exported, loaded)
+    )
+    np.testing.assert_allclose(of_file, of_artifact, rtol=0, atol=1e-5)
+    assert np.ptp(of_file, axis=0).max() > 0.001
+
+
+def test_a_file_without_a_valid_description_is_refused(
+    staged_file: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    content = container.unseal(staged_file[1].read_bytes(), "the file")
+    for change in ({"kind": "horse"}, {"parts": {}}, {"parts": {"insert": {"phase": "insert"}}}):
+        model = onnx.load_model_from_string(content)
+        for entry in model.metadata_props:
+            if entry.key == container.DESCRIPTION_KEY:
+                entry.value = json.dumps({**json.loads(entry.value), **change})
+        path = tmp_path / "changed.onnx"
+        path.write_bytes(container.seal(model.SerializeToString()))
+        with pytest.raises(ArtifactError, match="no valid description"):
+            onnx_exported.load(path)
+
+
+def test_an_insertion_policy_alone_is_refused(tmp_path: pathlib.Path) -> None:
+    pick = student_cases.staged().pick
+    alone = student_cases.insertion_policy(pick)
+    rows = np.random.default_rng(0).normal(0, 0.1, (8, alone.spec.observation_size))
+    file = tmp_path / "insert.onnx"
+    onnx_export.export(
+        policies_artifact.save(alone, tmp_path / "insert", rows), file, verify_samples=16
+    )
+    with pytest.raises(ArtifactError, match="insertion alone"):
+        evaluate.evaluate(file, 1)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import student_cases
+
+from alohas2r.cli import app
+from alohas2r.core import stats
+from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.envs.vision import Seen
+from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.evaluation import actors, episodes, evaluate, hold_out, paired, video
+from alohas2r.policies import spec as policies_spec
+from alohas2r.policies import vision
+from alohas2r.policies.networks import vision as vision_network
+from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
+from alohas2r.policies.vision import StudentPolicy
+from alohas2r.sim import scene
+from alohas2r.tasks import protocol
+from alohas2r.tasks.protocol import EVAL_V1
+
+EPISODES = 2
+STEPS = 20
+SHORT = protocol.modified(EVAL_V1, seconds=STEPS * 0.05)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with student_cases.compiled_once(tmp_path_factory):
+        yield
+
+
+def draw_student(gripper: float | None = None) -> StudentPolicy:
+    """An untrained student, or one that only moves both grippers: closing below 0, opening above."""
+    network = StudentNetworkConfig(hidden=(16,), filters=(4, 4, 8), embedding=8)
+    spec = policies_spec.make_spec(
+        scene.load("insert"),
+        "rgbd",
+        network,
+        CameraSpec(),
+        HistoryConfig((0.3,)),
+        student_cases.staged().switch,
+        0.02,
+    )
+    params = vision_network.init(spec, jax.random.PRNGKey(0))
+    weights = vision_network.flatten(params, np.zeros(spec.features), np.ones(spec.features))
+    draw = np.random.default_rng(0)
+    kernel = "head/layer1/kernel"
+    weights[kernel] = draw.normal(0, 0.3 if gripper is None else 0.0, weights[kernel].shape)
+    bias = np.zeros(14)
+    bias[[6, 13]] = 0.0 if gripper is None else gripper
+    weights["head/layer1/bias"] = bias
+    return StudentPolicy(spec, weights, {})
+
+
+def save(found: StudentPolicy, folder: pathlib.Path) -> pathlib.Path:
+    draw = np.random.default_rng(1)
+    rows: dict[str, np.ndarray] = {}
+    for name, (shape, dtype, _) in found.spec.inputs.items():
+        values = draw.random((3, *shape)) * (255 if dtype == "uint8" else 1)
+        rows[name] = (values > 0.5) if dtype == "bool" else values.astype(dtype)
+    return vision.save(found, folder / "student", rows)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return save(draw_student(), tmp_path_factory.mktemp("students"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return student_cases.save_teacher(tmp_path_factory.mktemp("teachers") / "teacher")
+
+
+def test_a_student_gets_the_rows_and_the_starts_of_a_teacher(
+    saved: pathlib.Path, teacher: pathlib.Path
+) -> None:
+    keys = episodes.episode_keys(5, 0, EPISODES)
+    recorded: list[Seen] = []
+    found = vision.load(saved)
+    table, qpos = actors.run_student(found, SHORT, keys, 1, renderer="exact", recorded=recorded)
+    staged = student_cases.staged()
+    expected, teacher_qpos = actors.run_insert(staged, SHORT, keys, 1)
+    assert table.keys() == expected.keys()
+    assert qpos.shape == teacher_qpos.shape == (STEPS, EPISODES, 30)
+    np.testing.assert_array_equal(qpos[0], teacher_qpos[0])
+    assert (qpos[-1] != teacher_qpos[-1]).any()
+    for name, column in table.items():
+        assert column.shape == (EPISODES,), name
+    np.testing.assert_allclose(table["peg_mm"], 20)
+    # Every look of an episode is its own, and both cameras see something.
+    assert len(recorded) == STEPS
+    first = recorded[0]
+    assert first.rgb is not None
+    assert first.depth is not None
+    assert first.rgb.shape == (EPISODES, 2, 32, 32, 3)
+    assert first.rgb.std() > 5
+    assert (first.depth > 0).mean() > 0.3
+    # The same episodes again, and an episode beside others.
+    again, _ = actors.run_student(found, SHORT, keys, 2, renderer="exact")
+    for name, column in table.items():
+        np.testing.assert_array_equal(again[name], column, err_msg=name)
+
+
+def test_a_gripper_that_closes_where_nothing_is_is_counted() -> None:
+    keys = episodes.episode_keys(5, 0, EPISODES)
+    closing, still = draw_student(-10.0), draw_student(-10.0)
+    still.weights["head/layer1/bias"] = np.zeros(14, np.float32)
+    tables = [
+        actors.run_student(found, SHORT, keys, 1, renderer="exact", missing=True)[0]
+        for found in (closing, still)
+    ]
+    assert tables[0]["closed_on_air"].all()
+    assert not tables[1]["closed_on_air"].any()
+    assert not tables[0]["other_lifted"].any()
+    np.testing.assert_array_equal(tables[0]["missing_left"], tables[1]["missing_left"])
+
+
+def test_evaluation_of_a_student_is_that_of_a_teacher_with_pictures(saved: pathlib.Path) -> None:
+    result = evaluate.evaluate(saved, EPISODES, 5, 1, protocol=SHORT, renderer="exact")
+    assert (result["protocol"], result["protocol_hash"]) == ("eval-v1+seconds=1", SHORT.hash)
+    assert result["policy"] == vision.load(saved).hash
+    assert result["phase"] == "insert"
+    assert result["success"] == stats.rate(0, EPISODES)
+    assert result.keys() >= {"held_at_end", "dropped", "stages", "retries", "time_to_success_s"}
+
+
+def test_paired_evaluation_compares_the_same_episodes(
+    saved: pathlib.Path, teacher: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = paired.paired(saved, teacher, EPISODES, 5, 1, protocol=SHORT, renderer="exact")
+    assert result["mcnemar"] == {"only_a": 0, "only_b": 0, "p": 1.0}
+    assert result["difference"] == {"success": 0, "low": 0, "high": 0}
+    assert result["first"]["policy"] == vision.load(saved).hash
+    assert result["second"]["policy"] == student_cases.staged().hash
+    json.dumps(result)
+    assert app.main(["evaluate", str(saved), "--paired", "params/pick"]) == 1
+    assert "only picks" in capsys.readouterr().err
+    assert app.main(["evaluate", str(teacher), "--hold-out"]) == 1
+    assert "is no student" in capsys.readouterr().err
+    assert app.main(["evaluate", str(saved), "--hold-out", "--paired", "x"]) == 1
+    assert "leave out" in capsys.readouterr().err
+
+
+def test_the_interval_of_a_difference_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 episodes of 100 only the first solved, 10 only the second."""
+    success = {"a": np.arange(100) < 50, "b": (np.arange(100) >= 30) & (np.arange(100) < 60)}
+
+    def result(path: str, *_: Any) -> dict[str, Any]:
+        return {"table": {"success": success[path]}, "protocol": "p", "protocol_hash": "h"}
+
+    monkeypatch.setattr(evaluate, "evaluate", result)
+    monkeypatch.setattr(evaluate, "checked_policy", lambda *_: student_cases.staged())
+    found = paired.paired("a", "b", 100)
+    assert found["mcnemar"]["only_a"] == 30
+    assert found["mcnemar"]["only_b"] == 10
+    assert found["difference"]["success"] == pytest.approx(0.2)
+    margin = 1.96 * math.sqrt((0.4 - 0.04) / 100)
+    assert found["difference"]["high"] - 0.2 == pytest.approx(margin)
+
+
+def test_hold_out_table(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    opening = save(draw_student(10.0), tmp_path)
+    result = hold_out.hold_out_table(opening, EPISODES, 3, 1, protocol=SHORT, renderer="exact")
+    assert result["protocol"] == "eval-v1+seconds=1+hold-out"
+    assert result["closed_on_air"] == stats.rate(0, EPISODES)
+    table = result["table"]
+    assert result["left"] == stats.rate(0, int(table["missing_left"].sum()))
+    with pytest.raises(ConfigError, match="episodes"):
+        hold_out.hold_out_table(saved, 0)
+    with pytest.raises(ArtifactError):
+        hold_out.hold_out_table(saved / "nowhere")
+
+
+def test_the_video_shows_the_scene_and_both_wrist_views(tmp_path: pathlib.Path) -> None:
+    av = pytest.importorskip("av")
+    short = protocol.modified(EVAL_V1, seconds=0.1)
+    path = video.write_student_video(
+        draw_student(),
+        tmp_path / "student.mp4",
+        1,
+        threads=1,
+        renderer="exact",
+        protocol=short,
+        height=96,
+        width=128,
+    )
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == 2
+    # Scene, colour, depth: left camera above, right camera below.
+    assert frames[0].shape == (96, 128 + 48 + 48, 3)
+    for part in (frames[0][4:-4, 4:128], frames[0][4:-4, 128:176], frames[0][4:-4, 176:-4]):
+        assert part.std() > 5

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import resource
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alohas2r.errors import ArtifactError
+from alohas2r.learning.run.checkpoint import Checkpoint
+
+
+class Tree(NamedTuple):
+    params: dict[str, Any]
+    rows: np.ndarray
+    key: Any
+    number: Any
+
+
+def make_tree(seed: int, size: int = 20) -> Tree:
+    draw = np.random.default_rng(seed)
+    return Tree(
+        params={"b": jnp.asarray(draw.normal(size=(size, 3)), jnp.float32), "a": jnp.int32(seed)},
+        rows=draw.normal(size=(4, 7)) * 10.0 ** draw.integers(-300, 300, (4, 7)),  # float64
+        key=jnp.asarray(draw.integers(0, 2**32, 2), jnp.uint32),
+        number=jnp.float32(draw.normal()),
+    )
+
+
+def assert_same(found: Tree, expected: Tree) -> None:
+    for one, other in zip(
+        (found.params["a"], found.params["b"], *found[1:]),
+        (expected.params["a"], expected.params["b"], *expected[1:]),
+        strict=True,
+    ):
+        assert type(one) is type(other)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def saved(tmp_path: pathlib.Path) -> Checkpoint:
+    checkpoint = Checkpoint(tmp_path / "run" / "checkpoint")
+    assert not checkpoint.exists()
+    checkpoint.save(make_tree(0), {"updates": 3, "wall_s": 1.5})
+    return checkpoint
+
+
+def test_every_bit_comes_back(saved: Checkpoint) -> None:
+    assert saved.exists()
+    found, extra = saved.load(make_tree(1))
+    assert_same(found, make_tree(0))
+    assert extra == {"updates": 3, "wall_s": 1.5}
+
+
+def test_a_new_checkpoint_replaces_the_old_one_and_leaves_nothing_aside(saved: Checkpoint) -> None:
+    saved.save(make_tree(2), {"updates": 4})
+    found, extra = saved.load(make_tree(1))
+    assert_same(found, make_tree(2))
+    assert extra == {"updates": 4}
+    assert [path.name for path in saved.folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_nothing_to_resume_says_so(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no checkpoint yet"):
+        Checkpoint(tmp_path / "checkpoint").load(make_tree(0))
+
+
+def test_another_structure_is_another_configuration(saved: Checkpoint) -> None:
+    tree = make_tree(1)
+    others = [
+        make_tree(1, size=21),
+        tree._replace(number=jnp.int32(1)),
+        tree._replace(rows=np.zeros(tree.rows.shape, np.float32)),
+        tree._replace(number=(tree.number, tree.number)),
+        tree._replace(params={"a": tree.params["a"]}),
+    ]
+    for other in others:
+        with pytest.raises(ArtifactError, match="checkpoint"):
+            saved.load(other)
+
+
+def test_damage_is_named(saved: Checkpoint) -> None:
+    files = [path for path in saved.folder.rglob("*") if path.is_file()]
+    assert len(files) > 2
+    complaints = []
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        try:
+            found, _ = saved.load(make_tree(1))
+        except ArtifactError as error:
+            complaints.append(str(error))
+        else:
+            assert_same(found, make_tree(0))  # a file that nothing depends on
+        path.write_bytes(content)
+    assert len(complaints) >= 2
+    for complaint in complaints:
+        assert str(saved.folder) in complaint
+        assert "\n" not in complaint
+    (saved.folder / "extra.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        saved.load(make_tree(1))
+
+
+@contextlib.contextmanager
+def full_disk(largest: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: writes fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("largest", [0, 2000])
+def test_a_full_disk_leaves_the_earlier_checkpoint(saved: Checkpoint, largest: int) -> None:
+    big = make_tree(5, size=20_000)
+    with full_disk(largest), pytest.raises(ArtifactError, match="could not be written") as caught:
+        saved.save(big, {"updates": 9})
+    assert "intact" in str(caught.value)
+    found, extra = saved.load(make_tree(1))
+    assert_same(found, make_tree(0))
+    assert extra["updates"] == 3
+    assert [path.name for path in saved.folder.parent.iterdir()] == ["checkpoint"]
+    saved.save(big, {"updates": 9})  # there is room again
+    assert saved.load(make_tree(1, size=20_000))[1] == {"updates": 9}
+
+
+def test_a_kill_between_the_renames_loses_nothing(saved: Checkpoint) -> None:
+    """The new folder had not yet taken the place of the earlier one."""
+    saved.folder.rename(saved.folder.with_name(".checkpoint.earlier"))
+    again = Checkpoint(saved.folder)
+    assert again.exists()
+    assert_same(again.load(make_tree(1))[0], make_tree(0))
+
+
+def test_what_a_killed_run_left_aside_is_cleared_away(saved: Checkpoint) -> None:
+    left = saved.folder.with_name(".checkpoint.123.456.part")
+    (left / "arrays").mkdir(parents=True)
+    (left / "arrays" / "half").write_bytes(bytes(10))
+    assert saved.exists()
+    assert [path.name for path in saved.folder.parent.iterdir()] == ["checkpoint"]
+
+
+def test_extra_values_are_plain_json(saved: Checkpoint) -> None:
+    assert json.loads((saved.folder / "extra.json").read_text()) == {"updates": 3, "wall_s": 1.5}
