@@ -6,6 +6,7 @@ Nothing is changed: ports are opened to read only, and torque stays as it is.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
