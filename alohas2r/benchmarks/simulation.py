@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r import config
 from alohas2r.benchmarks.distillation import bench_distill
 from alohas2r.benchmarks.recording import Recording, traced_steps
 from alohas2r.config import check
@@ -43,7 +42,7 @@ def bench_sim(
     noisy machine does not favour one of them. The default preset's configuration is used throughout.
 
     Args:
-      phase: "pick" or "insert"; or "distill", see `bench_distill`.
+      phase: name of a task; or "distill", see `bench_distill`.
       envs: environments; the default preset's number if None.
       seconds: about how long to measure.
       threads: of the physics; 0 for all cores.
@@ -63,10 +62,9 @@ def bench_sim(
     engine = engines.choose(engine)
     if phase == "distill":
         return bench_distill(envs, seconds, threads, progress, policy_path, engine=engine)
-    overrides = [] if envs is None else [f"ppo.num_envs={envs}"]
-    if overrides and phase == "insert":
-        overrides.append(f"collect.variants={envs}")  # one for each environment
-    settings = config.override(presets.find_preset(phase, "default"), overrides)
+    settings = presets.find_preset(phase, "default")
+    if envs is not None:
+        settings = settings.with_envs(envs)
     env = ppo_envs.make_env(settings, 0, threads, engine=engine)
     physics_alone = _traced_physics(env) if env.engine.traceable else _batch_physics(env)
     ppo = Ppo(settings.ppo, env)

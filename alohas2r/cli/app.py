@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import typer.exceptions
 from rich.console import Console
@@ -18,6 +18,8 @@ from rich.markup import escape
 
 from alohas2r import __version__
 from alohas2r.errors import Alohas2rError
+from alohas2r.sim import scene
+from alohas2r.tasks.registry import task_names
 
 # Which extra brings an optional package.
 EXTRAS = {
@@ -52,7 +54,13 @@ app = typer.Typer(
 )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Phase = Literal["pick", "insert"]
+if TYPE_CHECKING:
+    Task: TypeAlias = str
+    Scene: TypeAlias = str
+    Benchmark: TypeAlias = str
+else:  # choices that are known when the program runs
+    Task, Scene = Literal[task_names()], Literal[scene.names()]
+    Benchmark = Literal[(*task_names(), "distill")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
 ]

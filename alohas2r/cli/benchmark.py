@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
+from alohas2r.cli.app import Benchmark, Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import plain, progress_display, show
 from alohas2r.cli.export import check_file
 from alohas2r.cli.train import Engine
@@ -21,8 +21,7 @@ from alohas2r.errors import ArtifactError, ConfigError
 @command("bench-sim", "Measure")
 def bench_sim(
     phase: Annotated[
-        Literal["pick", "insert", "distill"],
-        typer.Option(help="The scene to simulate; distill: insert with pictures."),
+        Benchmark, typer.Option(help="The task to simulate; distill: insert with pictures.")
     ] = "pick",
     envs: Annotated[
         int | None,

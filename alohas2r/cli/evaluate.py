@@ -140,7 +140,7 @@ def _evaluate_student(
     folder = policy_folder(policy)
     with progress_display() as progress:
         if other is None:
-            result = library("evaluation.hold_out").hold_out_table(
+            result = library("evaluation.hold_out").evaluate_hold_out(
                 folder, episodes, seed, threads, progress
             )
             title = f"{policy} with one object missing, {episodes} episodes"

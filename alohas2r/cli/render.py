@@ -10,15 +10,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alohas2r.cli.app import Phase, Seed, command, library, policy_folder
+from alohas2r.cli.app import Scene, Seed, command, library, policy_folder
 from alohas2r.cli.display import working
 from alohas2r.errors import BackendUnavailable, ConfigError
+from alohas2r.sim import scene as scenes
 
 
 @command("render", "Look")
 def render(
     out: Annotated[pathlib.Path, typer.Option(help="The picture (.png) or video (.mp4).")],
-    scene: Annotated[Phase | None, typer.Option(help="Draw a scene in its home position.")] = None,
+    scene: Annotated[Scene | None, typer.Option(help="Draw a scene in its home position.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="Film a policy at work: its folder, such as params/pick.")
     ] = None,
@@ -61,15 +62,13 @@ def render(
         with working("Drawing"):
             video.write_scene(out, scene, camera=camera, height=height, width=width)
     else:
-        raise ConfigError(
-            "Give either --scene pick, --scene insert, --randomize, or --policy FOLDER."
-        )
+        raise ConfigError("Give either --scene NAME, --randomize, or --policy FOLDER.")
     Console(stderr=True).print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 @command("view", "Look")
 def view(
-    scene: Annotated[Phase, typer.Option(help="The scene to open.")] = "pick",
+    scene: Annotated[Scene, typer.Option(help="The scene to open.")] = "pick",
 ) -> None:
     """Open a scene in MuJoCo's viewer: drag, pull and run it by hand."""
     if sys.platform.startswith("linux") and not (
@@ -82,9 +81,7 @@ def view(
     import mujoco
     import mujoco.viewer
 
-    from alohas2r.sim import scene as sim_scene
-
-    loaded = sim_scene.load(scene)
+    loaded = scenes.load(scene)
     data = mujoco.MjData(loaded.model)
     mujoco.mj_resetDataKeyframe(loaded.model, data, loaded.id("key", "home"))
     mujoco.viewer.launch(loaded.model, data)

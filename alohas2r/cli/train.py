@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from alohas2r.cli.app import Json, Phase, Seed, Threads, command, library, policy_folder
+from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show
 
 Engine = Annotated[
@@ -22,7 +22,7 @@ Engine = Annotated[
 @command("train-teacher")
 def train_teacher(
     phase: Annotated[
-        Phase, typer.Option(help="What to learn: pick up a block, or insert the peg.")
+        Task, typer.Option(help="What to learn, such as: pick up a block, or insert the peg.")
     ],
     preset: Annotated[
         Literal["quick", "default"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,19 @@ import mujoco
 import numpy as np
 
 from alohas2r.core import stats
+from alohas2r.core.types import JsonObject, PyTree
 from alohas2r.embodiment import joints
 from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.envs.task import Outcome
 from alohas2r.evaluation import episodes as evaluation_episodes
 from alohas2r.sim.signals import Readout
-from alohas2r.tasks.insert import scoring as insert_scoring
-from alohas2r.tasks.protocol import EVAL_V1
+from alohas2r.tasks.insert.scoring import InsertScorer
+from alohas2r.tasks.protocol import EVAL_V1, modified
+from alohas2r.tasks.registry import find_task
+from alohas2r.tasks.scoring import Step
 
 STAGES = ("grasped_both", "lifted_both", "switched", "entered", "inserted", "dropped", "out")
+COLUMNS = ("success", "held_at_end", *STAGES)
 
 
 class World(NamedTuple):
@@ -66,32 +71,38 @@ class Trials:
           realtime: whether to wait for the clock.
           episode_s: how long an episode lasts.
         """
+        entry, protocol = find_task("insert"), EVAL_V1
+        if episode_s != protocol.insert.steps * joints.CONTROL_PERIOD_S:
+            protocol = modified(protocol, seconds=episode_s)
         keys = evaluation_episodes.episode_keys(seed, 0, episodes)
-        env, _ = insert_scoring.insert_env(EVAL_V1, HistoryConfig(()), keys, threads=1)
+        env, context, _ = evaluation_episodes.set_up(
+            entry, protocol, HistoryConfig(()), keys, threads=1
+        )
         state, _, readout = env.reset(keys)
         loaded = env.engine.scene
         self.realtime = realtime
-        self.steps = round(episode_s / joints.CONTROL_PERIOD_S)
+        self.protocol = protocol
+        self.steps = protocol.insert.steps
         self.starts = np.asarray(readout.qpos, np.float64)
         self._actuators = np.concatenate([arm.ctrl for arm in loaded.arms])
         self.targets = np.asarray(readout.ctrl, np.float64)[:, self._actuators]
         self._world = world
         self._model, self._data = loaded.model, mujoco.MjData(loaded.model)
-        self._tasks, self._contexts = state.task, np.asarray(env.context)
-        self._task: Any = None
-        self._rows: dict[int, dict[str, Any]] = {}
-        self._row: dict[str, Any] = {}
+        self._state, self._readout = state, readout
+        self._context = context
+        self._task: PyTree = None
+        self._episode, self._step = 0, 0
+        self._scorers: dict[int, InsertScorer] = {}
         self._ahead = False  # whether the next step's time has passed already
         self._waits = 0
         self._due_s: float | None = None
 
         @jax.jit
-        def judge(readout: Readout, task: Any, context: jax.Array) -> tuple[Any, jax.Array, Any]:
-            task, _, done, _, measures = env.task.step(env.extract(readout), task, context)
-            return task, done, measures
+        def judge(readout: Readout, task: PyTree, context: jax.Array) -> Outcome:
+            return env.task.step(env.extract(readout), task, context)
 
         self._judge = judge
-        self._measure(0, jax.tree.map(lambda x: x[0], self._tasks))  # compiles
+        self._measure(0, jax.tree.map(lambda x: x[0], state.task))  # compiles
 
     def wait(self) -> None:
         """Returns when the next control step is due."""
@@ -114,10 +125,10 @@ class Trials:
     def begin(self, episode: int) -> np.ndarray:
         """Places everything for an episode and returns the targets [14] that hold it there."""
         self._world.place(self.starts[episode], self.targets[episode])
-        self._task = jax.tree.map(lambda x: x[episode], self._tasks)
-        self._row = dict.fromkeys(STAGES, False)
-        self._row |= {"episode": episode, "steps": 0, "in_place": [], "time_to_success_s": None}
-        self._rows[episode] = self._row
+        self._task = jax.tree.map(lambda x: x[episode], self._state.task)
+        self._episode, self._step = episode, 0
+        half = self._context[episode : episode + 1, 0]
+        self._scorers[episode] = InsertScorer(self.protocol.insert, half)
         self._ahead = True
         return self.targets[episode].copy()
 
@@ -126,45 +137,33 @@ class Trials:
         if self._world.advance is not None:
             self._world.advance()
             self._ahead = True
-        self._task, done, measures = self._measure(self._row["episode"], self._task)
-        row = self._row
-        row["steps"] += 1
-        flags = {
-            "grasped_both": measures.grasped.all(),
-            "lifted_both": measures.lifted.all(),
-            "switched": measures.switched,
-            "entered": measures.entered,
-            "inserted": measures.inserted,
-            "dropped": measures.dropped.any(),
-            "out": done and row["steps"] < EVAL_V1.insert.steps,
-        }
-        if flags["inserted"] and not row["inserted"]:
-            row["time_to_success_s"] = row["steps"] * joints.CONTROL_PERIOD_S
-        for name, flag in flags.items():
-            row[name] = row[name] or bool(flag)
-        row["in_place"].append(bool(measures.in_place))
-        return bool(done)
+        outcome = self._measure(self._episode, self._task)
+        self._task = outcome.state
+        alone = jax.tree.map(lambda x: np.asarray(x)[None], outcome)
+        episode, every = slice(self._episode, self._episode + 1), np.ones(1, bool)
+        state, readout = jax.tree.map(lambda x: x[episode], (self._state, self._readout))
+        step = Step(self._step, every, state, readout, alone.done, every, alone.measures)
+        self._scorers[self._episode].update(step)
+        self._step += 1
+        return bool(outcome.done)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> JsonObject:
         """Returns the rates over all episodes that began, and "table": columns by episode."""
-        rows = [self._rows[episode] for episode in sorted(self._rows)]
-        hold = EVAL_V1.insert.hold_steps
-        held = [len(row["in_place"]) == self.steps and all(row["in_place"][-hold:]) for row in rows]
-        table: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in STAGES}
-        times = [row["time_to_success_s"] for row in rows]
-        known = [value for value in times if value is not None]
-        count = len(rows)
+        tables = [self._scorers[episode].table() for episode in sorted(self._scorers)]
+        columns = {name: [bool(table[name][0]) for table in tables] for name in COLUMNS}
+        times = [float(table["time_to_success_s"][0]) for table in tables if table["success"][0]]
+        count = len(tables)
         return {
-            "protocol": EVAL_V1.name,
-            "protocol_hash": EVAL_V1.hash,
-            "success": stats.rate(sum(table["inserted"]), count),
-            "held_at_end": stats.rate(sum(held), count),
-            "stages": {name: stats.rate(sum(table[name]), count) for name in STAGES},
-            "time_to_success_s": float(np.median(known)) if known else None,
-            "table": {"success": table["inserted"], "held_at_end": held, **table},
+            "protocol": self.protocol.name,
+            "protocol_hash": self.protocol.hash,
+            "success": stats.rate(sum(columns["success"]), count),
+            "held_at_end": stats.rate(sum(columns["held_at_end"]), count),
+            "stages": {name: stats.rate(sum(columns[name]), count) for name in STAGES},
+            "time_to_success_s": float(np.median(times)) if times else None,
+            "table": columns,
         }
 
-    def _measure(self, episode: int, task: Any) -> tuple[Any, bool, Any]:
+    def _measure(self, episode: int, task: PyTree) -> Outcome:
         """Scores the world's present state."""
         data = self._data
         data.qpos[:], data.qvel[:], targets = self._world.state()
@@ -172,5 +171,4 @@ class Trials:
         mujoco.mj_forward(self._model, data)
         values = (data.qpos, data.qvel, data.ctrl, data.sensordata)
         readout = Readout(*(jnp.asarray(value, jnp.float32) for value in values))
-        task, done, measures = self._judge(readout, task, self._contexts[episode])
-        return task, bool(done), jax.tree.map(np.asarray, measures)
+        return self._judge(readout, task, self._state.context[episode])

@@ -7,19 +7,18 @@ traceable, learners put all three into one compiled loop over steps.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.core.types import PyTree
 from alohas2r.embodiment import control as embodiment_control
 from alohas2r.embodiment import history
 from alohas2r.embodiment.history import HistoryState
 from alohas2r.envs import actuation, noise
 from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.noise import DelayState
-from alohas2r.envs.task import EnvConfig, EnvState, Scored, Start
+from alohas2r.envs.task import EnvConfig, EnvState, Scored, Start, Task
 from alohas2r.errors import ModelError
 from alohas2r.sim import physics_randomization, signals
 from alohas2r.sim.engines.base import Engine
@@ -30,13 +29,13 @@ class Env:
     """N environments of a task.
 
     Args:
-      task: a task, as tasks.pick.PickTask.
+      task: what is to be done, such as `tasks.pick.task.PickTask`.
       engine: an engine with N simulations.
       config: control, noise, history.
       context: [N, C] per-environment constants that belong to the engine's model fields.
     """
 
-    def __init__(self, task: Any, engine: Engine, config: EnvConfig, context: np.ndarray):
+    def __init__(self, task: Task, engine: Engine, config: EnvConfig, context: np.ndarray):
         if context.shape != (engine.num_envs, task.context_size):
             raise ModelError(
                 f"context must be [{engine.num_envs}, {task.context_size}], not {context.shape}."
@@ -46,7 +45,7 @@ class Env:
         self.config = config
         self.num_envs = engine.num_envs
         self.context = jnp.asarray(context, jnp.float32)
-        self.extract = signals.extractor(task.scene)
+        self.extract = signals.extractor(task.scene, task.extra_sensors)
         self.features = config.history.size(task.observation_size)
         self._low = jnp.asarray(task.scene.ctrl_low, jnp.float32)
         self._high = jnp.asarray(task.scene.ctrl_high, jnp.float32)
@@ -78,7 +77,7 @@ class Env:
         """Uses what another batch of environments, of the same task and configuration, has compiled."""
         self._start, self.score_jit = other._start, other.score_jit
 
-    def reset(self, keys: jax.Array, stagger: bool = False) -> tuple[EnvState, Any, Readout]:
+    def reset(self, keys: jax.Array, stagger: bool = False) -> tuple[EnvState, PyTree, Readout]:
         """Starts all environments.
 
         Args:
@@ -165,8 +164,8 @@ class Env:
         return state, scored
 
     def advance(
-        self, state: EnvState, physics: Any, ctrl: jax.Array
-    ) -> tuple[EnvState, Any, Readout, Scored]:
+        self, state: EnvState, physics: PyTree, ctrl: jax.Array
+    ) -> tuple[EnvState, PyTree, Readout, Scored]:
         """Steps the physics, scores, and resets the environments that are done.
 
         Raises:
@@ -187,8 +186,8 @@ class Env:
         return state, physics, readout, scored
 
     def advance_traced(
-        self, state: EnvState, physics: Any, ctrl: jax.Array
-    ) -> tuple[EnvState, Any, Readout, Scored]:
+        self, state: EnvState, physics: PyTree, ctrl: jax.Array
+    ) -> tuple[EnvState, PyTree, Readout, Scored]:
         """The same as `advance`, inside `jax.jit` on a traceable engine; the caller asks `engine.check` later."""
         physics, readout = self.engine.step(physics, ctrl)
         state, scored = self.score(state, readout)

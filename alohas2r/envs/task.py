@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 
+from alohas2r.core.types import PyTree
 from alohas2r.embodiment.history import HistoryConfig, HistoryState
 from alohas2r.envs.actuation import ControlConfig, ControlState
-from alohas2r.envs.noise import DelayState, NoiseConfig
+from alohas2r.envs.noise import DelayState, Measured, NoiseConfig
+from alohas2r.sim.scene import Scene
+from alohas2r.sim.signals import Signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +43,96 @@ class Start(NamedTuple):
     seen: jax.Array | None = None
 
 
+class Outcome(NamedTuple):
+    """What a task says of one environment's new state."""
+
+    state: PyTree  # the task's own state
+    reward: jax.Array  # []
+    done: jax.Array  # [] bool, whether the episode ends; time-out included
+    truncated: jax.Array  # [] bool, cut off by time alone, so that the future still has a value
+    measures: PyTree  # a NamedTuple of what scorers and training metrics read
+
+
+class TaskConfig(Protocol):
+    """What every task's configuration has."""
+
+    @property
+    def steps(self) -> int:
+        """Control steps per episode."""
+        ...
+
+
+class Task(Protocol):
+    """A task on a scene: pure functions of one environment, which `Env` maps over the batch.
+
+    Its state is a NamedTuple that has at least `step`, the control steps since the reset ([] int32, or [A] where
+    each arm has its own clock), and `stage`, that of a curriculum ([] int32; it survives resets).
+    Its measures have at least `joint_speed` (fastest arm joint, rad/s) and `contact_force` (largest finger force, N).
+
+    Attributes:
+      scene: where it takes place. config: its settings.
+      action_size: numbers a policy gives: 7 for each arm.
+      extra_sensors: name and size of each sensor of the MJCF that is wanted in `Signals.extra`.
+      observation_spec: name, size and unit of each part of what a policy may observe; observation_size: their sum.
+      context_size: numbers that are fixed per environment, such as sizes and masses.
+      privileged_size: numbers that the critic sees.
+    """
+
+    @property
+    def scene(self) -> Scene: ...  # noqa: D102
+
+    @property
+    def config(self) -> TaskConfig: ...  # noqa: D102
+
+    @property
+    def action_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def extra_sensors(self) -> tuple[tuple[str, int], ...]: ...  # noqa: D102
+
+    @property
+    def observation_spec(self) -> tuple[tuple[str, int, str], ...]: ...  # noqa: D102
+
+    @property
+    def observation_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def context_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def privileged_size(self) -> int: ...  # noqa: D102
+
+    def reset(self, key: jax.Array, context: jax.Array, stage: jax.Array) -> tuple[PyTree, Start]:
+        """Draws a start.
+
+        Args:
+          key: random key.
+          context: [C] what is fixed in this environment.
+          stage: [] int32, to be kept.
+
+        Returns:
+          The task's state and the start.
+        """
+        ...
+
+    def observation(self, measured: Measured, state: PyTree) -> jax.Array:
+        """Returns what a policy observes [observation_size] of a measurement."""
+        ...
+
+    def privileged(self, signals: Signals, state: PyTree, context: jax.Array) -> jax.Array:
+        """Returns what the critic sees [privileged_size]: exact, undelayed."""
+        ...
+
+    def step(self, signals: Signals, state: PyTree, context: jax.Array) -> Outcome:
+        """Scores a new state."""
+        ...
+
+
 class EnvState(NamedTuple):
     """State of N environments beside the physics; every leaf has a leading axis N."""
 
     key: jax.Array  # [N] random keys
-    task: Any
+    task: PyTree
     control: ControlState
     delay: DelayState
     history: HistoryState
@@ -58,7 +146,7 @@ class Scored(NamedTuple):
     done: jax.Array  # bool; the environment has been given a new start
     finite: jax.Array  # bool; whether the state was finite
     truncated: jax.Array  # bool; done by time alone, so that the future still has a value
-    measures: Any
+    measures: PyTree  # of the task, as `Outcome` has them
     reset_qpos: jax.Array  # [N, nq] new starts; used where done
     reset_ctrl: jax.Array  # [N, nu]
     reset_qvel: jax.Array | None  # [N, nv]; at rest if None

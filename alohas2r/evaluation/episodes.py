@@ -1,14 +1,116 @@
-"""Which episodes an evaluation runs."""
+"""The one loop that runs episodes: whatever the task, whoever acts, whatever is counted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from alohas2r.core.progress import Meter
+from alohas2r.embodiment.history import HistoryConfig
+from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvConfig, EnvState
+from alohas2r.sim import physics_randomization, scene
+from alohas2r.sim.engines import registry as engines
+from alohas2r.sim.signals import Readout
+from alohas2r.tasks.protocol import TaskProtocol
+from alohas2r.tasks.registry import AnyTask
+from alohas2r.tasks.scoring import Scorer, Step
 
 MAX_ENVS = 2048  # episodes simulated at once; results do not depend on it
+
+
+class Actor(Protocol):
+    """What acts in N environments at once: a policy of whatever kind, with all that it perceives by."""
+
+    def reset(self, keys: jax.Array) -> None:
+        """Forgets the past, at the start of the episodes of these keys [N, 2]."""
+        ...
+
+    def act(self, state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
+        """Observes and acts; returns the environments' new state and the actuator targets [N, nu]."""
+        ...
 
 
 def episode_keys(seed: int, first: int, count: int) -> jax.Array:
     """Returns the random keys [count, 2] of episodes first .. first + count - 1 of a seed."""
     root = jax.random.PRNGKey(seed)
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.arange(first, first + count))
+
+
+class Setting(NamedTuple):
+    """N episodes that can be run, as often as one likes."""
+
+    env: Env
+    context: np.ndarray  # [N, C] what is fixed in each, in full precision
+    scorer: Callable[[], Scorer]  # makes what counts them, anew for each run
+
+
+def set_up(
+    task: AnyTask,
+    protocol: TaskProtocol,
+    memory: HistoryConfig,
+    keys: jax.Array,
+    threads: int = 0,
+    engine: str = "cpu",
+) -> Setting:
+    """Returns one environment per episode key under a protocol.
+
+    Args:
+      task: what is to be done. protocol: of that task.
+      memory: what the policy remembers of the observation.
+      keys: [N, 2] of the episodes.
+      threads: of the physics; 0 for all cores.
+      engine: "cpu" or "warp".
+    """
+    loaded = scene.load_physics(task.scene)
+    settings, control, noise = task.conditions(protocol)
+    draws = jax.vmap(
+        lambda key: jax.random.uniform(
+            jax.random.fold_in(key, physics_randomization.STREAM), (task.draws,)
+        )
+    )(keys)
+    fields, context = task.randomize(loaded, settings, np.asarray(draws, np.float64))
+    made = engines.make(engine, loaded, len(keys), threads, fields)
+    env = Env(task.task(loaded, settings), made, EnvConfig(control, noise, memory), context)
+    return Setting(env, context, lambda: task.scorer(protocol, context))
+
+
+def run_episodes(
+    env: Env,
+    actor: Actor,
+    scorer: Scorer,
+    keys: jax.Array,
+    meter: Meter | None = None,
+    done_before: int = 0,
+) -> np.ndarray:
+    """Runs one whole episode per key.
+
+    Args:
+      env: the environments. actor: acts in them. scorer: is shown every step; ask it for the table.
+      keys: [N, 2] of the episodes.
+      meter: receives counts of episodes, on top of `done_before`.
+
+    Returns:
+      The states qpos [T, N, nq] (float32) before each step, for videos.
+    """
+    count, steps = len(keys), scorer.steps
+    state, physics, readout = env.reset(keys)
+    actor.reset(keys)
+    going = np.ones(count, bool)
+    qpos = np.zeros((steps, count, env.engine.scene.model.nq), np.float32)
+    for number in range(steps):
+        qpos[number] = readout.qpos
+        before, seen = state, readout
+        state, ctrl = actor.act(state, readout)
+        state, physics, readout, scored = env.advance(state, physics, ctrl)
+        measures = jax.tree.map(np.asarray, scored.measures)
+        done, finite = np.asarray(scored.done), np.asarray(scored.finite)
+        scorer.update(Step(number, going, before, seen, done, finite, measures))
+        going = going & ~done
+        if meter is not None:
+            meter.update(done_before + count * (number + 1) // steps)
+    return qpos

@@ -1,69 +1,190 @@
-"""Measures policies in simulation under the frozen protocol: success rates with 95% Wilson intervals."""
+"""Measures policies in simulation under the frozen protocol: success rates with 95% Wilson intervals.
+
+Every way to evaluate goes through `load_policy` and `Runner`.
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
+import jax
 import numpy as np
 
+from alohas2r.config import check
 from alohas2r.core import progress as core_progress
+from alohas2r.core.progress import Meter
 from alohas2r.core.stats import quantiles
-from alohas2r.embodiment import joints
+from alohas2r.core.types import JsonObject
+from alohas2r.envs.vision import EVALUATION, Seen, SensesConfig
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.evaluation.actors import run
-from alohas2r.evaluation.episodes import MAX_ENVS, episode_keys
+from alohas2r.evaluation.actors import ExportedActor, Eyes, StateActor, VisionActor, memory_of
+from alohas2r.evaluation.episodes import (
+    MAX_ENVS,
+    Actor,
+    Setting,
+    episode_keys,
+    run_episodes,
+    set_up,
+)
 from alohas2r.policies import artifact
-from alohas2r.policies import staged as policies_staged
+from alohas2r.policies.onnx import exported
+from alohas2r.policies.onnx.exported import ExportedPolicy
 from alohas2r.policies.spec import StudentSpec
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.vision import StudentPolicy
+from alohas2r.sim import scene
 from alohas2r.sim.engines import registry as engines
-from alohas2r.tasks.insert.scoring import insert_summary
-from alohas2r.tasks.insert.task import InsertTask
-from alohas2r.tasks.pick.scoring import pick_summary
-from alohas2r.tasks.pick.task import PickTask
-from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.protocol import TaskProtocol
+from alohas2r.tasks.registry import AnyTask, find_task
+from alohas2r.tasks.scoring import Scorer, Table
 
-if TYPE_CHECKING:
-    from alohas2r.policies.onnx.exported import ExportedPolicy
+Evaluable: TypeAlias = StatePolicy | StagedPolicy | StudentPolicy | ExportedPolicy
 
 
-def checked_policy(
-    policy_path: str | os.PathLike[str], episodes: int
-) -> policies_staged.AnyPolicy | StudentPolicy | ExportedPolicy:
-    """Reads a policy that can be evaluated.
+def load_policy(path: str | os.PathLike[str]) -> Evaluable:
+    """Reads a policy, an artifact or an exported file, and makes sure that it can be evaluated.
 
     Raises:
       ArtifactError: it cannot be read, or observes other things than this version gives.
-      ConfigError: `episodes` out of range.
     """
-    if not 1 <= episodes <= 1_000_000:
-        raise ConfigError(f"episodes must be in 1..1000000, not {episodes}.")
-    if pathlib.Path(policy_path).suffix.lower() == ".onnx" or pathlib.Path(policy_path).is_file():
-        from alohas2r.policies.onnx import exported
-
-        policy = exported.load(policy_path)
+    policy: Evaluable
+    if pathlib.Path(path).suffix.lower() == ".onnx" or pathlib.Path(path).is_file():
+        policy = exported.load(path)
         single = policy.kind == "state"
     else:
-        policy = artifact.load(policy_path)
+        policy = artifact.load(path)
         single = isinstance(policy, StatePolicy)
     if isinstance(policy.spec, StudentSpec):
         return policy
-    if single and policy.spec.phase != "pick":
+    try:
+        entry = find_task(policy.spec.phase)
+    except ConfigError as error:
         raise ArtifactError(
-            f"{policy_path} is a policy for the insertion alone; evaluate the teacher that holds it and a pick policy."
+            f"{path} is a policy of a task that is not known here: {error}"
+        ) from None
+    if single and entry.follows is not None:
+        raise ArtifactError(
+            f"{path} is a policy for '{entry.name}' alone; evaluate the teacher that holds it"
+            f" and a policy for '{entry.follows}'."
         )
-    task = PickTask if single else InsertTask
     expected = tuple((part.name, part.size, part.unit) for part in policy.spec.observation)
-    if expected != task.observation_spec:
+    if expected != entry.task(scene.load_physics(entry.scene), entry.config).observation_spec:
         raise ArtifactError(
-            f"{policy_path} expects other observations than this version of alohas2r gives."
+            f"{path} expects other observations than this version of alohas2r gives."
         )
     return policy
+
+
+class Episodes(NamedTuple):
+    """Episodes that were run."""
+
+    table: Table
+    qpos: np.ndarray  # [T, N, nq] float32, before each step; for videos
+    scorer: Scorer
+
+
+class Runner:
+    """Runs the same episodes as often as one likes; what is compiled serves them all.
+
+    Starts, physics and action delays of an episode are the same for every policy.
+
+    Args:
+      policy: what acts: a teacher, a student, an exported file; or the specification alone of students whose
+        weights `run` is given.
+      protocol: distributions, delays and thresholds; that of the policy's task if None.
+      keys: [N, 2] of the episodes.
+      threads: of physics and ray caster; 0 for all cores.
+      renderer: of a student's pictures; see `rendering.registry`.
+      engine: "cpu" or "warp"; students and exported files run on "cpu" only.
+      conditions: noise and randomization of what a student observes.
+      setting: the environments and the scorer, if they are not those of the task.
+      recorded: receives what a student observes in each step, for videos.
+    """
+
+    def __init__(
+        self,
+        policy: Evaluable | StudentSpec,
+        protocol: TaskProtocol | None,
+        keys: jax.Array,
+        threads: int = 0,
+        renderer: str = "auto",
+        engine: str = "cpu",
+        *,
+        conditions: SensesConfig = EVALUATION,
+        setting: Setting | None = None,
+        recorded: list[Seen] | None = None,
+    ):
+        spec = policy if isinstance(policy, StudentSpec) else policy.spec
+        if setting is None:
+            entry = find_task(spec.phase)
+            rules = entry.protocol if protocol is None else protocol
+            setting = set_up(entry, rules, memory_of(spec), keys, threads, engine)
+        self.setting, self.keys = setting, keys
+        eyes = None
+        if isinstance(spec, StudentSpec):
+            eyes = Eyes(spec, setting, threads, renderer, conditions)
+        self._student: VisionActor | None = None
+        if isinstance(policy, ExportedPolicy):
+            self.actor: Actor = ExportedActor(setting.env, policy, eyes)
+        elif eyes is not None and isinstance(spec, StudentSpec):
+            self.actor = self._student = VisionActor(eyes, spec, recorded)
+            if isinstance(policy, StudentPolicy):
+                self._student.use(policy.weights)
+        elif isinstance(policy, StatePolicy | StagedPolicy):
+            self.actor = StateActor(setting.env, policy)
+
+    def run(
+        self,
+        meter: Meter | None = None,
+        done_before: int = 0,
+        weights: Mapping[str, np.ndarray] | None = None,
+    ) -> Episodes:
+        """Runs all episodes from their start.
+
+        Args:
+          meter: receives counts of episodes, on top of `done_before`.
+          weights: lets another student of the same specification act.
+        """
+        if weights is not None and self._student is not None:
+            self._student.use(weights)
+        scorer = self.setting.scorer()
+        qpos = run_episodes(self.setting.env, self.actor, scorer, self.keys, meter, done_before)
+        return Episodes(scorer.table(), qpos, scorer)
+
+
+def run(
+    policy: Evaluable,
+    protocol: TaskProtocol | None,
+    keys: jax.Array,
+    threads: int = 0,
+    renderer: str = "auto",
+    engine: str = "cpu",
+) -> Episodes:
+    """Runs one episode per key with any policy; see `Runner`."""
+    return Runner(policy, protocol, keys, threads, renderer, engine).run()
+
+
+def check_episodes(episodes: int) -> None:
+    """Raises ConfigError unless so many episodes can be evaluated."""
+    check(1 <= episodes <= 1_000_000, f"episodes must be in 1..1000000, not {episodes}.")
+
+
+def chunks(seed: int, episodes: int) -> list[tuple[int, jax.Array]]:
+    """Returns the episodes of a seed in groups that are simulated at once: the first one's number, and the keys."""
+    return [
+        (first, episode_keys(seed, first, min(MAX_ENVS, episodes - first)))
+        for first in range(0, episodes, MAX_ENVS)
+    ]
+
+
+def join(tables: list[Table]) -> Table:
+    """Returns tables one below the other."""
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 def evaluate(
@@ -72,72 +193,72 @@ def evaluate(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
-    protocol: Protocol = EVAL_V1,
+    protocol: TaskProtocol | None = None,
     renderer: str = "auto",
     engine: str = "cpu",
-) -> dict[str, Any]:
-    """Evaluates a policy under eval-v1: exactly the first `episodes` episodes of the seed.
+) -> JsonObject:
+    """Runs exactly `episodes` fresh episodes, one per environment, and says how they went.
 
     Args:
-      policy_path: an artifact's directory, or an exported file (.onnx).
+      policy_path: a policy artifact, or an exported file (.onnx).
       episodes: how many.
-      seed: of starts, blocks, noise and delays; episode i is the same whatever `episodes` is.
+      seed: episode i of a seed is the same whatever else is evaluated.
       threads: of the physics; 0 for all cores.
-      progress: receives reports.
-      protocol: eval-v1, or one made from it by `protocol.modified`.
-      renderer: what draws a student's pictures; see senses.RENDERERS.
-      engine: what simulates: "cpu", "warp" or "auto"; students and exported files know the first only.
+      progress: receives counts of episodes.
+      protocol: the distributions and thresholds; that of the policy's task if None.
+      renderer: of a student's pictures; see `rendering.registry`.
+      engine: "cpu"; "warp", for teachers; or "auto": "warp" for teachers where there is CUDA.
 
     Returns:
-      Rates with Wilson intervals, quantiles of errors and times, and "table": per-episode columns.
+      Protocol, rates with Wilson intervals, quantiles of errors and times, and "table": per-episode columns.
 
     Raises:
       ArtifactError: the policy cannot be read or is none for this protocol.
       ConfigError: a number out of range.
     """
     started = time.monotonic()
-    policy = checked_policy(policy_path, episodes)
-    knows = isinstance(policy, StatePolicy | StagedPolicy)
-    engine = "cpu" if engine == engines.AUTO and not knows else engines.choose(engine)
-    if engine != "cpu" and not knows:
-        raise ConfigError(
-            f"The engine '{engine}' evaluates teachers only; use --engine cpu for {policy_path}."
-        )
-    meter = core_progress.Meter("evaluate", episodes, progress, unit="episodes")
-    parts = []
-    for first in range(0, episodes, MAX_ENVS):
-        count = min(MAX_ENVS, episodes - first)
-        parts.append(
-            run(
-                policy,
-                protocol,
-                episode_keys(seed, first, count),
-                threads,
-                meter,
-                first,
-                renderer,
-                engine,
-            )[0]
-        )
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    staged = policy.spec.phase != "pick"
-    result = {
-        "protocol": protocol.name,
-        "protocol_hash": protocol.hash,
+    check_episodes(episodes)
+    policy = load_policy(policy_path)
+    entry = find_task(policy.spec.phase)
+    rules: TaskProtocol = entry.protocol if protocol is None else protocol
+    engine = _engine(engine, policy, policy_path)
+    meter = Meter("evaluate", episodes, progress, unit="episodes")
+    parts = [
+        Runner(policy, rules, keys, threads, renderer, engine).run(meter, first)
+        for first, keys in chunks(seed, episodes)
+    ]
+    table = join([part.table for part in parts])
+    return {
+        "protocol": rules.name,
+        "protocol_hash": rules.hash,
         "policy": policy.hash,
         "phase": policy.spec.phase,
         "engine": engine,
         "episodes": episodes,
         "seed": seed,
-    }
-    if staged:
-        result |= insert_summary(table, protocol.insert.steps * joints.CONTROL_PERIOD_S)
-    else:
-        result |= pick_summary(table)
-    result |= {
+        **parts[0].scorer.summary(table),
         "peak_joint_speed_rad_s": quantiles(table["peak_joint_speed"]),
         "peak_contact_force_n": quantiles(table["peak_contact_force"]),
         "wall_s": round(time.monotonic() - started, 2),
         "table": table,
     }
-    return result
+
+
+def _engine(name: str, policy: Evaluable, path: str | os.PathLike[str]) -> str:
+    """Returns the engine to run on; students and exported files have no choice."""
+    teacher = isinstance(policy, StatePolicy | StagedPolicy)
+    chosen = "cpu" if name == engines.AUTO and not teacher else engines.choose(name)
+    if chosen != "cpu" and not teacher:
+        raise ConfigError(
+            f"The engine '{chosen}' evaluates teachers only; use --engine cpu for {path}."
+        )
+    return chosen
+
+
+def watched(entry: AnyTask, table: Table) -> dict[str, float]:
+    """Returns the figures of a table that a training shows on the way: rates, and medians of what is no flag."""
+    columns = {name: table[name] for name in entry.watched}
+    return {
+        name: float(column.mean() if column.dtype == bool else np.nanmedian(column))
+        for name, column in columns.items()
+    }

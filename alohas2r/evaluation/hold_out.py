@@ -1,34 +1,98 @@
-"""Measures students: whole episodes with pictures, under the same protocol and with the same rows as a teacher.
-
-Looks are drawn anew for every episode, with shadows, and every noise is on.
-"""
+"""Students with one object missing in every episode: who grasps at thin air?"""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
+import jax
 import numpy as np
 
-from alohas2r.config import check
 from alohas2r.core import progress as core_progress
 from alohas2r.core import stats
+from alohas2r.core.types import JsonObject
+from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvState
 from alohas2r.errors import ArtifactError
-from alohas2r.evaluation import episodes as evaluation_episodes
-from alohas2r.evaluation.actors import run_student
-from alohas2r.policies import artifact, vision
+from alohas2r.evaluation.actors import memory_of
+from alohas2r.evaluation.episodes import Setting, set_up
+from alohas2r.evaluation.evaluate import Runner, check_episodes, chunks, join, load_policy
+from alohas2r.policies.spec import StudentSpec
 from alohas2r.policies.vision import StudentPolicy
+from alohas2r.sim.objects import SOCKET_HALF, TABLE_HEIGHT
+from alohas2r.sim.signals import Readout
+from alohas2r.tasks.insert import hold_out
+from alohas2r.tasks.insert.hold_out import HoldOutConfig, HoldOutTask
+from alohas2r.tasks.insert.scoring import InsertScorer
 from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.registry import find_task
+from alohas2r.tasks.scoring import Step, Table
+from alohas2r.tasks.single_arm import LIFTED
 
 
-def _load(path: str | os.PathLike[str]) -> StudentPolicy:
-    if artifact.describe(path).get("kind") != "student":
-        raise ArtifactError(f"{path} is no student; `alohas2r distill` makes one.")
-    return vision.load(path)
+class HoldOutScorer(InsertScorer):
+    """Counts besides who closed a gripper where nothing was, and whether the other arm did its part.
+
+    Adds the columns "missing_left" (else the right object is missing), "closed_on_air" (by the gripper on that side)
+    and "other_lifted".
+
+    Args:
+      protocol: of the insertion. half: [N] half sides of the pegs (m).
+      env: whose states are counted.
+      empty_travel: finger travel (m) below which a gripper holds nothing.
+    """
+
+    def __init__(self, protocol: Protocol, half: np.ndarray, env: Env, empty_travel: float):
+        super().__init__(protocol.insert, half)
+        base_height = np.array([arm.base_pos[2] for arm in env.task.scene.arms])
+        rest = np.stack([np.full(len(half), SOCKET_HALF), half], 1) + TABLE_HEIGHT
+        self._closed, self._lifted = np.zeros((2, len(half), 2), bool)
+        self._held_out = np.zeros((len(half), 2), bool)
+
+        @jax.jit
+        def judge(readout: Readout) -> tuple[jax.Array, jax.Array]:
+            signals = env.extract(readout)
+            high = signals.object_pos[..., 2] + base_height > rest + LIFTED
+            return hold_out.closed_on_air(signals, empty_travel), high
+
+        self._judge = judge
+
+    def update(self, step: Step) -> None:
+        """Takes a step."""
+        super().update(step)
+        if step.number == 0:
+            self._held_out = np.asarray(_missing(step.before))
+        closed, high = self._judge(step.readout)
+        self._closed |= np.asarray(closed) & step.going[:, None]
+        self._lifted |= np.asarray(high) & step.going[:, None]
+
+    def table(self) -> Table:
+        """Returns a row per episode."""
+        missing = self._held_out
+        return super().table() | {
+            "missing_left": missing[:, 0],
+            "closed_on_air": (self._closed & missing).any(1),
+            "other_lifted": (self._lifted & ~missing).any(1),
+        }
 
 
-def hold_out_table(
+def _missing(state: EnvState) -> jax.Array:
+    return state.task.held_out
+
+
+def set_up_hold_out(
+    spec: StudentSpec, protocol: Protocol, keys: jax.Array, threads: int = 0
+) -> Setting:
+    """Returns the episodes of a protocol with one object missing in each."""
+    env, context, _ = set_up(find_task(spec.phase), protocol, memory_of(spec), keys, threads)
+    settings, *_ = find_task(spec.phase).conditions(protocol)
+    task = HoldOutTask(env.task.scene, settings, HoldOutConfig(one=True))
+    changed = Env(task, env.engine, env.config, np.asarray(env.context))
+    half, empty = context[:, 0], spec.switch.empty_travel
+    return Setting(changed, context, lambda: HoldOutScorer(protocol, half, changed, empty))
+
+
+def evaluate_hold_out(
     policy_path: str | os.PathLike[str],
     episodes: int = 500,
     seed: int = 0,
@@ -36,7 +100,7 @@ def hold_out_table(
     progress: core_progress.Progress | None = None,
     protocol: Protocol = EVAL_V1,
     renderer: str = "auto",
-) -> dict[str, Any]:
+) -> JsonObject:
     """Evaluates a student with one object missing in every episode.
 
     Returns:
@@ -46,21 +110,18 @@ def hold_out_table(
     Raises:
       ArtifactError: the student cannot be read, or is none. ConfigError: a number out of range.
     """
-    check(1 <= episodes <= 1_000_000, f"episodes must be in 1..1000000, not {episodes}")
     started = time.monotonic()
-    found = _load(policy_path)
+    check_episodes(episodes)
+    student = load_policy(policy_path)
+    if not isinstance(student, StudentPolicy):
+        raise ArtifactError(f"{policy_path} is no student; `alohas2r distill` makes one.")
     meter = core_progress.Meter("evaluate", episodes, progress, unit="episodes")
-    parts = []
-    for first in range(0, episodes, evaluation_episodes.MAX_ENVS):
-        keys = evaluation_episodes.episode_keys(
-            seed, first, min(evaluation_episodes.MAX_ENVS, episodes - first)
-        )
-        parts.append(
-            run_student(
-                found, protocol, keys, threads, meter, first, renderer=renderer, missing=True
-            )[0]
-        )
-    table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    tables = []
+    for first, keys in chunks(seed, episodes):
+        setting = set_up_hold_out(student.spec, protocol, keys, threads)
+        runner = Runner(student, protocol, keys, threads, renderer, setting=setting)
+        tables.append(runner.run(meter, first).table)
+    table = join(tables)
     left = table["missing_left"]
 
     def rate(name: str, where: np.ndarray) -> stats.Rate:
@@ -69,7 +130,7 @@ def hold_out_table(
     every = np.ones(episodes, bool)
     return {
         "protocol": f"{protocol.name}+hold-out",
-        "policy": found.hash,
+        "policy": student.hash,
         "episodes": episodes,
         "seed": seed,
         "closed_on_air": rate("closed_on_air", every),

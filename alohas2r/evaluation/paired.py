@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
 
 from alohas2r.core import progress as core_progress
 from alohas2r.core import stats
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
 from alohas2r.evaluation import evaluate
-from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.protocol import TaskProtocol
 
 
 def paired(
@@ -20,22 +20,26 @@ def paired(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
-    protocol: Protocol = EVAL_V1,
+    protocol: TaskProtocol | None = None,
     renderer: str = "auto",
-) -> dict[str, Any]:
-    """Runs two policies that insert in the same episodes, a student and its teacher say.
+) -> JsonObject:
+    """Runs two policies of one task in the same episodes, a student and its teacher say.
 
     Returns:
       "first" and "second": the results of `evaluate.evaluate` without their tables; "difference": of the rates of
       success, first minus second, with its 95% interval for paired episodes; "mcnemar": see `stats.mcnemar`.
 
     Raises:
-      ArtifactError: a policy cannot be read, or does not insert. ConfigError: a number out of range.
+      ArtifactError: a policy cannot be read, or they are of two tasks. ConfigError: a number out of range.
     """
     results, success = [], []
-    for path in (policy_path, other_path):
-        if evaluate.checked_policy(path, episodes).spec.phase == "pick":
-            raise ArtifactError(f"{path} only picks; a paired evaluation needs two that insert.")
+    evaluate.check_episodes(episodes)
+    first, second = (evaluate.load_policy(path).spec.phase for path in (policy_path, other_path))
+    if first != second:
+        raise ArtifactError(
+            f"{policy_path} is a policy for '{first}', {other_path} one for '{second}'; a paired"
+            " evaluation needs two of the same task."
+        )
     for path in (policy_path, other_path):
         result = evaluate.evaluate(path, episodes, seed, threads, progress, protocol, renderer)
         success.append(result.pop("table")["success"])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import pathlib
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 from alohas2r.core import files
+from alohas2r.core.types import JsonObject
 
 
-def write_csv(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
+def write_csv(result: JsonObject, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes the per-episode table of a result of `evaluate`.
 
     Raises:
@@ -20,9 +22,7 @@ def write_csv(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.P
     """
     table = result["table"]
 
-    def write(file: Any) -> None:
-        import io
-
+    def write(file: BinaryIO) -> None:
         text = io.TextIOWrapper(file, newline="", encoding="utf-8")
         writer = csv.writer(text)
         writer.writerow(["episode", *table])
@@ -34,10 +34,3 @@ def write_csv(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.P
         text.detach()
 
     return files.write_atomic(path, write)
-
-
-def half_sizes(name: str, result: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns geom name -> [N, 3] half sizes (m) of the objects that differ between episodes."""
-    geom, side = ("box", "block_half_side_mm") if name == "pick" else ("red_peg", "peg_mm")
-    half = result[side] / (1000 if name == "pick" else 2000)
-    return {geom: np.stack([np.full_like(half, 0.048), half, half], 1)}

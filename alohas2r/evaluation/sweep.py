@@ -1,21 +1,14 @@
-"""One condition of the protocol varied, everything else as it is."""
+"""One condition of a protocol varied, everything else as it is."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from alohas2r.core import progress as core_progress
-from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
-from alohas2r.evaluation.evaluate import checked_policy, evaluate
-from alohas2r.tasks.protocol import EVAL_V1, modified
-
-# Conditions of the sweeps; the teacher is the same in all of them.
-SWEEPS: dict[str, tuple[dict[str, float], ...]] = {
-    "clearance": tuple({"peg_mm": float(side)} for side in (20, 24, 28, 32, 34)),
-    "latency": tuple({"extra_delay_steps": steps} for steps in range(5)),
-    "recovery": ({"seconds": 15.0},),
-}
+from alohas2r.core.types import JsonObject
+from alohas2r.errors import ConfigError, did_you_mean
+from alohas2r.evaluation.evaluate import check_episodes, evaluate, load_policy
+from alohas2r.tasks.registry import find_task
 
 
 def sweep(
@@ -25,31 +18,32 @@ def sweep(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
-) -> dict[str, Any]:
-    """Evaluates one teacher under several conditions.
+) -> JsonObject:
+    """Evaluates one policy under several conditions; it is the same in all of them.
 
     Args:
-      policy_path: a staged teacher.
-      name: "clearance" (pegs of 20 to 34 mm in the 36 mm hole), "latency" (0 to 4 steps of constant action delay on
-        top) or "recovery" (15 s instead of 10, for success at 8, 10 and 15 s).
+      policy_path: the policy.
+      name: one of the sweeps of its task. Of the insertion: "clearance" (pegs of 20 to 34 mm in the 36 mm hole),
+        "latency" (0 to 4 steps of constant action delay on top) or "recovery" (15 s instead of 10, for success at
+        8, 10 and 15 s).
       episodes: per condition. seed, threads, progress: as `evaluate`.
 
     Returns:
       "sweep": the name, and "rows": each condition with the result of `evaluate`, per-episode tables left out.
 
     Raises:
-      ConfigError: unknown sweep. ArtifactError: as `evaluate`, or the policy is no staged teacher.
+      ConfigError: the policy's task has no such sweep. ArtifactError: as `evaluate`.
     """
-    if name not in SWEEPS:
-        raise ConfigError(f"Unknown sweep '{name}'.{did_you_mean(name, SWEEPS)}")
-    if checked_policy(policy_path, episodes).spec.phase == "pick":
-        raise ArtifactError(f"{policy_path} is no staged teacher; a sweep needs one that inserts.")
+    check_episodes(episodes)
+    entry = find_task(load_policy(policy_path).spec.phase)
+    if name not in entry.sweeps or entry.modified is None:
+        if not entry.sweeps:
+            raise ConfigError(f"{policy_path} is a policy for '{entry.name}', which has no sweeps.")
+        raise ConfigError(f"Unknown sweep '{name}'.{did_you_mean(name, entry.sweeps)}")
     rows = []
-    for condition in SWEEPS[name]:
-        changed: dict[str, Any] = dict(condition)
-        result = evaluate(
-            policy_path, episodes, seed, threads, progress, modified(EVAL_V1, **changed)
-        )
+    for condition in entry.sweeps[name]:
+        protocol = entry.modified(entry.protocol, condition)
+        result = evaluate(policy_path, episodes, seed, threads, progress, protocol)
         result.pop("table")
-        rows.append({"condition": condition, **result})
+        rows.append({"condition": dict(condition), **result})
     return {"sweep": name, "rows": rows}

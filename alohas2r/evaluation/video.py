@@ -10,16 +10,14 @@ import mujoco
 import numpy as np
 
 from alohas2r.envs.vision import Seen
-from alohas2r.evaluation import episodes as evaluation_episodes
-from alohas2r.evaluation.actors import run, run_student
 from alohas2r.evaluation.episodes import episode_keys
-from alohas2r.evaluation.evaluate import checked_policy
-from alohas2r.evaluation.report import half_sizes
+from alohas2r.evaluation.evaluate import Runner, check_episodes, load_policy, run
 from alohas2r.policies.vision import StudentPolicy
 from alohas2r.rendering import video
 from alohas2r.rendering.offscreen import Offscreen, free_camera
 from alohas2r.sim import scene
-from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.protocol import TaskProtocol
+from alohas2r.tasks.registry import find_task
 
 
 def write_video(
@@ -34,25 +32,32 @@ def write_video(
       ArtifactError: the policy cannot be read, or the file cannot be written.
       BackendUnavailable: no way to render or to encode.
     """
-    policy = checked_policy(policy_path, episodes)
+    check_episodes(episodes)
+    policy = load_policy(policy_path)
     if isinstance(policy, StudentPolicy):
         return write_student_video(policy, path, episodes, seed)
-    result, qpos = run(policy, EVAL_V1, episode_keys(seed, 0, episodes))
-    name = policy.spec.phase
+    entry = find_task(policy.spec.phase)
+    table, qpos, _ = run(policy, entry.protocol, episode_keys(seed, 0, episodes))
+    sizes = None if entry.sizes is None else entry.sizes(table)
     return video.write_rollouts(
-        path, scene.load(name), qpos, result["success"], half_sizes(name, result)
+        path,
+        scene.load(entry.scene),
+        qpos,
+        table["success"],
+        sizes,
+        camera=free_camera(*entry.view),
     )
 
 
 def write_student_video(
-    found: StudentPolicy,
+    student: StudentPolicy,
     path: str | os.PathLike[str],
     episodes: int = 4,
     seed: int = 0,
     *,
     threads: int = 0,
     renderer: str = "auto",
-    protocol: Protocol = EVAL_V1,
+    protocol: TaskProtocol | None = None,
     height: int = 240,
     width: int = 320,
 ) -> pathlib.Path:
@@ -67,10 +72,12 @@ def write_student_video(
     """
     path = video.check_path(path)
     recorded: list[Seen] = []
-    keys = evaluation_episodes.episode_keys(seed, 0, episodes)
-    table, qpos = run_student(found, protocol, keys, threads, renderer=renderer, recorded=recorded)
-    loaded = scene.load("insert")
-    camera = free_camera(*video.VIEWS["insert"])
+    keys = episode_keys(seed, 0, episodes)
+    runner = Runner(student, protocol, keys, threads, renderer, recorded=recorded)
+    table, qpos, _ = runner.run()
+    entry = find_task(student.spec.phase)
+    loaded = scene.load(entry.scene)
+    camera = free_camera(*entry.view)
     colours = [video.GREEN if good else video.RED for good in table["success"]]
     data = mujoco.MjData(loaded.model)
 

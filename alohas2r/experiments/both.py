@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.envs.noise import Measured
-from alohas2r.envs.task import Start
+from alohas2r.envs.task import Outcome, Start
 from alohas2r.sim import geometry
+from alohas2r.sim.objects import TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 from alohas2r.tasks.pick.config import PickConfig
-from alohas2r.tasks.pick.task import PickMeasures, PickState, PickTask
-from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION, TABLE_HEIGHT
+from alohas2r.tasks.pick.task import PickState, PickTask
+from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION
 
 
 class _OneArm(PickTask):
@@ -45,6 +46,7 @@ class BothTask:
         for name, size, unit in SINGLE_ARM_OBSERVATION
     )
     observation_size = 2 * PickTask.observation_size
+    extra_sensors: tuple[tuple[str, int], ...] = ()
     context_size = 4  # half side (m) and mass (kg) of each object
     privileged_size = 2 * PickTask.privileged_size
 
@@ -103,16 +105,14 @@ class BothTask:
         )
         return one(signals, state, context.reshape(2, 2)).reshape(-1)
 
-    def step(
-        self, signals: Signals, state: PickState, context: jax.Array
-    ) -> tuple[PickState, jax.Array, jax.Array, jax.Array, PickMeasures]:
+    def step(self, signals: Signals, state: PickState, context: jax.Array) -> Outcome:
         """Scores both arms; the reward is the sum, and the episode ends when either arm's does."""
         one = jax.vmap(
             lambda s, t, c: self._one.step(_as_single(s, "peg_end_in_socket"), t, c),
             in_axes=(_per_arm(Signals, "peg_end_in_socket"), 0, 0),
         )
         new, reward, done, truncated, measures = one(signals, state, context.reshape(2, 2))
-        return new, reward.sum(), done.any(), truncated.any(), measures
+        return Outcome(new, reward.sum(), done.any(), truncated.any(), measures)
 
 
 def _per_arm(kind: Any, shared: str) -> Any:
@@ -123,5 +123,8 @@ def _per_arm(kind: Any, shared: str) -> Any:
 def _as_single(item: Any, shared: str) -> Any:
     """Gives one arm's slice the leading arm axis that the pick task expects."""
     return type(item)(
-        **{name: value if name == shared else value[None] for name, value in item._asdict().items()}
+        **{
+            name: value if name in (shared, "extra") else value[None]
+            for name, value in item._asdict().items()
+        }
     )

@@ -25,9 +25,10 @@ from alohas2r.experiments.both import BothTask
 from alohas2r.learning.ppo import envs as ppo_envs
 from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo.learner import Ppo
-from alohas2r.sim import scene
+from alohas2r.sim import objects, scene
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.physics_randomization import BlockConfig
+from alohas2r.tasks.pick.config import PickConfig
 
 LABELS = {
     "one": "one arm (7 actions, 53 observations)",
@@ -65,10 +66,12 @@ def run(
     check(steps >= 1, f"steps must be >= 1, not {steps}")
     folder = files.make_folder(out)
     settings = presets.find_preset("pick", "default")
+    assert isinstance(settings.task, PickConfig)
     block = BlockConfig(half_side=(0.010, 0.022))
+    task = dataclasses.replace(settings.task, block=block)
     settings = dataclasses.replace(
         settings,
-        task=dataclasses.replace(settings.task, block=block),
+        task=task,
         ppo=dataclasses.replace(settings.ppo, num_envs=num_envs),
     )
     result: dict[str, Any] = {}
@@ -80,7 +83,7 @@ def run(
         env = (
             ppo_envs.make_env(settings, seed, threads)
             if name == "one"
-            else _both(settings, threads)
+            else _both(task, settings, threads)
         )
         ppo = Ppo(settings.ppo, env)
         learner = ppo.init(jax.random.PRNGKey(seed))
@@ -107,15 +110,15 @@ def run(
     return result
 
 
-def _both(settings: presets.TrainConfig, threads: int) -> Env:
+def _both(task: PickConfig, settings: presets.TrainConfig, threads: int) -> Env:
     loaded = scene.load_physics("insert")
     count = settings.ppo.num_envs
     model = loaded.model
-    sizes = [0.022, 0.010]
+    sizes = [objects.SOCKET_HALF, objects.PEG_HALF]
     masses = [float(model.body_mass[loaded.id("body", name)]) for name in ("socket", "peg")]
     context = np.tile([sizes[0], masses[0], sizes[1], masses[1]], (count, 1))
     engine = CpuEngine(loaded, count, threads=threads)
-    return Env(BothTask(loaded, settings.task), engine, settings.env, context)
+    return Env(BothTask(loaded, task), engine, settings.env, context)
 
 
 def plot(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:

@@ -51,7 +51,7 @@ class PolicySpec:
 
     Attributes:
       kind: "state" for a policy on named state observations.
-      phase: "pick" or "insert".
+      phase: name of the task.
       observation: the parts of the observation vector, in order.
       history: what the policy remembers.
       action: what its actions mean.
@@ -146,7 +146,7 @@ class StudentSpec:
 
     Attributes:
       kind: "student".
-      phase: "insert".
+      phase: name of the task.
       observation: "rgbd", "depth", "rgb", or "state" for the teacher's own observation.
       cameras: what the pictures are like.
       proprioception: the parts of the vector that is observed beside the pictures, in order.
@@ -243,7 +243,7 @@ def make_spec(
     parts = tuple(ObservationPart(*part) for part in PROPRIOCEPTION)
     return StudentSpec(
         kind="student",
-        phase="insert",
+        phase=model.name,
         observation=observation,
         cameras=cameras,
         proprioception=state_parts if observation == "state" else parts,

@@ -22,11 +22,8 @@ from alohas2r.sim.scene import Scene
 
 CONTROL_RATE_HZ = round(1 / joints.CONTROL_PERIOD_S)  # one frame a control step
 CAMERA = "teleoperator_pov"
-# Views of episodes: point looked at (m), distance (m), azimuth and elevation (degrees).
-VIEWS = {
-    "pick": ((-0.25, 0.0, 0.18), 1.0, 120.0, -22.0),
-    "insert": ((0.0, 0.0, 0.14), 1.2, 90.0, -25.0),
-}
+# View of episodes: point looked at (m), distance (m), azimuth and elevation (degrees).
+VIEW = ((0.0, 0.0, 0.14), 1.2, 90.0, -25.0)
 GREEN, RED, GREY = (0, 170, 60), (200, 30, 30), (70, 70, 70)
 
 
@@ -160,7 +157,7 @@ def write_rollouts(
       qpos: [T, N, nq] joint positions.
       success: [N] whether an episode succeeded: a green border, or a red one; None for grey ones.
       half_sizes: box geom -> [N, 3] half sizes (m), where they differ between episodes.
-      camera: the view, by name or free; None for one that shows the arms closely.
+      camera: the view, by name or free; None for one that shows both arms closely.
       height: of one episode's view, in pixels.
       width: likewise.
 
@@ -177,7 +174,7 @@ def write_rollouts(
     episodes = qpos.shape[1]
     colours = [GREY] * episodes if success is None else [GREEN if good else RED for good in success]
     sizes = {scene.id("geom", name): values for name, values in (half_sizes or {}).items()}
-    camera = free_camera(*VIEWS[scene.name]) if camera is None else camera
+    camera = free_camera(*VIEW) if camera is None else camera
     data = mujoco.MjData(model)
 
     def frames() -> Iterator[np.ndarray]:
@@ -208,7 +205,7 @@ def write_scene(
 
     Args:
       path: a name that ends in ".png" or ".mp4".
-      name: "pick" or "insert".
+      name: of the scene.
       camera: of the picture, by name.
       height: in pixels.
       width: likewise.

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import pathlib
 
 import mujoco
 import numpy as np
 
 from alohas2r.core.assets import data_path
-from alohas2r.embodiment.joints import ACTUATORS, ARM_JOINTS, FINGER_JOINTS
+from alohas2r.embodiment.joints import ACTUATORS, ARM_JOINTS, FINGER_JOINTS, SIDES
 from alohas2r.errors import ModelError, did_you_mean
 
 SUBSTEPS = 10  # physics steps of 5 ms per control step of 50 ms. Source: recipe, section 1.
 
-SCENES = ("pick", "insert")
-# Which object each arm handles, by scene.
-HANDLES: dict[str, dict[str, str]] = {
-    "pick": {"left": "box"},
-    "insert": {"left": "socket", "right": "peg"},
-}
+_GRIP = "_grip_pos"  # of the sensors that say which object an arm handles
+_BODIES = (int(mujoco.mjtObj.mjOBJ_BODY), int(mujoco.mjtObj.mjOBJ_XBODY))
+_registered: dict[str, pathlib.Path] = {}  # scenes from outside the package
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +34,7 @@ class Arm:
       qvel: [8] addresses in qvel, likewise.
       ctrl: [7] actuator ids: six arm joints, gripper.
       object_name: the body that this arm handles.
+      object_sensors: what the names of that object's sensors in this arm's base frame begin with.
       object_qpos: [7] addresses of that body's free joint in qpos.
       object_qvel: [6] likewise in qvel.
       base_pos: [3] base frame in the world (m); base_quat: [4] (w, x, y, z).
@@ -45,6 +45,7 @@ class Arm:
     qvel: np.ndarray
     ctrl: np.ndarray
     object_name: str
+    object_sensors: str
     object_qpos: np.ndarray
     object_qvel: np.ndarray
     base_pos: np.ndarray
@@ -56,7 +57,7 @@ class Scene:
     """A compiled scene with its names resolved.
 
     Attributes:
-      name: "pick" or "insert".
+      name: what it is called.
       model: the compiled model.
       arms: left first.
       sensors: sensor name -> slice of sensordata.
@@ -104,15 +105,41 @@ class Scene:
         return number
 
 
+def register_scene(name: str, path: str | os.PathLike[str]) -> None:
+    """Makes an MJCF file known as a scene; those in xmls/, scene_NAME.xml, need no registration.
+
+    An arm handles the object whose grip point the sensor "..._grip_pos" reports in that arm's base frame. The names of
+    the object's other sensors begin likewise: "..._pos", "..._quat", "..._linvel" and "..._angvel".
+
+    Raises:
+      ModelError: another file has that name already.
+    """
+    path = pathlib.Path(path).resolve()
+    if name in names() and _path(name) != path:
+        raise ModelError(f"There is a scene '{name}' already, {_path(name)}; choose another name.")
+    _registered[name] = path
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of all scenes."""
+    shipped = data_path("xmls").glob("scene_*.xml")
+    return tuple(sorted({path.stem.removeprefix("scene_") for path in shipped} | {*_registered}))
+
+
+def _path(name: str) -> pathlib.Path:
+    return _registered.get(name) or (data_path("xmls") / f"scene_{name}.xml").resolve()
+
+
 def spec(name: str) -> mujoco.MjSpec:
     """Returns the editable specification of a scene.
 
     Raises:
       ModelError: unknown scene, or the file is missing or damaged.
     """
-    if name not in SCENES:
-        raise ModelError(f"Unknown scene '{name}'.{did_you_mean(name, SCENES)}")
-    path = data_path("xmls") / f"scene_{name}.xml"
+    if name not in names():
+        choices = did_you_mean(name, names()) if names() else f" {data_path('xmls')} holds none."
+        raise ModelError(f"Unknown scene '{name}'.{choices}")
+    path = _path(name)
     try:
         return mujoco.MjSpec.from_file(str(path))
     except ValueError as error:
@@ -162,22 +189,38 @@ def resolve(name: str, model: mujoco.MjModel) -> Scene:
         return number
 
     arms = []
-    for side, handled in HANDLES[name].items():
+    for side in SIDES:
+        base = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, f"{side}/base_link")
+        if base < 0:
+            continue
+        prefix = _handled(model, base)
+        if prefix is None:
+            raise ModelError(
+                f"scene_{name}.xml has no sensor '...{_GRIP}' whose reference is {side}/base_link:"
+                " it must say which object that arm handles."
+            )
         joints = [lookup("JOINT", f"{side}/{joint}") for joint in (*ARM_JOINTS, *FINGER_JOINTS)]
-        free = lookup("JOINT", handled)
-        base = lookup("BODY", f"{side}/base_link")
+        body = int(model.sensor_objid[lookup("SENSOR", f"{prefix}_pos")])
+        free = int(model.body_jntadr[body])
+        if free < 0 or model.jnt_type[free] != mujoco.mjtJoint.mjJNT_FREE:
+            raise ModelError(f"scene_{name}.xml: '{model.body(body).name}' has no free joint.")
         arms.append(
             Arm(
                 name=side,
                 qpos=model.jnt_qposadr[joints].copy(),
                 qvel=model.jnt_dofadr[joints].copy(),
                 ctrl=np.array([lookup("ACTUATOR", f"{side}/{actuator}") for actuator in ACTUATORS]),
-                object_name=handled,
+                object_name=model.body(body).name,
+                object_sensors=prefix,
                 object_qpos=model.jnt_qposadr[free] + np.arange(7),
                 object_qvel=model.jnt_dofadr[free] + np.arange(6),
                 base_pos=model.body_pos[base].copy(),
                 base_quat=model.body_quat[base].copy(),
             )
+        )
+    if not arms:
+        raise ModelError(
+            f"scene_{name}.xml has no arm: neither left/base_link nor right/base_link."
         )
     sensors = {
         model.sensor(index).name: slice(
@@ -196,3 +239,13 @@ def resolve(name: str, model: mujoco.MjModel) -> Scene:
         ctrl_low=model.actuator_ctrlrange[:, 0].copy(),
         ctrl_high=model.actuator_ctrlrange[:, 1].copy(),
     )
+
+
+def _handled(model: mujoco.MjModel, base: int) -> str | None:
+    """Returns what the sensors of the object begin with that the arm on this base handles, or None."""
+    for index in range(model.nsensor):
+        name = model.sensor(index).name
+        of_base = model.sensor_refid[index] == base
+        if name.endswith(_GRIP) and of_base and model.sensor_reftype[index] in _BODIES:
+            return name.removesuffix(_GRIP)
+    return None

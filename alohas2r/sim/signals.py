@@ -6,7 +6,7 @@ or is qpos, qvel or ctrl. The same function serves every engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,11 +55,17 @@ class Signals(NamedTuple):
     grip_pos: jax.Array  # [..., A, 3] the point where the object is to be gripped
     peg_end_in_socket: (
         jax.Array
-    )  # [..., 3] leading peg end in the socket's frame; zeros in the pick scene
+    )  # [..., 3] leading peg end in the socket's frame; zeros in a scene without them
+    # What else a task asks for, by sensor, [..., size] as the MJCF has it.
+    extra: Mapping[str, jax.Array] = {}
 
 
-def extractor(scene: Scene) -> Callable[[Readout], Signals]:
+def extractor(scene: Scene, extra: Sequence[tuple[str, int]] = ()) -> Callable[[Readout], Signals]:
     """Returns the function from a readout of `scene` to its signals, for any leading batch axes.
+
+    Args:
+      scene: where.
+      extra: name and size of further sensors to hand on.
 
     Raises:
       ModelError: the scene lacks a sensor, or it has the wrong size.
@@ -70,7 +76,7 @@ def extractor(scene: Scene) -> Callable[[Readout], Signals]:
         return np.stack(
             [
                 np.arange(dim)
-                + scene.sensor(template.format(arm=arm.name, object=arm.object_name), dim).start
+                + scene.sensor(template.format(arm=arm.name, object=arm.object_sensors), dim).start
                 for arm in arms
             ]
         )
@@ -93,7 +99,12 @@ def extractor(scene: Scene) -> Callable[[Readout], Signals]:
     object_linvel = addresses("{object}_linvel", 3)
     object_angvel = addresses("{object}_angvel", 3)
     grip_pos = addresses("{object}_grip_pos", 3)
-    peg_end = np.arange(3) + scene.sensor("peg_end_in_socket", 3).start if len(arms) == 2 else None
+
+    def place(name: str, dim: int) -> np.ndarray:
+        return np.arange(dim) + scene.sensor(name, dim).start
+
+    peg_end = place("peg_end_in_socket", 3) if "peg_end_in_socket" in scene.sensors else None
+    further = {name: place(name, size) for name, size in extra}
     base_mat = geometry.quat_to_mat(
         jnp.array([arm.base_quat for arm in arms], jnp.float32)
     )  # [A, 3, 3]
@@ -121,6 +132,7 @@ def extractor(scene: Scene) -> Callable[[Readout], Signals]:
             peg_end_in_socket=data[..., peg_end]
             if peg_end is not None
             else jnp.zeros((*data.shape[:-1], 3)),
+            extra={name: data[..., where] for name, where in further.items()},
         )
 
     return extract

@@ -75,19 +75,25 @@ class InsertProtocol:
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
-    """Distributions, noise, delays and thresholds of an evaluation; nothing in it comes from the policy."""
+class TaskProtocol:
+    """Base of protocols: a name that is never used for other numbers, and a hash of the numbers."""
 
     name: str
-    control: ControlConfig
-    noise: NoiseConfig
-    pick: PickProtocol
-    insert: InsertProtocol
 
     @property
     def hash(self) -> str:
         """Identifies every number of the protocol."""
         return config.digest(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol(TaskProtocol):
+    """Distributions, noise, delays and thresholds of an evaluation; nothing in it comes from the policy."""
+
+    control: ControlConfig
+    noise: NoiseConfig
+    pick: PickProtocol
+    insert: InsertProtocol
 
 
 EVAL_V1 = Protocol(

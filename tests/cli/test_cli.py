@@ -54,8 +54,8 @@ def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "code", "parts"),
     [
         (["train-techer"], 2, ["'train-techer'", "Did you mean 'train-teacher'"]),
-        (["train-teacher"], 2, ["'--phase'", "pick, insert", "train-teacher --help"]),
-        (["train-teacher", "--phase", "pik"], 2, ["'--phase': 'pik' is", "'pick', 'insert'"]),
+        (["train-teacher"], 2, ["'--phase'", "insert, pick", "train-teacher --help"]),
+        (["train-teacher", "--phase", "pik"], 2, ["'--phase': 'pik' is", "'insert', 'pick'"]),
         (["train-teacher", "--phas", "pick"], 2, ["--phas", "--phase"]),
         (["evaluate", "x", "--episodes", "0"], 2, ["--episodes", "greater than or equal to 1"]),
         (["evaluate", "x", "--seed", "one"], 2, ["--seed", "integer"]),

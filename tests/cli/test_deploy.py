@@ -197,9 +197,10 @@ def test_two_stepped_episodes_through_the_bus_begin_like_those_of_evaluate(
 ) -> None:
     from alohas2r.embodiment.history import HistoryConfig
     from alohas2r.evaluation import episodes
-    from alohas2r.tasks.insert import scoring as insert_scoring
-    from alohas2r.tasks.protocol import EVAL_V1
+    from alohas2r.tasks.protocol import EVAL_V1, modified
+    from alohas2r.tasks.registry import find_task
 
+    short = modified(EVAL_V1, seconds=0.5)
     file = robot_cases.student(tmp_path_factory)
     log = tmp_path / "emulated.run"
     code, out, _ = run(
@@ -211,13 +212,13 @@ def test_two_stepped_episodes_through_the_bus_begin_like_those_of_evaluate(
     assert code == 0
     result = json.loads(out)
     assert (result["episodes"], result["aborted"], result["ended"]) == (2, 0, "run")
-    assert (result["protocol"], result["protocol_hash"]) == (EVAL_V1.name, EVAL_V1.hash)
+    assert (result["protocol"], result["protocol_hash"]) == (short.name, short.hash)
     assert result["timing"]["steps"] == 20
     assert result["success"]["rate"] == 0.0  # untrained, and half a second is short
     assert [len(column) for column in result["table"].values()] == [2] * len(result["table"])
     found = read_run(log)
     keys = episodes.episode_keys(7, 0, 2)
-    env, _ = insert_scoring.insert_env(EVAL_V1, HistoryConfig(()), keys, threads=1)
+    env = episodes.set_up(find_task("insert"), EVAL_V1, HistoryConfig(()), keys, threads=1).env
     starts = np.asarray(env.reset(keys)[2].qpos)
     joints = np.concatenate([arm.qpos[:7] for arm in INSERT.arms])
     first = [step for step in found.steps if step.values["episode_start"]]

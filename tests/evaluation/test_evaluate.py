@@ -13,7 +13,7 @@ import pytest
 from alohas2r.core import progress, stats
 from alohas2r.embodiment import history, joints
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.evaluation import actors, episodes, evaluate
+from alohas2r.evaluation import episodes, evaluate
 from alohas2r.evaluation import report as evaluation_report
 from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
@@ -22,10 +22,10 @@ from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.switch import Switch
 from alohas2r.sim import scene
 from alohas2r.tasks import protocol
-from alohas2r.tasks.insert import scoring as insert_scoring
+from alohas2r.tasks.insert.scoring import InsertScorer
 from alohas2r.tasks.insert.task import InsertTask
-from alohas2r.tasks.pick import scoring as pick_scoring
 from alohas2r.tasks.protocol import EVAL_V1
+from alohas2r.tasks.registry import find_task
 
 EPISODES = 3
 RATE = {"rate", "low", "high"}
@@ -69,7 +69,7 @@ def loose(random_policy: pathlib.Path) -> dict[str, np.ndarray]:
     assert isinstance(found, StatePolicy)
     rules = dataclasses.replace(EVAL_V1.pick, success=(100.0, 181.0), precise=(1e-9, 1e-9))
     generous = dataclasses.replace(EVAL_V1, name="loose", pick=rules)
-    return actors.run_pick(found, generous, episodes.episode_keys(7, 0, 2), threads=2)[0]
+    return evaluate.run(found, generous, episodes.episode_keys(7, 0, 2), threads=2).table
 
 
 def check_rates(result: dict[str, Any], table: dict[str, np.ndarray], names: list[str]) -> None:
@@ -210,7 +210,7 @@ def test_policies_that_cannot_be_evaluated_are_refused(
     tmp_path: pathlib.Path, random_policy: pathlib.Path
 ) -> None:
     alone = artifact.save(make_state("insert", 1, 0.1), tmp_path / "alone", np.zeros((1, 109)))
-    with pytest.raises(ArtifactError, match="insertion alone"):
+    with pytest.raises(ArtifactError, match="for 'insert' alone"):
         evaluate.evaluate(alone)
     found = artifact.load(random_policy)
     assert isinstance(found, StatePolicy)
@@ -231,8 +231,10 @@ def test_one_environment_per_episode_with_its_own_start(random_policy: pathlib.P
     """Starts, blocks and noise come from the episode's key alone."""
     found = artifact.load(random_policy)
     keys = episodes.episode_keys(0, 0, 4)
-    env, blocks = pick_scoring.pick_env(EVAL_V1, found.spec.history, keys, threads=1)
-    few_env, few_blocks = pick_scoring.pick_env(EVAL_V1, found.spec.history, keys[1:3], threads=1)
+    assert isinstance(found, StatePolicy)
+    pick, memory = find_task("pick"), found.spec.history
+    env, blocks, _ = episodes.set_up(pick, EVAL_V1, memory, keys, threads=1)
+    few_env, few_blocks, _ = episodes.set_up(pick, EVAL_V1, memory, keys[1:3], threads=1)
     np.testing.assert_array_equal(blocks[1:3], few_blocks)
     state, _, readout = env.reset(keys)
     few_state, _, few_readout = few_env.reset(keys[1:3])
@@ -257,7 +259,8 @@ def test_success_is_reported_by_time_up_to_the_end_of_the_episode() -> None:
         (15.0, {"4": 0.25, "6": 0.5, "8": 0.75, "10": 0.75, "15": 0.75}),
         (8.0, {"4": 0.25, "6": 0.5, "8": 0.75}),
     ):
-        found = insert_scoring.insert_summary(table, seconds)
+        rules = protocol.modified(EVAL_V1, seconds=seconds).insert
+        found = InsertScorer(rules, np.zeros(4)).summary(table)
         rates = {limit: rate["rate"] for limit, rate in found["success_within_s"].items()}
         assert rates == expected
         # The episode that never succeeded counts as still running at its end.

@@ -18,7 +18,7 @@ import student_cases
 
 from alohas2r.core import assets
 from alohas2r.errors import ArtifactError
-from alohas2r.evaluation import actors, episodes, evaluate
+from alohas2r.evaluation import episodes, evaluate
 from alohas2r.policies import artifact as policies_artifact
 from alohas2r.policies.onnx import container
 from alohas2r.policies.onnx import export as onnx_export
@@ -26,6 +26,7 @@ from alohas2r.policies.onnx import exported as onnx_exported
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.switch import Switch
 from alohas2r.policies.vision import StudentPolicy
+from alohas2r.tasks.insert import entry
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.protocol import EVAL_V1, Protocol
 
@@ -70,15 +71,15 @@ def test_a_staged_teacher_moves_alike_before_and_after_the_switch(
     artifact, file = staged_file
     # After the first step, the fingers of the home pose are high enough for this one.
     switch = Switch(on_height=0.02, off_height=0.01)
-    monkeypatch.setattr(evaluate, "InsertConfig", functools.partial(InsertConfig, switch=switch))
-    exported, loaded = evaluate.checked_policy(file, 1), policies_artifact.load(artifact)
+    monkeypatch.setattr(entry, "InsertConfig", functools.partial(InsertConfig, switch=switch))
+    exported, loaded = evaluate.load_policy(file), policies_artifact.load(artifact)
     assert isinstance(exported, onnx_exported.ExportedPolicy)
     assert isinstance(loaded, StagedPolicy)
     assert exported.hash == loaded.hash
     assert exported.spec == loaded.spec
     keys = episodes.episode_keys(7, 0, 3)
-    table, of_file = actors.run(exported, shortened(8), keys, threads=1)
-    of_artifact = actors.run(loaded, shortened(8), keys, threads=1)[1]
+    table, of_file, _ = evaluate.run(exported, shortened(8), keys, threads=1)
+    of_artifact = evaluate.run(loaded, shortened(8), keys, threads=1).qpos
     assert table["switched"].all()
     np.testing.assert_allclose(of_file, of_artifact, rtol=0, atol=1e-5)
     assert np.ptp(of_file, axis=0).max() > 0.01
@@ -94,13 +95,13 @@ def staged_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path,
 
 def test_a_student_sees_and_moves_alike(tmp_path_factory: pytest.TempPathFactory) -> None:
     artifact, file = onnx_cases.exported("student", tmp_path_factory)
-    exported, loaded = evaluate.checked_policy(file, 1), policies_artifact.load(artifact)
+    exported, loaded = evaluate.load_policy(file), policies_artifact.load(artifact)
     assert isinstance(exported, onnx_exported.ExportedPolicy)
     assert isinstance(loaded, StudentPolicy)
     assert (exported.hash, exported.spec) == (loaded.hash, loaded.spec)
     keys = episodes.episode_keys(7, 0, 2)
     of_file, of_artifact = (
-        actors.run(one, shortened(4), keys, threads=1, renderer="exact")[1]
+        evaluate.run(one, shortened(4), keys, threads=1, renderer="exact").qpos
         for one in (exported, loaded)
     )
     np.testing.assert_allclose(of_file, of_artifact, rtol=0, atol=1e-5)
@@ -113,9 +114,9 @@ def test_a_file_without_a_valid_description_is_refused(
     content = container.unseal(staged_file[1].read_bytes(), "the file")
     for change in ({"kind": "horse"}, {"parts": {}}, {"parts": {"insert": {"phase": "insert"}}}):
         model = onnx.load_model_from_string(content)
-        for entry in model.metadata_props:
-            if entry.key == container.DESCRIPTION_KEY:
-                entry.value = json.dumps({**json.loads(entry.value), **change})
+        for item in model.metadata_props:
+            if item.key == container.DESCRIPTION_KEY:
+                item.value = json.dumps({**json.loads(item.value), **change})
         path = tmp_path / "changed.onnx"
         path.write_bytes(container.seal(model.SerializeToString()))
         with pytest.raises(ArtifactError, match="no valid description"):
@@ -130,5 +131,5 @@ def test_an_insertion_policy_alone_is_refused(tmp_path: pathlib.Path) -> None:
     onnx_export.export(
         policies_artifact.save(alone, tmp_path / "insert", rows), file, verify_samples=16
     )
-    with pytest.raises(ArtifactError, match="insertion alone"):
+    with pytest.raises(ArtifactError, match="for 'insert' alone"):
         evaluate.evaluate(file, 1)

@@ -15,7 +15,7 @@ from alohas2r.core import stats
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.vision import Seen
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.evaluation import actors, episodes, evaluate, hold_out, paired, video
+from alohas2r.evaluation import episodes, evaluate, hold_out, paired, video
 from alohas2r.policies import spec as policies_spec
 from alohas2r.policies import vision
 from alohas2r.policies.networks import vision as vision_network
@@ -84,9 +84,10 @@ def test_a_student_gets_the_rows_and_the_starts_of_a_teacher(
     keys = episodes.episode_keys(5, 0, EPISODES)
     recorded: list[Seen] = []
     found = vision.load(saved)
-    table, qpos = actors.run_student(found, SHORT, keys, 1, renderer="exact", recorded=recorded)
+    runner = evaluate.Runner(found, SHORT, keys, 1, "exact", recorded=recorded)
+    table, qpos, _ = runner.run()
     staged = student_cases.staged()
-    expected, teacher_qpos = actors.run_insert(staged, SHORT, keys, 1)
+    expected, teacher_qpos, _ = evaluate.run(staged, SHORT, keys, 1)
     assert table.keys() == expected.keys()
     assert qpos.shape == teacher_qpos.shape == (STEPS, EPISODES, 30)
     np.testing.assert_array_equal(qpos[0], teacher_qpos[0])
@@ -103,7 +104,7 @@ def test_a_student_gets_the_rows_and_the_starts_of_a_teacher(
     assert first.rgb.std() > 5
     assert (first.depth > 0).mean() > 0.3
     # The same episodes again, and an episode beside others.
-    again, _ = actors.run_student(found, SHORT, keys, 2, renderer="exact")
+    again = evaluate.run(found, SHORT, keys, 2, "exact").table
     for name, column in table.items():
         np.testing.assert_array_equal(again[name], column, err_msg=name)
 
@@ -113,7 +114,16 @@ def test_a_gripper_that_closes_where_nothing_is_is_counted() -> None:
     closing, still = draw_student(-10.0), draw_student(-10.0)
     still.weights["head/layer1/bias"] = np.zeros(14, np.float32)
     tables = [
-        actors.run_student(found, SHORT, keys, 1, renderer="exact", missing=True)[0]
+        evaluate.Runner(
+            found,
+            SHORT,
+            keys,
+            1,
+            "exact",
+            setting=hold_out.set_up_hold_out(found.spec, SHORT, keys, 1),
+        )
+        .run()
+        .table
         for found in (closing, still)
     ]
     assert tables[0]["closed_on_air"].all()
@@ -141,7 +151,7 @@ def test_paired_evaluation_compares_the_same_episodes(
     assert result["second"]["policy"] == student_cases.staged().hash
     json.dumps(result)
     assert app.main(["evaluate", str(saved), "--paired", "params/pick"]) == 1
-    assert "only picks" in capsys.readouterr().err
+    assert "of the same task" in capsys.readouterr().err
     assert app.main(["evaluate", str(teacher), "--hold-out"]) == 1
     assert "is no student" in capsys.readouterr().err
     assert app.main(["evaluate", str(saved), "--hold-out", "--paired", "x"]) == 1
@@ -156,7 +166,7 @@ def test_the_interval_of_a_difference_by_hand(monkeypatch: pytest.MonkeyPatch) -
         return {"table": {"success": success[path]}, "protocol": "p", "protocol_hash": "h"}
 
     monkeypatch.setattr(evaluate, "evaluate", result)
-    monkeypatch.setattr(evaluate, "checked_policy", lambda *_: student_cases.staged())
+    monkeypatch.setattr(evaluate, "load_policy", lambda *_: student_cases.staged())
     found = paired.paired("a", "b", 100)
     assert found["mcnemar"]["only_a"] == 30
     assert found["mcnemar"]["only_b"] == 10
@@ -167,15 +177,15 @@ def test_the_interval_of_a_difference_by_hand(monkeypatch: pytest.MonkeyPatch) -
 
 def test_hold_out_table(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
     opening = save(draw_student(10.0), tmp_path)
-    result = hold_out.hold_out_table(opening, EPISODES, 3, 1, protocol=SHORT, renderer="exact")
+    result = hold_out.evaluate_hold_out(opening, EPISODES, 3, 1, protocol=SHORT, renderer="exact")
     assert result["protocol"] == "eval-v1+seconds=1+hold-out"
     assert result["closed_on_air"] == stats.rate(0, EPISODES)
     table = result["table"]
     assert result["left"] == stats.rate(0, int(table["missing_left"].sum()))
     with pytest.raises(ConfigError, match="episodes"):
-        hold_out.hold_out_table(saved, 0)
+        hold_out.evaluate_hold_out(saved, 0)
     with pytest.raises(ArtifactError):
-        hold_out.hold_out_table(saved / "nowhere")
+        hold_out.evaluate_hold_out(saved / "nowhere")
 
 
 def test_the_video_shows_the_scene_and_both_wrist_views(tmp_path: pathlib.Path) -> None:

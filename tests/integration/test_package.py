@@ -112,7 +112,7 @@ def test_scenes_and_policies_are_found_from_an_installed_wheel(
         "assert pathlib.Path(alohas2r.__file__).resolve().is_relative_to(site), alohas2r.__file__\n"
         "for kind in ('xmls', 'params'):\n"
         "    assert scene.data_path(kind).is_relative_to(site), scene.data_path(kind)\n"
-        "for name in scene.SCENES:\n"
+        "for name in scene.names():\n"
         "    assert scene.load(name).model.nq > 0\n"
         "for shipped in scene.data_path('params').iterdir():\n"
         "    if shipped.is_dir():\n"

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from alohas2r.core import assets
-from alohas2r.evaluation import actors, episodes
+from alohas2r.evaluation import episodes, evaluate
 from alohas2r.policies import artifact as policies_artifact
 from alohas2r.policies import vision
 from alohas2r.policies.networks import vision as vision_network
@@ -47,7 +47,7 @@ def test_artifact_and_file_act_alike_on_all_that_twenty_episodes_show() -> None:
     exported = onnx_exported.load(PARAMS / "student" / "policy.onnx")
     file: Any = Recording(exported.file)
     keys = episodes.episode_keys(7, 0, EPISODES)
-    table, _ = actors.run_exported(dataclasses.replace(exported, file=file), EVAL_V1, keys)
+    table = evaluate.run(dataclasses.replace(exported, file=file), EVAL_V1, keys).table
     forward = jax.jit(
         lambda weights, inputs: vision_network.forward(artifact.spec, weights, inputs)
     )

@@ -153,7 +153,7 @@ def test_rollouts_show_each_episode_with_its_block_and_outcome(tmp_path: pathlib
 
 
 @pytest.mark.usefixtures("opengl")
-@pytest.mark.parametrize("name", scene.SCENES)
+@pytest.mark.parametrize("name", scene.names())
 def test_scenes_are_drawn_as_pictures_and_as_a_walk_around(
     tmp_path: pathlib.Path, name: str
 ) -> None:

@@ -112,7 +112,7 @@ def test_environments_depend_on_key_and_number_alone(drawn: dict[str, np.ndarray
 
 
 def test_every_scene_has_looks() -> None:
-    for name in scene.SCENES:
+    for name in scene.names():
         loaded = scene.load(name)
         found = visual_randomization.sample_looks(jax.random.key(0), 2, loaded)
         assert found["geom_rgba"].shape == (2, loaded.model.ngeom, 4)

@@ -12,7 +12,7 @@ from alohas2r.errors import ModelError
 from alohas2r.sim import scene, signals
 
 
-@pytest.fixture(params=scene.SCENES)
+@pytest.fixture(params=scene.names())
 def loaded(request: pytest.FixtureRequest) -> scene.Scene:
     return scene.load(request.param)
 
@@ -60,7 +60,7 @@ def test_home_is_a_state_that_its_own_targets_hold(loaded: scene.Scene) -> None:
         assert np.abs(data.qpos[arm.qpos] - loaded.home_qpos[arm.qpos]).max() < 0.02
 
 
-@pytest.mark.parametrize("name", scene.SCENES)
+@pytest.mark.parametrize("name", scene.names())
 def test_physics_without_looks_is_the_same_physics(name: str) -> None:
     full, bare = scene.load(name), scene.load_physics(name)
     assert bare.model.ngeom < full.model.ngeom
@@ -100,14 +100,14 @@ def test_missing_and_damaged_files(tmp_path: pathlib.Path, monkeypatch: pytest.M
         assets.data_path("xmls")
     (tmp_path / "xmls").mkdir()
     path = tmp_path / "xmls" / "scene_pick.xml"
+    with pytest.raises(ModelError, match=r"Unknown scene 'pick'.*holds none"):
+        scene.spec("pick")
     for content in (
-        None,
         "",
         "<mujoco",
         "<mujoco><worldbody><geom type='cube'/></worldbody></mujoco>",
     ):
-        if content is not None:
-            path.write_text(content)
+        path.write_text(content)
         with pytest.raises(ModelError, match=r"scene_pick\.xml could not be read") as caught:
             scene.spec("pick")
         assert "\n" not in str(caught.value)
@@ -115,13 +115,41 @@ def test_missing_and_damaged_files(tmp_path: pathlib.Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("actuator", "left/elbow"), ("key", "home"), ("joint", "peg"), ("joint", "socket")],
+    [("actuator", "left/elbow"), ("key", "home"), ("sensor", "peg_pos")],
 )
 def test_what_the_code_relies_on_is_checked_when_a_scene_is_resolved(kind: str, name: str) -> None:
     edited = scene.spec("insert")
     getattr(edited, kind)(name).name = "other"
     with pytest.raises(ModelError, match=f"no {kind} '{name}'"):
         scene.resolve("insert", edited.compile())
+
+
+def test_each_arm_must_handle_an_object_that_moves_freely() -> None:
+    edited = scene.spec("insert")
+    edited.delete(edited.sensor("peg_grip_pos"))
+    with pytest.raises(
+        ModelError, match=r"no sensor '\.\.\._grip_pos' whose reference is right/base"
+    ):
+        scene.resolve("insert", edited.compile())
+    edited = scene.spec("pick")
+    edited.sensor("box_pos").objname = "left/gripper_link"
+    with pytest.raises(ModelError, match="'left/gripper_link' has no free joint"):
+        scene.resolve("pick", edited.compile())
+
+
+def test_a_scene_from_elsewhere_is_registered(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene, "_registered", {})
+    path = tmp_path / "mine.xml"
+    path.write_text(scene.spec("pick").to_xml())
+    scene.register_scene("mine", path)
+    scene.register_scene("mine", path)
+    assert scene.names() == ("insert", "mine", "pick")
+    assert scene._path("mine") == path
+    for name in ("mine", "pick"):
+        with pytest.raises(ModelError, match="choose another name"):
+            scene.register_scene(name, tmp_path / "other.xml")
 
 
 def test_missing_sensors_are_named_when_signals_are_set_up() -> None:

@@ -38,7 +38,7 @@ def as_numpy(found: Signals) -> Signals:
     return jax.tree.map(np.asarray, found)
 
 
-@pytest.mark.parametrize("name", scene.SCENES)
+@pytest.mark.parametrize("name", scene.names())
 @pytest.mark.parametrize("seed", [0, 1])
 def test_signals_are_the_state_seen_from_each_base(name: str, seed: int) -> None:
     loaded = scene.load_physics(name)

@@ -24,7 +24,7 @@ WRIST_GROUPS = (0, 2)
 LOOK_GROUPS = (1, 2, 5)
 
 
-@pytest.fixture(scope="module", params=scene.SCENES)
+@pytest.fixture(scope="module", params=scene.names())
 def model(request: pytest.FixtureRequest) -> mujoco.MjModel:
     return scene.load(request.param).model
 
@@ -55,7 +55,7 @@ def test_looks_neither_collide_nor_weigh(model: mujoco.MjModel) -> None:
     assert not (visible & collides).any()
 
 
-@pytest.mark.parametrize("name", scene.SCENES)
+@pytest.mark.parametrize("name", scene.names())
 def test_looks_do_not_change_the_physics(name: str) -> None:
     """Without its looks, a scene has the same masses and moves the same, bit for bit."""
     dressed = scene.load(name).model

@@ -210,13 +210,9 @@ def physics_settings(phase: Scene, environments: int) -> Any:
     Raises:
       ConfigError: a number out of range.
     """
-    from alohas2r import config
     from alohas2r.learning.ppo import presets
 
-    changes = [f"ppo.num_envs={environments}"]
-    if phase == "insert":
-        changes.append(f"collect.variants={environments}")
-    return config.override(presets.find_preset(phase, "default"), changes)
+    return presets.find_preset(phase, "default").with_envs(environments)
 
 
 def _physics(job: Job, phase: Scene) -> None:

@@ -97,9 +97,8 @@ def distill(
       ModelError: the engine's buffers are too small; the message says what to set.
       ArtifactError: an artifact cannot be read, the folder cannot be written, or the checkpoint is damaged.
     """
-    from alohas2r.evaluation import actors
     from alohas2r.evaluation.episodes import episode_keys
-    from alohas2r.tasks.protocol import EVAL_V1
+    from alohas2r.evaluation.evaluate import Runner
 
     settings = find_preset(preset, observation)
     if encoder is not None and os.fspath(encoder) == "finetune":
@@ -133,7 +132,7 @@ def distill(
     per_iteration = settings.samples
     started = time.monotonic()
     figures: dict[str, float] = {}
-    runner: actors.StudentRunner | None = None
+    runner: Runner | None = None
 
     def wall() -> float:
         return wall_before + time.monotonic() - started
@@ -171,8 +170,8 @@ def distill(
             if manifest.due(iteration, settings.iterations, settings.evaluations):
                 if runner is None:
                     keys = episode_keys(seed + 1_000_003, 0, settings.evaluation_episodes)
-                    runner = actors.StudentRunner(distiller.spec, EVAL_V1, keys, threads, renderer)
-                table, _ = runner.run(distiller.to_policy(learner, {}).weights)
+                    runner = Runner(distiller.spec, None, keys, threads, renderer)
+                table = runner.run(weights=distiller.to_policy(learner, {}).weights).table
                 figures |= {
                     f"eval/{name}": float(table[name].mean())
                     for name in ("success", "held_at_end", "lifted_both", "switched", "dropped")

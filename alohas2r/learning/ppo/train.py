@@ -23,8 +23,8 @@ from alohas2r.core import stop as core_stop
 from alohas2r.core.machine import describe_machine, peak_memory_gb
 from alohas2r.envs.env import Env
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.evaluation import actors
 from alohas2r.evaluation import episodes as evaluation_episodes
+from alohas2r.evaluation import evaluate
 from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.learner import Ppo
 from alohas2r.learning.ppo.policy import record_check, to_policy
@@ -37,25 +37,16 @@ from alohas2r.policies import state as state_policy
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import BufferConfig, snapshot
 from alohas2r.tasks.insert import switch_states
-from alohas2r.tasks.protocol import EVAL_V1
+from alohas2r.tasks.registry import find_task
 
 
 def _quick_rates(
     found: policies_staged.AnyPolicy, episodes: int, seed: int, threads: int, engine: str
 ) -> dict[str, float]:
     keys = evaluation_episodes.episode_keys(seed, 0, episodes)
-    table, _ = actors.run(found, EVAL_V1, keys, threads, engine=engine)
-    staged = isinstance(found, policies_staged.StagedPolicy)
-    names = (
-        ("success", "held_at_end", "lifted_both", "switched", "entered", "dropped")
-        if staged
-        else ("success", "precise", "lifted", "crossed")
-    )
-    rates = {f"eval/{name}": float(table[name].mean()) for name in names}
-    if not staged:
-        rates["eval/position_error_mm"] = float(np.nanmedian(table["position_error_mm"]))
-        rates["eval/rotation_error_deg"] = float(np.nanmedian(table["rotation_error_deg"]))
-    return rates
+    table = evaluate.run(found, None, keys, threads, engine=engine).table
+    watched = evaluate.watched(find_task(found.spec.phase), table)
+    return {f"eval/{name}": value for name, value in watched.items()}
 
 
 def _due(update: int, updates: int, times: int) -> bool:
@@ -114,7 +105,7 @@ def train(
     missing or belongs to another one.
 
     Args:
-      phase: "pick" or "insert".
+      phase: name of the task.
       preset: "default" or "quick".
       out: folder of the run; runs/<phase> if None.
       resume: continue the run in `out` to the same result as an unbroken run.

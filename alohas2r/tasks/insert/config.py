@@ -8,6 +8,7 @@ from alohas2r.config import check
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.policies.switch import Switch
 from alohas2r.sim.physics_randomization import InsertRandomization
+from alohas2r.tasks.stages import SecondStage
 
 # Object rotations are noisier with two arms. Source: recipe, section 5.
 INSERT_NOISE = NoiseConfig(object_angle_deg=7.5)
@@ -104,3 +105,27 @@ class InsertConfig:
     def __post_init__(self) -> None:
         check(1 <= self.steps <= 10_000, f"steps must be in 1..10000, not {self.steps}")
         check(1 <= self.hold_steps <= 100, f"hold_steps must be in 1..100, not {self.hold_steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class InsertRefineConfig(SecondStage[InsertConfig]):
+    """The second stage of insertion.
+
+    Attributes:
+      reward: weights of the reward.
+    """
+
+    reward: InsertReward = InsertReward(
+        align=0.05,
+        depth=0.1,
+        inserted=2.0,
+        grip=0.05,
+        level=0.02,
+        slow=0.05,
+        finish=40.0,
+        near=-1.0,
+    )
+
+    def task(self, task: InsertConfig) -> InsertConfig:
+        """Returns the task with this stage's reward."""
+        return dataclasses.replace(task, reward=self.reward)

@@ -15,12 +15,12 @@ import numpy as np
 
 from alohas2r.config import check
 from alohas2r.embodiment.control import ACTIONS_PER_ARM
-from alohas2r.envs.task import Start
+from alohas2r.envs.task import Outcome, Start
+from alohas2r.sim.objects import SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 from alohas2r.tasks.insert.config import InsertConfig
-from alohas2r.tasks.insert.task import InsertMeasures, InsertState, InsertTask
-from alohas2r.tasks.single_arm import TABLE_HEIGHT
+from alohas2r.tasks.insert.task import InsertState, InsertTask
 
 # Where a held-out object lies on the table, in its arm's base frame (m): behind the arm, beside its base.
 AWAY = (-0.08, 0.31)
@@ -85,7 +85,7 @@ class HoldOutTask(InsertTask):
             held_out = drawn < jnp.array(self.hold_out.probability)
         qpos = start.qpos
         for index, arm in enumerate(self._arms):
-            half = self._socket_half if index == 0 else context[0]
+            half = SOCKET_HALF if index == 0 else context[0]
             local = jnp.array([*AWAY, 0.0])
             centre = self._base[index] + self._base_mat[index] @ local
             pose = jnp.concatenate(
@@ -97,10 +97,10 @@ class HoldOutTask(InsertTask):
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, signals: Signals, state: HoldOutState, context: jax.Array
-    ) -> tuple[HoldOutState, jax.Array, jax.Array, jax.Array, InsertMeasures]:
+    ) -> Outcome:
         """Scores a new state as InsertTask does; what is held out stays so until the reset."""
-        new, *outcome = super().step(signals, InsertState(*state[:-1]), context)
-        return HoldOutState(*new, held_out=state.held_out), *outcome  # pyright: ignore[reportReturnType]
+        outcome = super().step(signals, InsertState(*state[:-1]), context)
+        return outcome._replace(state=HoldOutState(*outcome.state, held_out=state.held_out))
 
 
 def still(

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.envs.noise import Measured, exact
-from alohas2r.envs.task import Start
+from alohas2r.envs.task import Outcome, Start
 from alohas2r.sim import geometry
+from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Array, Signals
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.single_arm import (
+    LIFTED,
     SINGLE_ARM_OBSERVATION,
-    TABLE_HEIGHT,
     grasped,
     home_pose,
     single_arm_observation,
@@ -107,6 +108,7 @@ class InsertTask:
     action_size = 14
     observation_spec = OBSERVATION
     observation_size = sum(size for _, size, _ in OBSERVATION)
+    extra_sensors: tuple[tuple[str, int], ...] = ()
     context_size = 2  # half side of the peg (m), index of the physics variant
     privileged_size = observation_size + 28
 
@@ -122,7 +124,6 @@ class InsertTask:
         self._home_qpos = jnp.array(scene.home_qpos, jnp.float32)
         self._home_ctrl = jnp.array(scene.home_ctrl, jnp.float32)
         self._home_arm = jnp.stack([self._home_qpos[arm.qpos] for arm in scene.arms])
-        self._socket_half = 0.022
         targets = jnp.array(config.start.targets) - self._base
         self.targets = jnp.einsum(
             "aji,aj->ai", self._base_mat, targets
@@ -151,7 +152,7 @@ class InsertTask:
             )
             angle = home + math.radians(start.angle_deg) * draw[index, 2]
             yaw = angle + math.radians(start.yaw_deg) * draw[index, 3]
-            half = self._socket_half if index == 0 else context[0]
+            half = SOCKET_HALF if index == 0 else context[0]
             local = jnp.stack([radius * jnp.cos(angle), radius * jnp.sin(angle), jnp.zeros(())])
             centre = (
                 (self._base[index] + self._base_mat[index] @ local).at[2].set(TABLE_HEIGHT + half)
@@ -225,14 +226,8 @@ class InsertTask:
         )
         return jnp.concatenate([self.observation(exact(signals), state), extra])
 
-    def step(
-        self, signals: Signals, state: InsertState, context: jax.Array
-    ) -> tuple[InsertState, jax.Array, jax.Array, jax.Array, InsertMeasures]:
-        """Scores a new state.
-
-        Returns:
-          The task state, reward [], done [], whether it was cut off by time only [], and the measures.
-        """
+    def step(self, signals: Signals, state: InsertState, context: jax.Array) -> Outcome:
+        """Scores a new state."""
         config, weight = self.config, self.config.reward
         end = signals.peg_end_in_socket
         lateral = jnp.linalg.norm(end[1:])
@@ -242,7 +237,7 @@ class InsertTask:
         angle = jnp.arctan2(jnp.linalg.norm(jnp.cross(socket_axis, peg_axis)), cosine)
         tip_error = jnp.linalg.norm(signals.tip_pos - signals.grip_pos, axis=-1)
         section = (jnp.abs(end[1:]) <= config.hole).all()
-        entered = section & (end[0] <= 0.048) & (end[0] > -0.06)
+        entered = section & (end[0] <= HALF_LENGTH) & (end[0] > -0.06)
         in_place = (
             section
             & (end[0] <= config.inserted_x)
@@ -251,8 +246,8 @@ class InsertTask:
         )
         held = jnp.where(in_place, state.held + 1, 0)
         height = signals.object_pos[:, 2] + self._base[:, 2]
-        rest = TABLE_HEIGHT + jnp.stack([jnp.asarray(self._socket_half), context[0]])
-        lifted = height > rest + 0.05
+        rest = TABLE_HEIGHT + jnp.stack([jnp.asarray(SOCKET_HALF), context[0]])
+        lifted = height > rest + LIFTED
         heights = signals.tip_pos[:, 2] + self._base[:, 2]
         switched = config.switch.update(
             state.switched, heights, signals.qpos[:, 6], signals.ctrl[:, 6], jnp
@@ -312,7 +307,7 @@ class InsertTask:
             reached=entered,
             stage=state.stage,
         )
-        return new, reward, done, truncated, measures
+        return Outcome(new, reward, done, truncated, measures)
 
     def _arm_distance(self, signals: Signals) -> jax.Array:
         """Least distance between the capsules around the two grippers and their cameras (m)."""

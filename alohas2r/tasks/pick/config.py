@@ -6,6 +6,7 @@ import dataclasses
 
 from alohas2r.config import check
 from alohas2r.sim.physics_randomization import BlockConfig
+from alohas2r.tasks.stages import SecondStage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,3 +106,21 @@ class PickConfig:
         check(1 <= self.steps <= 10_000, f"steps must be in 1..10000, not {self.steps}")
         check(1 <= self.stages <= 100, f"stages must be in 1..100, not {self.stages}")
         check(0 <= self.rotation_weight <= 1, "rotation_weight must be in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig(SecondStage[PickConfig]):
+    """The second stage of picking, on harder blocks.
+
+    Attributes:
+      weights: relative frequency of equal parts of the blocks' range of sizes, from thin to wide.
+      reward: weights of the reward.
+    """
+
+    weights: tuple[float, ...] = (4.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 6.0)
+    reward: PickReward = PickReward(hold=0.02, stay=0.01, grip=0.03, finish=40.0)
+
+    def task(self, task: PickConfig) -> PickConfig:
+        """Returns the task on this stage's blocks, with its reward."""
+        block = dataclasses.replace(task.block, skew=1.0, weights=self.weights)
+        return dataclasses.replace(task, block=block, reward=self.reward)

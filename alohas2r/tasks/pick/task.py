@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.envs.noise import Measured, exact
-from alohas2r.envs.task import Start
+from alohas2r.envs.task import Outcome, Start
 from alohas2r.sim import geometry
+from alohas2r.sim.objects import TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 from alohas2r.tasks.pick.config import PickConfig
 from alohas2r.tasks.single_arm import (
+    LIFTED,
     SINGLE_ARM_OBSERVATION,
-    TABLE_HEIGHT,
     grasped,
     home_pose,
     single_arm_observation,
@@ -60,6 +61,7 @@ class PickTask:
     action_size = 7
     observation_spec = SINGLE_ARM_OBSERVATION
     observation_size = sum(size for _, size, _ in SINGLE_ARM_OBSERVATION)
+    extra_sensors: tuple[tuple[str, int], ...] = ()
     context_size = 2  # half side (m), mass (kg)
     privileged_size = observation_size + 12
 
@@ -165,15 +167,8 @@ class PickTask:
         angle = config.angle_deg[0] + share * (config.angle_deg[1] - config.angle_deg[0])
         return position / 1000, jnp.deg2rad(angle)
 
-    def step(
-        self, signals: Signals, state: PickState, context: jax.Array
-    ) -> tuple[PickState, jax.Array, jax.Array, jax.Array, PickMeasures]:
-        """Scores a new state.
-
-        Returns:
-          The task state, the reward [], whether the episode ends [] (time-out included), whether it was cut off by
-          time alone [] (never: the critic sees the time, so that the end is an end), and the measures.
-        """
+    def step(self, signals: Signals, state: PickState, context: jax.Array) -> Outcome:
+        """Scores a new state; no episode is cut off by time alone: the critic sees the time, the end is an end."""
         config, weight = self.config, self.config.reward
         object_pos, object_mat = signals.object_pos[0], signals.object_mat[0]
         tip_error = jnp.linalg.norm(signals.tip_pos[0] - signals.grip_pos[0])
@@ -183,7 +178,7 @@ class PickTask:
         reached = state.reached | (tip_error < config.reach_distance)
         holding = grasped(signals)[0]
         held_right = holding & (tip_error < config.reach_distance)
-        lifted = object_pos[2] > state.start_height + 0.05
+        lifted = object_pos[2] > state.start_height + LIFTED
         position_limit, angle_limit = self.thresholds(state.stage)
         success = (position_error < position_limit) & (angle_error < angle_limit)
         share = config.rotation_weight
@@ -237,4 +232,4 @@ class PickTask:
             joint_speed=jnp.abs(signals.qvel[0, :6]).max(),
             contact_force=jnp.linalg.norm(signals.finger_force[0], axis=-1).max(),
         )
-        return new, reward, done, jnp.zeros((), bool), measures
+        return Outcome(new, reward, done, jnp.zeros((), bool), measures)

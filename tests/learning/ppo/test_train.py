@@ -31,6 +31,7 @@ from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.sim import scene
 from alohas2r.sim.engines.cpu import Physics
+from alohas2r.tasks.registry import find_task, task_names
 
 NETWORK = ("ppo.network.policy=8", "ppo.network.value=8")
 TINY = (
@@ -283,7 +284,7 @@ def test_events_are_spread_evenly_and_the_last_is_at_the_end(times: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("phase", "name"), [(p, n) for p in presets.PHASES for n in presets.PRESETS[p]]
+    ("phase", "name"), [(p, n) for p in task_names() for n in find_task(p).presets]
 )
 def test_presets_are_configurations_of_their_phase(phase: str, name: str) -> None:
     preset = presets.find_preset(phase, name)

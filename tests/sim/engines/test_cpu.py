@@ -64,7 +64,7 @@ def reference() -> list[np.ndarray]:
     return run.roll(run.reset()[0])
 
 
-@pytest.mark.parametrize("name", scene.SCENES)
+@pytest.mark.parametrize("name", scene.names())
 def test_threads_change_no_bit(name: str, reference: list[np.ndarray]) -> None:
     if name == "insert":
         run = Run(name)
@@ -80,7 +80,7 @@ def test_neighbours_change_no_bit(rows: slice, reference: list[np.ndarray]) -> N
     np.testing.assert_array_equal(run.roll(run.reset()[0]), [step[rows] for step in reference])
 
 
-@pytest.mark.parametrize("name", scene.SCENES)
+@pytest.mark.parametrize("name", scene.names())
 def test_a_step_is_ten_times_mj_step_and_frames_describe_the_new_state(name: str) -> None:
     run = Run(name)
     physics, report = run.reset()

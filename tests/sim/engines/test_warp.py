@@ -98,7 +98,7 @@ def test_auto_takes_warp_where_cuda_is_found(monkeypatch: pytest.MonkeyPatch) ->
         engines.choose("wrap")
 
 
-@pytest.mark.parametrize("name", scene.SCENES)
+@pytest.mark.parametrize("name", scene.names())
 def test_the_fields_of_each_simulation_and_their_constants_arrive(name: str) -> None:
     pair = Pair(name)
     carried = pair.warp._fields

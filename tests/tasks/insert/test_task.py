@@ -117,7 +117,7 @@ def signals_by_hand(
         "peg_end_in_socket": np.array(end),
     }
     rows = {name: jnp.asarray(value, jnp.float32) for name, value in (values | changes).items()}
-    return Signals(**rows, on_table=jnp.zeros(2, bool))
+    return Signals(**rows, on_table=jnp.zeros(2, bool), extra={})
 
 
 def test_inserted_after_five_steps_in_a_row(step: Step) -> None:

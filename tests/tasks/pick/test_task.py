@@ -86,11 +86,11 @@ def signals(
         "grip_pos": grip,
     }
     values |= changes
-    rows = {
+    rows: dict[str, Any] = {
         name: jnp.asarray(value, bool if name == "on_table" else jnp.float32)[None]
         for name, value in values.items()
     }
-    return Signals(**rows, peg_end_in_socket=jnp.zeros(3))
+    return Signals(**rows, peg_end_in_socket=jnp.zeros(3), extra={})
 
 
 def state(**changes: Any) -> PickState:

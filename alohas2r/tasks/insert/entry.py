@@ -1,0 +1,96 @@
+"""The insertion as the registry has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from alohas2r.envs.actuation import ControlConfig
+from alohas2r.envs.noise import NoiseConfig
+from alohas2r.sim import physics_randomization
+from alohas2r.sim.scene import Scene
+from alohas2r.tasks import protocol as task_protocol
+from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig, InsertRefineConfig
+from alohas2r.tasks.insert.scoring import InsertScorer, peg_sizes
+from alohas2r.tasks.insert.task import InsertTask
+from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.registry import TaskEntry, register
+
+
+def _randomize(
+    scene: Scene, config: InsertConfig, draws: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    fields, half = physics_randomization.sample_insert(scene, config.physics, draws)
+    return fields, np.stack([half, np.arange(len(half))], 1)
+
+
+def _conditions(protocol: Protocol) -> tuple[InsertConfig, ControlConfig, NoiseConfig]:
+    rules = protocol.insert
+    task = InsertConfig(
+        steps=rules.steps,
+        start=rules.start,
+        physics=rules.physics,
+        inserted_x=rules.inserted_x,
+        hole=rules.hole,
+        grip_distance=rules.grip_distance,
+        hold_steps=rules.hold_steps,
+        fall_height=rules.fall_height,
+    )
+    return task, protocol.control, rules.noise
+
+
+def _scorer(protocol: Protocol, context: np.ndarray) -> InsertScorer:
+    return InsertScorer(protocol.insert, context[:, 0])
+
+
+def _modified(protocol: Protocol, condition: Mapping[str, float]) -> Protocol:
+    steps = int(condition.get("extra_delay_steps", 0))
+    return task_protocol.modified(
+        protocol,
+        peg_mm=condition.get("peg_mm"),
+        extra_delay_steps=steps,
+        seconds=condition.get("seconds"),
+    )
+
+
+ENTRY = register(
+    TaskEntry(
+        name="insert",
+        scene="insert",
+        config=InsertConfig(steps=140),
+        noise=INSERT_NOISE,
+        task=InsertTask,
+        randomize=_randomize,
+        draws=physics_randomization.INSERT_DRAWS,
+        protocol=EVAL_V1,
+        conditions=_conditions,
+        scorer=_scorer,
+        watched=("success", "held_at_end", "lifted_both", "switched", "entered", "dropped"),
+        presets={
+            "default": (
+                "total_steps=4e6",
+                *("ppo.entropy=0.01,0.003", "ppo.target_kl=0.015,0.008", "ppo.reward_scale=0.04"),
+                *("evaluations=8", "evaluation_episodes=256"),
+                "refine.steps=5e6",
+            ),
+            "quick": (
+                "total_steps=100e3",
+                *("ppo.num_envs=128", "ppo.unroll=32", "ppo.minibatches=4"),
+                *("ppo.network.policy=64,64", "ppo.network.value=64,64"),
+                *("collect.variants=128", "collect.rounds=1"),
+                *("evaluations=1", "evaluation_episodes=32", "checkpoints=5"),
+            ),
+        },
+        second=InsertRefineConfig(),
+        view=((0.0, 0.0, 0.14), 1.2, 90.0, -25.0),
+        sizes=peg_sizes,
+        follows="pick",
+        sweeps={
+            "clearance": tuple({"peg_mm": float(side)} for side in (20, 24, 28, 32, 34)),
+            "latency": tuple({"extra_delay_steps": steps} for steps in range(5)),
+            "recovery": ({"seconds": 15.0},),
+        },
+        modified=_modified,
+    )
+)

@@ -1,0 +1,71 @@
+"""The pick task as the registry has it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from alohas2r.envs.actuation import ControlConfig
+from alohas2r.envs.noise import NoiseConfig
+from alohas2r.sim import physics_randomization
+from alohas2r.sim.scene import Scene
+from alohas2r.tasks.pick.config import PickConfig, RefineConfig
+from alohas2r.tasks.pick.scoring import PickScorer, block_sizes
+from alohas2r.tasks.pick.task import PickTask
+from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.registry import TaskEntry, register
+
+
+def _randomize(
+    scene: Scene, config: PickConfig, draws: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    return physics_randomization.sample_block(scene, config.block, draws)
+
+
+def _conditions(protocol: Protocol) -> tuple[PickConfig, ControlConfig, NoiseConfig]:
+    rules = protocol.pick
+    task = PickConfig(
+        steps=rules.steps, start=rules.start, block=rules.block, crossed_x=rules.crossed_x
+    )
+    return task, protocol.control, protocol.noise
+
+
+def _scorer(protocol: Protocol, context: np.ndarray) -> PickScorer:
+    return PickScorer(protocol.pick, context)
+
+
+ENTRY = register(
+    TaskEntry(
+        name="pick",
+        scene="pick",
+        config=PickConfig(),
+        noise=NoiseConfig(),
+        task=PickTask,
+        randomize=_randomize,
+        draws=2,
+        protocol=EVAL_V1,
+        conditions=_conditions,
+        scorer=_scorer,
+        watched=(
+            *("success", "precise", "lifted", "crossed"),
+            *("position_error_mm", "rotation_error_deg"),
+        ),
+        presets={
+            "default": (
+                "total_steps=12e6",
+                "task.block.skew=0.7",
+                "ppo.entropy=0.01,0.003",
+                "ppo.target_kl=0.015,0.008",
+                "refine.steps=27e6",
+            ),
+            "quick": (
+                "total_steps=300e3",
+                *("ppo.num_envs=256", "ppo.unroll=32", "ppo.minibatches=4"),
+                *("ppo.network.policy=64,64", "ppo.network.value=64,64"),
+                *("evaluations=1", "evaluation_episodes=64", "checkpoints=5"),
+            ),
+        },
+        second=RefineConfig(),
+        view=((-0.25, 0.0, 0.18), 1.0, 120.0, -22.0),
+        sizes=block_sizes,
+    )
+)

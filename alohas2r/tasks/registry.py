@@ -1,0 +1,145 @@
+"""Which tasks there are, and what each brings: all that commands, trainings, evaluations and videos ask of one.
+
+A task of this package is a module `tasks/NAME.py`, or a package `tasks/NAME/` with a module `entry.py`, that calls
+`register`; it is imported when it is asked for, so that names are known without JAX. A task from outside calls
+`alohas2r.register_task`, or its package declares an entry point of the group "alohas2r.tasks" that is its `TaskEntry`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from alohas2r import tasks
+from alohas2r.core.types import Untyped
+from alohas2r.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from alohas2r.envs.actuation import ControlConfig
+    from alohas2r.envs.noise import NoiseConfig
+    from alohas2r.envs.task import Task, TaskConfig
+    from alohas2r.sim.scene import Scene
+    from alohas2r.tasks.protocol import TaskProtocol
+    from alohas2r.tasks.scoring import Scorer, Table
+    from alohas2r.tasks.stages import SecondStage
+
+GROUP = "alohas2r.tasks"  # of entry points
+_SHARED = {"registry", "protocol", "scoring", "single_arm", "stages"}  # modules that are no task
+
+Config = TypeVar("Config", bound="TaskConfig")
+Rules = TypeVar("Rules", bound="TaskProtocol")
+# Point looked at (m), distance (m), azimuth and elevation (degrees).
+View: TypeAlias = tuple[tuple[float, float, float], float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskEntry(Generic[Config, Rules]):
+    """A task and all that belongs to it.
+
+    Attributes:
+      name: of the task; artifacts call it their phase.
+      scene: name of its scene: xmls/scene_NAME.xml, or one that `sim.scene.register_scene` knows.
+      config: what it is trained with, before a preset changes it.
+      noise: observation noise in training.
+      task: makes the task on its scene.
+      randomize: turns uniform draws [N, draws] into the physics of N environments: model field -> [N, ...], and
+        context [N, C].
+      draws: uniform numbers that the physics of one environment takes.
+      protocol: frozen conditions of its evaluation.
+      conditions: what a protocol says of the task, of control, and of observation noise.
+      scorer: counts the episodes of environments with a context [N, C].
+      watched: columns of the table that a training shows on the way.
+      presets: settings of its teacher's training by preset, "key=value" as after --set.
+      second: second stage of its training.
+      view: camera of its videos.
+      sizes: what a table says of sizes that differ between episodes: box geom -> half sizes [N, 3] (m).
+      follows: the task whose policy drives each arm until this one's takes over; None if it starts by itself.
+      sweeps: conditions that `evaluate --sweep` repeats the evaluation under, by name of the sweep.
+      modified: the protocol with such a condition, under another name.
+    """
+
+    name: str
+    scene: str
+    config: Config
+    noise: NoiseConfig
+    task: Callable[[Scene, Config], Task]
+    randomize: Callable[[Scene, Config, np.ndarray], tuple[Mapping[str, np.ndarray], np.ndarray]]
+    draws: int
+    protocol: Rules
+    conditions: Callable[[Rules], tuple[Config, ControlConfig, NoiseConfig]]
+    scorer: Callable[[Rules, np.ndarray], Scorer]
+    watched: tuple[str, ...]
+    presets: Mapping[str, tuple[str, ...]]
+    second: SecondStage
+    view: View
+    sizes: Callable[[Table], Mapping[str, np.ndarray]] | None = None
+    follows: str | None = None
+    sweeps: Mapping[str, tuple[Mapping[str, float], ...]] = dataclasses.field(default_factory=dict)
+    modified: Callable[[Rules, Mapping[str, float]], Rules] | None = None
+
+
+AnyTask: TypeAlias = TaskEntry[Untyped, Untyped]
+_entries: dict[str, AnyTask] = {}
+
+
+def register(entry: AnyTask) -> AnyTask:
+    """Makes a task known.
+
+    Returns:
+      The entry.
+
+    Raises:
+      ConfigError: another task has that name.
+    """
+    name = entry.name
+    if _entries.get(name, entry) is not entry:
+        raise ConfigError(f"There is a task '{name}' already; choose another name.")
+    if not name.isidentifier() or "default" not in entry.presets:
+        raise ConfigError(
+            f"A task needs a name that Python takes, not '{name}', and a preset 'default'."
+        )
+    _entries[name] = entry
+    return entry
+
+
+def task_names() -> tuple[str, ...]:
+    """Returns the names of all tasks, without importing them."""
+    return tuple(sorted({*_modules(), *_points(), *_entries}))
+
+
+def find_task(name: str) -> AnyTask:
+    """Returns a task by its name, importing it if need be.
+
+    Raises:
+      ConfigError: there is none of that name, or its module does not register it.
+    """
+    if name not in _entries:
+        points = _points()
+        if name in points:
+            register(points[name].load())
+        elif name in _modules():
+            importlib.import_module(_modules()[name])
+        else:
+            raise ConfigError(f"Unknown task '{name}'.{did_you_mean(name, task_names())}")
+        if name not in _entries:
+            raise ConfigError(f"What declares the task '{name}' registers another one or none.")
+    return _entries[name]
+
+
+def _modules() -> dict[str, str]:
+    """Returns task -> module of those in this package."""
+    return {
+        name: f"{tasks.__name__}.{name}" + (".entry" if package else "")
+        for _, name, package in pkgutil.iter_modules(tasks.__path__)
+        if name not in _SHARED
+    }
+
+
+def _points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}

@@ -1,0 +1,82 @@
+"""How episodes are counted: what every task's scorer has in common."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from alohas2r.core.types import JsonObject, PyTree
+from alohas2r.envs.task import EnvState
+from alohas2r.sim.signals import Readout
+
+Table: TypeAlias = dict[str, np.ndarray]  # column -> [N], one row per episode
+
+
+class Step(NamedTuple):
+    """A control step of N episodes, side by side."""
+
+    number: int  # 0 for the first
+    going: np.ndarray  # [N] bool, episodes that had not ended before it
+    before: EnvState  # the state that was acted on
+    readout: Readout  # likewise, of the physics
+    done: np.ndarray  # [N] bool, episodes that it ended
+    finite: np.ndarray  # [N] bool
+    measures: PyTree  # of the task, of the new state; NumPy arrays [N, ...]
+
+
+class Scorer(Protocol):
+    """Counts episodes: sees each of their steps once, then gives a row for each."""
+
+    @property
+    def steps(self) -> int:
+        """Control steps per episode."""
+        ...
+
+    def update(self, step: Step) -> None:
+        """Takes a step."""
+        ...
+
+    def table(self) -> Table:
+        """Returns a row per episode, once all steps have been seen."""
+        ...
+
+    def summary(self, table: Table) -> JsonObject:
+        """Returns rates and quantiles of a table, which may be of more episodes."""
+        ...
+
+
+class Counts:
+    """What all scorers count: flags that were up at some time, the fastest joint, the largest force.
+
+    A flag is a column and the measure that raises it; [N, A] measures raise it when they hold for all arms.
+
+    Args:
+      steps: control steps per episode.
+      count: episodes.
+      flags: the columns, in order. "out" (ended before its time) and "unstable" (not finite) are no measures.
+      measures: the measure behind a column where it has another name.
+    """
+
+    def __init__(self, steps: int, count: int, flags: tuple[str, ...]):
+        self.steps = steps
+        self.columns: Table = {name: np.zeros(count, bool) for name in flags}
+        self.columns |= {"peak_joint_speed": np.zeros(count), "peak_contact_force": np.zeros(count)}
+        self._raised = tuple(name for name in flags if name not in ("out", "unstable"))
+
+    def raised(self, name: str, measures: PyTree) -> np.ndarray:
+        """Returns [N] bool: whether a step's measures raise a flag."""
+        return getattr(measures, name)
+
+    def update(self, step: Step) -> None:
+        """Takes a step."""
+        seen = step.going & step.finite
+        columns = self.columns
+        columns["unstable"] |= step.going & ~step.finite
+        for name in self._raised:
+            columns[name] |= seen & self.raised(name, step.measures)
+        if step.number < self.steps - 1:
+            columns["out"] |= seen & step.done
+        for name in ("joint_speed", "contact_force"):
+            peak, value = columns[f"peak_{name}"], getattr(step.measures, name)
+            columns[f"peak_{name}"] = np.where(seen, np.maximum(peak, value), peak)
