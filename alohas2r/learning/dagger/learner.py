@@ -17,6 +17,7 @@ from brax.training.acme import running_statistics, specs
 
 from alohas2r.core import threads as core_threads
 from alohas2r.embodiment import joints
+from alohas2r.envs import student_step
 from alohas2r.envs.repeated_measurement import RepeatedMeasurement
 from alohas2r.envs.task import EnvConfig, EnvState, Scored
 from alohas2r.envs.vision import Seen, Senses, SensesState
@@ -339,24 +340,18 @@ class Distiller:
     ) -> tuple[EnvState, SensesState | None, Samples, Seen]:
         """Observes and labels."""
         held_out, switched = state.task.held_out, state.task.switched
-        signals = self.env.extract(readout)
-        state, known, _ = self.env.observe(state, readout)
+        state, sense, seen, known, signals = student_step.observe(
+            self.env, self.senses, state, readout, sense, drawn
+        )
         flags = jnp.broadcast_to(switched[:, None], known.shape[:2])
         label = hold_out.still(
             *(self.teacher.apply(known, flags, jnp).mean(1), held_out),
             *(signals.ctrl[..., -1], self._open_grip, self.settings.control.scale),
         )
-        known = known[:, 0]
         weight = jnp.ones_like(label)
         if self.settings.precision > 0:
-            std = jnp.maximum(staged_std(self.teacher, known, switched), LEAST_STD)
+            std = jnp.maximum(staged_std(self.teacher, known[:, 0], switched), LEAST_STD)
             weight = std**-self.settings.precision
-        if self.senses is None or sense is None:
-            size = self.env.task.observation_size
-            seen = Seen(None, None, known[:, :size], known)
-        else:
-            frames, brightness = drawn
-            sense, seen = self.senses.perceive(sense, frames, brightness, signals)
         samples = Samples(
             rgb=seen.rgb,
             depth=seen.depth,
@@ -451,9 +446,7 @@ class Distiller:
         teacher_acts = learner.iteration == 0
         parts, scores = [], []
         for step in range(self.settings.steps):
-            drawn = None, None
-            if world.senses is not None and sense is not None:
-                drawn = world.senses.draw(sense, readout.qpos)
+            drawn = student_step.draw(world.senses, sense, readout)
             state, sense, samples, _, ctrl = self._act(
                 learner, self.frozen, state, readout, sense, drawn, teacher_acts
             )
@@ -485,9 +478,7 @@ class Distiller:
 
         def step(carry: Any, _: Any) -> tuple[Any, Any]:
             state, physics, readout, sense = carry
-            drawn = None
-            if self.senses is not None and sense is not None:
-                drawn = self.senses.draw_traced(sense, readout.qpos)
+            drawn = student_step.draw_traced(self.senses, sense, readout)
             state, sense, samples, _, ctrl = self._act(
                 learner, frozen, state, readout, sense, drawn, teacher_acts, traced=True
             )
@@ -710,9 +701,7 @@ class Distiller:
         """Returns what the first environments observe now, one after the other, for an artifact's check."""
         world = self.worlds[0]
         state, _, readout, sense = self._part(world, (state, physics, readout, sense))
-        drawn = None, None
-        if world.senses is not None and sense is not None:
-            drawn = world.senses.draw(sense, readout.qpos)
+        drawn = student_step.draw(world.senses, sense, readout)
         outcome = self._act(learner, self.frozen, state, readout, sense, drawn, jnp.asarray(False))
         seen, switched = outcome[3], np.asarray(state.task.switched)
         rows: dict[str, np.ndarray] = {self.spec.vector: np.asarray(seen.vector)}

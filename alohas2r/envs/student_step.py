@@ -1,0 +1,73 @@
+"""The first half of a student's step: what it observes, the same in collection, evaluation and an artifact's check.
+
+The second half, encoding and deciding, is the policy's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from alohas2r.core.types import Array
+from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvState
+from alohas2r.envs.vision import Seen, Senses, SensesState
+from alohas2r.rendering.protocol import Frames
+from alohas2r.sim.signals import Readout, Signals
+
+# Pictures and brightness [N] of the environments, as `Senses.draw` returns them.
+Drawn = tuple[Frames | None, Array]
+
+
+class Observed(NamedTuple):
+    """One observation of N environments, and the states after it."""
+
+    state: EnvState
+    sense: SensesState | None  # None of a student that observes what a teacher does
+    seen: Seen  # what the student observes
+    known: (
+        jax.Array
+    )  # [N, F] what a teacher observes; [N, D, F] where the state is measured D times
+    signals: Signals  # the exact state
+
+
+def draw(senses: Senses | None, sense: SensesState | None, readout: Readout) -> Drawn | None:
+    """Draws what the cameras are pointed at, on the host; None for a student without senses of its own."""
+    if senses is None or sense is None:
+        return None
+    return senses.draw(sense, readout.qpos)
+
+
+def draw_traced(senses: Senses | None, sense: SensesState | None, readout: Readout) -> Drawn | None:
+    """Does the same as `draw`, inside `jax.jit`."""
+    if senses is None or sense is None:
+        return None
+    return senses.draw_traced(sense, readout.qpos)
+
+
+def observe(
+    env: Env,
+    senses: Senses | None,
+    state: EnvState,
+    readout: Readout,
+    sense: SensesState | None,
+    drawn: Drawn | None,
+) -> Observed:
+    """Measures the state as a student does (traceable).
+
+    Args:
+      env: the environments.
+      senses: the student's; None if it observes what a teacher does.
+      state, readout, sense: of the environments.
+      drawn: their pictures, from `draw`.
+    """
+    signals = env.extract(readout)
+    state, known, _ = env.observe(state, readout)
+    if senses is None or sense is None or drawn is None:
+        first = known if known.ndim == 2 else known[:, 0]
+        seen = Seen(None, None, first[:, : env.task.observation_size], first)
+        return Observed(state, sense, seen, known, signals)
+    frames, brightness = drawn
+    sense, seen = senses.perceive(sense, frames, brightness, signals)
+    return Observed(state, sense, seen, known, signals)
