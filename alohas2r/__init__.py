@@ -1,4 +1,8 @@
-"""alohas2r: from an empty machine to a bimanual ALOHA that inserts a peg, trained only in simulation."""
+"""alohas2r: from an empty machine to a bimanual ALOHA that inserts a peg, trained only in simulation.
+
+The names in `__all__` are the public API; each is imported when it is first asked for, so `import alohas2r` costs
+nothing and needs no extra.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,31 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from alohas2r.evaluation.evaluate import evaluate as evaluate
+    from alohas2r.policies.artifact import load as load_policy
+    from alohas2r.policies.onnx.runtime import OnnxPolicy as OnnxPolicy
     from alohas2r.tasks.registry import register as register_task
 
-__all__ = ["register_task"]
 __version__ = "0.1.0"
 
-_WHERE = {"register_task": ("alohas2r.tasks.registry", "register")}  # imported when first used
+# Public name -> module and name there.
+_PUBLIC = {
+    "OnnxPolicy": ("alohas2r.policies.onnx.runtime", "OnnxPolicy"),
+    "evaluate": ("alohas2r.evaluation.evaluate", "evaluate"),
+    "load_policy": ("alohas2r.policies.artifact", "load"),
+    "register_task": ("alohas2r.tasks.registry", "register"),
+}
+__all__ = ["OnnxPolicy", "__version__", "evaluate", "load_policy", "register_task"]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _WHERE:
+    """Imports a public name on first use."""
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'alohas2r' has no attribute '{name}'")
-    module, attribute = _WHERE[name]
+    module, attribute = _PUBLIC[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    """Lists the public names, imported or not."""
+    return sorted({*globals(), *_PUBLIC})

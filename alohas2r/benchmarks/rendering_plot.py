@@ -16,7 +16,7 @@ from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
 
 def published() -> list[dict[str, Any]]:
     """Returns other people's figures: renderer, hardware, scene, physics, size, environments, source."""
-    file = importlib.resources.files("alohas2r") / "data" / "published_rendering.csv"
+    file = importlib.resources.files("alohas2r.benchmarks") / "data" / "published_rendering.csv"
     rows: list[dict[str, Any]] = []
     for row in csv.DictReader(io.StringIO(file.read_text("utf-8"))):
         sizes = {name: int(row[name]) for name in ("width", "height", "environments")}

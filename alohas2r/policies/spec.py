@@ -10,12 +10,12 @@ from alohas2r.config import check
 from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.embodiment.joints import SIDES
-from alohas2r.policies.networks import mlp
 from alohas2r.policies.switch import Switch
 from alohas2r.sim.scene import Scene
 
 FORMAT_VERSION = 1
 CHECK_TOLERANCE = 1e-4
+ACTIVATIONS = ("swish", "relu", "tanh", "elu")  # between the layers of a network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +126,8 @@ class StudentNetworkConfig:
     patches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        choices = ", ".join(mlp.ACTIVATIONS)
-        check(self.activation in mlp.ACTIVATIONS, f"activation must be one of {choices}")
+        choices = ", ".join(ACTIVATIONS)
+        check(self.activation in ACTIVATIONS, f"activation must be one of {choices}")
         check(
             len(self.hidden) > 0 and min(*self.hidden, *self.filters, self.embedding) >= 1,
             "a network needs one or more layers of one or more units",

@@ -233,8 +233,8 @@ def test_memory_is_bounded() -> None:
     # A process of its own: here everything that other tests have loaded would count.
     code = """
     import json
-    from alohas2r import bench_render
-    found = bench_render.bench_render(bench_render.BenchConfig(
+    from alohas2r.benchmarks import rendering
+    found = rendering.bench_render(rendering.BenchConfig(
         backends=("raycast",), scenes=("twoarm",), sizes=(32,), environments=(1024,), seconds=0.01,
         ratio_envs=32,
     ))

@@ -107,12 +107,8 @@ def test_missing_extra_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.startswith("alohas2r.")]:
-        if name.split(".")[1] in ("teacher", "evaluate"):
-            monkeypatch.delitem(sys.modules, name)
-    # "from alohas2r import x" takes what an earlier import left in the package.
-    monkeypatch.delattr(alohas2r, "teacher", raising=False)
-    monkeypatch.delattr(alohas2r, "evaluate", raising=False)
+    for name in ("alohas2r.learning.ppo.train", "alohas2r.evaluation.evaluate"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "jax", None)
     for arguments in (["train-teacher", "--phase", "pick"], ["evaluate", "params/pick"]):
         code, out, err = run(capsys, *arguments)
@@ -122,7 +118,6 @@ def test_missing_extra_says_what_to_install(
 
 
 def test_other_missing_modules_are_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(alohas2r, "video", raising=False)
     monkeypatch.setitem(sys.modules, "alohas2r.rendering.video", None)
     with pytest.raises(ImportError):
         app.main(["render", "--out", "x.png", "--scene", "pick"])

@@ -181,7 +181,8 @@ def test_a_missing_extra_says_what_to_install(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     file = str(robot_cases.student(tmp_path_factory))
-    monkeypatch.delitem(sys.modules, "alohas2r.policies.remote.client", raising=False)
+    for module in ("client", "messages"):
+        monkeypatch.delitem(sys.modules, f"alohas2r.policies.remote.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "msgpack", None)
     code, _, err = run(capsys, "deploy", "--robot", "sim", "--server", "127.0.0.1:9")
     assert (code, "pip install 'alohas2r[robot]'" in err) == (1, True)

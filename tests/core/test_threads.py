@@ -15,10 +15,10 @@ import sys
 
 import numpy as np
 
-from alohas2r import parallel
+from alohas2r.core import threads
 
 if sys.argv[1] == "keep":
-    assert parallel.keep_memory()
+    assert threads.keep_memory()
 
 
 def work():
@@ -50,19 +50,19 @@ import sys
 
 import numpy as np
 
-from alohas2r import parallel
+from alohas2r.core import threads
 
 
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-assert parallel.keep_memory()
+assert threads.keep_memory()
 arrays = [np.ones(2**17) for _ in range(128)]
 full = resident()
 arrays = arrays[::2]
 if sys.argv[1] == "give":
-    assert parallel.give_memory_back()
+    assert threads.give_memory_back()
 print(full - resident())
 assert all((array == 1).all() for array in arrays)
 """

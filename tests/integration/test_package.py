@@ -107,14 +107,16 @@ def test_scenes_and_policies_are_found_from_an_installed_wheel(
 ) -> None:
     code = (
         "import alohas2r, pathlib, sys\n"
-        "from alohas2r import cli, scene\n"
+        "from alohas2r import cli\n"
+        "from alohas2r.core.assets import data_path\n"
+        "from alohas2r.sim import scene\n"
         "site = pathlib.Path(sys.argv[1]).resolve()\n"
         "assert pathlib.Path(alohas2r.__file__).resolve().is_relative_to(site), alohas2r.__file__\n"
         "for kind in ('xmls', 'params'):\n"
-        "    assert scene.data_path(kind).is_relative_to(site), scene.data_path(kind)\n"
+        "    assert data_path(kind).is_relative_to(site), data_path(kind)\n"
         "for name in scene.names():\n"
         "    assert scene.load(name).model.nq > 0\n"
-        "for shipped in scene.data_path('params').iterdir():\n"
+        "for shipped in data_path('params').iterdir():\n"
         "    if shipped.is_dir():\n"
         "        assert cli.policy_folder(f'params/{shipped.name}') == shipped\n"
     )
@@ -143,9 +145,9 @@ def test_nothing_but_results_goes_to_stdout(
         "import sys\n"
         "sys.modules['warp'] = None\n"  # its absence makes other packages print
         "from alohas2r import cli\n"
-        "cli.common.library('evaluate')\n"
-        "with cli.common.progress_display(): print('chatter')\n"
-        "with cli.common.working('working'): print('chatter')\n"
+        "cli.app.library('evaluation.evaluate')\n"
+        "with cli.display.progress_display(): print('chatter')\n"
+        "with cli.display.working('working'): print('chatter')\n"
     )
     done = run(installed, tmp_path, sys.executable, "-c", code)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -159,8 +161,8 @@ def test_without_the_extras_the_base_imports_and_the_rest_says_what_to_install(
         "import sys\n"
         "from alohas2r.cli import EXTRAS, main\n"
         "sys.modules.update(dict.fromkeys(EXTRAS))\n"  # None: cannot be imported
-        "import alohas2r.policy, alohas2r.runlog, alohas2r.scene, alohas2r.stats\n"
-        "import alohas2r.switching, alohas2r.video\n"
+        "import alohas2r.policies.artifact, alohas2r.core.files, alohas2r.sim.scene, alohas2r.core.stats\n"
+        "import alohas2r.sim.kinematics, alohas2r.rendering.video\n"
         "assert main(['--version']) == 0\n"
         "assert main(['train-teacher', '--phase', 'pick']) == 1\n"
         "sys.exit(main(['export', 'params/pick', '--out', 'pick.onnx']))\n"

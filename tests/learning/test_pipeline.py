@@ -36,7 +36,7 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
 }
 SCRIPT = """
 import json, sys
-from alohas2r import pipeline
+from alohas2r.learning import pipeline
 out, overrides = sys.argv[1], json.loads(sys.argv[2])
 pipeline.run("quick", out, 1, 1, overrides=overrides, renderer="exact")
 """

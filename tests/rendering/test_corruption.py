@@ -31,9 +31,9 @@ def test_importing_needs_no_jax() -> None:
     import sys
     sys.modules["jax"] = None
     import numpy as np
-    from alohas2r import images
-    crop = images.simulated_crop(430, 430, 424, 240)
-    rgb, depth = images.preprocess(np.zeros((480, 848, 3), np.uint8), np.ones((480, 848), np.float32), None, crop)
+    from alohas2r.embodiment import camera
+    crop = camera.simulated_crop(430, 430, 424, 240)
+    rgb, depth = camera.preprocess(np.zeros((480, 848, 3), np.uint8), np.ones((480, 848), np.float32), None, crop)
     assert rgb.shape == (32, 32, 3) and depth.shape == (32, 32)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from alohas2r.config import check
+from alohas2r.policies import spec
 
-ACTIVATIONS = {"swish": nn.swish, "relu": nn.relu, "tanh": nn.tanh, "elu": nn.elu}
+ACTIVATIONS = {name: getattr(nn, name) for name in spec.ACTIVATIONS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from alohas2r.envs.vision import IDEAL
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.dagger import config as dagger_config
 from alohas2r.learning.dagger import host_buffers, labels
+from alohas2r.learning.dagger import learner as dagger_learner
 from alohas2r.learning.dagger import train as dagger
 from alohas2r.learning.dagger.learner import Distiller
 from alohas2r.learning.dagger.samples import Samples
@@ -253,7 +254,7 @@ def test_the_teacher_acts_first_and_the_student_afterwards(small: Small) -> None
 def test_several_threads_collect_what_one_does(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dagger_config, "WORLD_SIZE", 2)
+    monkeypatch.setattr(dagger_learner, "WORLD_SIZE", 2)
     settings = dataclasses.replace(small.settings, ahead=1, precision=1.0)
     found = []
     for threads in (1, 2):

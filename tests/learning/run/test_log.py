@@ -214,7 +214,7 @@ def test_failing_writer_leaves_the_earlier_file(tmp_path: pathlib.Path) -> None:
 def test_a_file_is_whole_whenever_the_writer_is_killed(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "weights"
     script = (
-        "import sys; from alohas2r.runlog import write_atomic\n"
+        "import sys; from alohas2r.core.files import write_atomic\n"
         "while True:\n"
         "    for letter in b'ab': write_atomic(sys.argv[1], bytes([letter]) * 300_000)\n"
     )

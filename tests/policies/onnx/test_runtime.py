@@ -309,7 +309,7 @@ def test_needs_numpy_and_onnxruntime_alone(pick: tuple[pathlib.Path, pathlib.Pat
         "blocked = ('jax', 'jaxlib', 'flax', 'brax', 'optax', 'orbax', 'onnx', 'jax2onnx',\n"
         "           'mujoco', 'scipy', 'typer', 'rich', 'websockets', 'msgpack')\n"
         "sys.modules.update(dict.fromkeys(blocked))\n"  # None: cannot be imported
-        "from alohas2r.onnx_policy import OnnxPolicy\n"
+        "from alohas2r.policies.onnx.runtime import OnnxPolicy\n"
         "policy = OnnxPolicy.load(sys.argv[1])\n"
         "for observation in policy.examples():\n"
         "    assert policy.act(observation).shape == (7,)\n"
@@ -323,18 +323,18 @@ def test_needs_numpy_and_onnxruntime_alone(pick: tuple[pathlib.Path, pathlib.Pat
     assert not done.stderr
 
 
-def test_the_policy_module_gives_it_without_jax(pick: tuple[pathlib.Path, pathlib.Path]) -> None:
+def test_the_package_gives_it_without_jax(pick: tuple[pathlib.Path, pathlib.Path]) -> None:
     code = (
         "import sys\n"
-        "import alohas2r.policy\n"
+        "import alohas2r\n"
         "assert 'onnxruntime' not in sys.modules\n"  # only who asks for it loads it
-        "from alohas2r.policy import OnnxPolicy\n"
+        "from alohas2r import OnnxPolicy\n"
         "policy = OnnxPolicy.load(sys.argv[1])\n"
         "policy.act(policy.examples()[0])\n"
         "heavy = {'jax', 'jaxlib', 'flax', 'brax', 'optax', 'onnx', 'jax2onnx'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "try:\n"
-        "    alohas2r.policy.Horse\n"
+        "    alohas2r.Horse\n"
         "except AttributeError as error:\n"
         "    assert 'Horse' in str(error)\n"
         "else:\n"

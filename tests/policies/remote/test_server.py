@@ -48,7 +48,7 @@ ROOT = pathlib.Path(server.__file__).resolve().parents[3]
 # Serves in a process of its own; the last line of output is what `serve` returned.
 SERVE = """
 import json, sys
-from alohas2r import server
+from alohas2r.policies.remote import server
 found = server.serve(
     sys.argv[1],
     server.ServerConfig(port=0, **json.loads(sys.argv[2])),
