@@ -9,12 +9,37 @@ jumps, unlike the wall clock.
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from alohas2r.embodiment.joints import two_fingers
+from alohas2r.embodiment.joints import JOINTS, two_fingers
+
+
+class ServoFault(NamedTuple):
+    """A servo that reports a hardware error.
+
+    Attributes:
+      side: "left" or "right".
+      servo_id: its id on that arm's bus.
+      name: its place in the arm, such as "elbow_shadow".
+      words: what it reports, such as "overload".
+    """
+
+    side: str
+    servo_id: int
+    name: str
+    words: str
+
+    def __str__(self) -> str:
+        """Says it as a person would."""
+        return f"{self.side} servo {self.servo_id} ({self.name}) reports {self.words}"
+
+
+def _unknown() -> np.ndarray:
+    return np.full(len(JOINTS), np.nan)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,9 +52,14 @@ class Proprio:
       velocity: [14] rad/s; m/s for the grippers.
       current: [14] A, positive along the joint; that of the commanded servo of a pair.
       age_s: [14] how old each value is at `time_s`; 0 unless its servo failed to answer.
-      temperature_c: [14] degrees Celsius, the hottest servo of each joint.
-      voltage_v: [14] supply voltage, the lowest of the joint's servos.
+      temperature_c: [14] degrees Celsius, the hottest servo of each joint; NaN: not yet known.
+      voltage_v: [14] supply voltage, the lowest of the joint's servos; NaN: not yet known.
       hardware_error: [14] the error bits of the joint's servos, or-ed (0: none).
+      torque: [14] 1 where all servos of the joint drive it, 0 where one does not; NaN: unknown.
+        One that was on goes off by a brown-out, a reboot or a hardware error.
+      pair_error: [14] how far apart the two servos of a joint say it is (rad); 0 where there is
+        but one servo, NaN: unknown. Servos that disagree work against each other.
+      servo_faults: the servos that report hardware errors, in words.
     """
 
     time_s: float
@@ -40,6 +70,9 @@ class Proprio:
     temperature_c: np.ndarray
     voltage_v: np.ndarray
     hardware_error: np.ndarray
+    torque: np.ndarray = dataclasses.field(default_factory=_unknown)
+    pair_error: np.ndarray = dataclasses.field(default_factory=_unknown)
+    servo_faults: tuple[ServoFault, ...] = ()
 
     def joint_position(self) -> np.ndarray:
         """Returns [2, 8] joint positions as the scene has them: six joints and two fingers."""
@@ -57,14 +90,25 @@ class Frame:
     Attributes:
       rgb: [H, W, 3] uint8.
       depth: [H, W] float32, metres along the optical axis; 0 where unknown.
-      time_s: when it was taken (monotonic clock).
-      number: the camera's frame counter.
+      time_s: when the depth was taken (monotonic clock).
+      number: the depth stream's frame counter.
+      color_time_s: when the colour was taken; NaN: with the depth.
+      color_number: the colour stream's frame counter; -1: that of the depth.
     """
 
     rgb: np.ndarray
     depth: np.ndarray
     time_s: float
     number: int
+    color_time_s: float = math.nan
+    color_number: int = -1
+
+    def __post_init__(self) -> None:
+        """Fills in what was taken as one picture."""
+        if math.isnan(self.color_time_s):
+            object.__setattr__(self, "color_time_s", self.time_s)
+        if self.color_number < 0:
+            object.__setattr__(self, "color_number", self.number)
 
 
 @runtime_checkable
@@ -91,6 +135,14 @@ class Robot(Protocol):
         """Reads both arms. Raises RobotFault when a bus is gone; silent servos only grow old."""
         ...
 
+    def setup_problems(self) -> tuple[str, ...]:
+        """Returns what is set up otherwise than readings and commands rely on, each with its remedy.
+
+        A robot that is entered to be moved refuses to be entered instead; what is left are the
+        problems of one that only reads, such as a joint that is set up to turn the other way.
+        """
+        ...
+
     def command(self, ctrl: np.ndarray) -> np.ndarray:
         """Sends targets [14] and returns what was sent, from which the next target starts."""
         ...
@@ -104,7 +156,13 @@ class Robot(Protocol):
         ...
 
     def disable(self) -> None:
-        """Switches torque off. An arm that does not rest on something falls."""
+        """Switches torque off. An arm that does not rest on something falls.
+
+        Every servo that answers is switched off, whatever the others do.
+
+        Raises:
+          RobotFault: some did not confirm; the text names them.
+        """
         ...
 
 

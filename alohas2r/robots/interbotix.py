@@ -208,6 +208,10 @@ class InterbotixRobot:
             hardware_error=errors.astype(int),
         )
 
+    def setup_problems(self) -> tuple[str, ...]:
+        """Returns nothing: the nodes set their servos up by themselves."""
+        return ()
+
     def command(self, ctrl: np.ndarray) -> np.ndarray:
         """Sends targets [14] (rad; m for the grippers) and returns them.
 

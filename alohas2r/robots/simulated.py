@@ -100,7 +100,13 @@ class SimulatedRobot:
             temperature_c=np.full(len(JOINTS), self.CELSIUS),
             voltage_v=np.full(len(JOINTS), self.VOLTS),
             hardware_error=np.zeros(len(JOINTS), int),
+            torque=np.full(len(JOINTS), float(self.enabled)),
+            pair_error=np.zeros(len(JOINTS)),
         )
+
+    def setup_problems(self) -> tuple[str, ...]:
+        """Returns nothing: there is nothing to set up."""
+        return ()
 
     def command(self, ctrl: np.ndarray) -> np.ndarray:
         """Sets targets [14] and returns them, clipped to the actuators' ranges.

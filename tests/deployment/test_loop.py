@@ -107,6 +107,9 @@ class Recorder:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.robot.__exit__(kind, error, trace)
 
+    def setup_problems(self):
+        return self.robot.setup_problems()
+
     def read(self):
         return self.spoil(self.robot.read())
 

@@ -181,6 +181,10 @@ class DynamixelRobot:
             self._read_health()
         return self._proprio()
 
+    def setup_problems(self) -> tuple[str, ...]:
+        """Returns what a connection that only reads has seen in the servos' set-up."""
+        return ()
+
     def command(self, ctrl: np.ndarray) -> np.ndarray:
         """Sends targets to both arms.
 
