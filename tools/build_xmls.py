@@ -10,6 +10,7 @@ cameras).
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
+import hulls  # noqa: E402
 import looks  # noqa: E402
 
 FACTS = json.loads((ROOT / "tests/data/aloha_facts.json").read_text())
@@ -78,8 +80,32 @@ def collision_geom(parent: ET.Element, geom: dict[str, Any], **extra: Any) -> No
     )
 
 
-def arm(parent: ET.Element, side: str) -> None:
-    """Adds one arm: kinematics, inertias, collision capsules, sites, camera and looks."""
+# How the hulls touch: as the published capsules do.
+TOUCH = next(
+    {"condim": geom["condim"], "friction": geom["friction"], "solref": geom["solref"]}
+    | {"solimp": geom["solimp"][:3], "rgba": geom["rgba"]}
+    for body in FACTS["bodies"]
+    for geom in body["collision_geoms"]
+    if "finger" in geom["name"]
+)
+
+
+def hull_geoms(parent: ET.Element, side: str, link: str) -> None:
+    """Adds the shapes of a link that collide in the contact scenes."""
+    for hull in hulls.HULLS.get(link, ()):
+        shape = {key: value for key, value in hull.items() if key not in ("name", "material")}
+        name = f"{side}/{hull['name']}"
+        element(parent, "geom", class_="collision", name=name, contype="1", **shape, **TOUCH)
+
+
+def arm(parent: ET.Element, side: str, contact: bool) -> None:
+    """Adds one arm: kinematics, inertias, shapes that collide, sites, camera and looks.
+
+    Args:
+      parent: where its base goes.
+      side: "left" or "right".
+      contact: whether hulls of all parts collide instead of the published capsules.
+    """
     elements = {"world": parent}
     for body in FACTS["bodies"]:
         if not body["name"].startswith(side + "/"):
@@ -103,7 +129,9 @@ def arm(parent: ET.Element, side: str) -> None:
                 frictionloss=joint["frictionloss"] or None,
                 actuatorfrcrange=joint["actuatorfrcrange"],
             )
-        for geom in body["collision_geoms"]:
+        if contact:
+            hull_geoms(node, side, link)
+        for geom in () if contact else body["collision_geoms"]:
             collision_geom(node, geom, class_="collision")
         for look in looks.LINKS.get(link, ()):
             attributes = {key: value for key, value in look.items() if key != "name"}
@@ -122,7 +150,7 @@ def arm(parent: ET.Element, side: str) -> None:
             )
 
 
-def world(root: ET.Element, title: str) -> ET.Element:
+def world(root: ET.Element, contact: bool) -> ET.Element:
     """Adds options, defaults, assets, table, lights and fixed cameras; returns the worldbody."""
     options = FACTS["options"]
     element(root, "compiler", angle="radian", autolimits="true")
@@ -155,7 +183,7 @@ def world(root: ET.Element, title: str) -> ET.Element:
         element(asset, "texture", name=name, **texture)
     for name, material in looks.MATERIALS.items():
         element(asset, "material", name=name, **material)
-    for name, vertices in looks.MESHES.items():
+    for name, vertices in (looks.MESHES | (hulls.MESHES if contact else {})).items():
         element(
             asset,
             "mesh",
@@ -294,12 +322,37 @@ def actuators(root: ET.Element, sides: tuple[str, ...]) -> None:
             )
 
 
-def contacts_and_equalities(root: ET.Element, sides: tuple[str, ...], bodies: set[str]) -> None:
+def contact_sensors(sensor: ET.Element) -> None:
+    """The forces that only the two-arm contact scene has (world frame)."""
+    pairs = {
+        "left/hand_on_peg": {"subtree1": "left/gripper_link", "body2": "peg"},
+        "right/hand_on_socket": {"subtree1": "right/gripper_link", "body2": "socket"},
+        "arm_on_arm": {"subtree1": "left/base_link", "subtree2": "right/base_link"},
+    }
+    for name, pair in pairs.items():
+        element(
+            sensor,
+            "contact",
+            name=f"{name}_force",
+            **pair,
+            data="found force",
+            reduce="netforce",
+            num="1",
+        )
+
+
+def contacts_and_equalities(
+    root: ET.Element, sides: tuple[str, ...], bodies: set[str], contact: bool
+) -> None:
     """Adds the pairs that never touch and the coupling of the fingers."""
-    contact = element(root, "contact")
-    for body1, body2 in FACTS["contact_excludes"]:
+    pairs = element(root, "contact")
+    excluded = FACTS["contact_excludes"]
+    if contact:
+        apart = (*hulls.APART, *hulls.PASS_THROUGH)
+        excluded = [[f"{side}/{link}" for link in pair] for side in sides for pair in apart]
+    for body1, body2 in excluded:
         if body1 in bodies and body2 in bodies:
-            element(contact, "exclude", body1=body1, body2=body2)
+            element(pairs, "exclude", body1=body1, body2=body2)
     equality = element(root, "equality")
     for constraint in FACTS["equality"]:
         if constraint["joint1"].split("/")[0] in sides:
@@ -336,13 +389,13 @@ def keyframes(
             element(parent, "key", name=name, qpos=key["qpos"], ctrl=key["ctrl"])
 
 
-def scene_pick() -> ET.Element:
-    """One arm and a block."""
-    root = ET.Element("mujoco", model="alohas2r pick")
+def scene_pick(contact: bool = False) -> ET.Element:
+    """One arm and a block; `contact` as in `arm`."""
+    root = ET.Element("mujoco", model="alohas2r pick" + " contact" * contact)
     sides = ("left",)
-    worldbody = world(root, "pick")
+    worldbody = world(root, contact)
     lights(worldbody, sides)
-    arm(worldbody, "left")
+    arm(worldbody, "left", contact)
     half = [BLOCK_HALF_LENGTH, BLOCK_HALF_SIDE, BLOCK_HALF_SIDE]
     box = element(worldbody, "body", name="box", pos=[-0.18, -0.125, 0.0008 + BLOCK_HALF_SIDE])
     element(box, "freejoint", name="box")
@@ -361,9 +414,8 @@ def scene_pick() -> ET.Element:
     element(box, "site", name="box_grip_here", pos=[-0.02, 0, 0])
     element(box, "site", name="box_end_2", pos=[BLOCK_HALF_LENGTH, 0, 0])
     mocap_target(worldbody, "box_mocap_target", [0, 1, 0, 0.3], half)
-    contacts_and_equalities(
-        root, sides, {body["name"] for body in FACTS["bodies"] if body["name"].startswith("left/")}
-    )
+    bodies = {body["name"] for body in FACTS["bodies"] if body["name"].startswith("left/")}
+    contacts_and_equalities(root, sides, bodies, contact)
     actuators(root, sides)
     sensor = element(root, "sensor")
     arm_sensors(sensor, "left")
@@ -372,14 +424,14 @@ def scene_pick() -> ET.Element:
     return root
 
 
-def scene_insert() -> ET.Element:
-    """Two arms, socket and peg."""
-    root = ET.Element("mujoco", model="alohas2r insert")
+def scene_insert(contact: bool = False) -> ET.Element:
+    """Two arms, socket and peg; `contact` as in `arm`."""
+    root = ET.Element("mujoco", model="alohas2r insert" + " contact" * contact)
     sides = ("left", "right")
-    worldbody = world(root, "insert")
+    worldbody = world(root, contact)
     lights(worldbody, sides)
     for side in sides:
-        arm(worldbody, side)
+        arm(worldbody, side, contact)
     for body in FACTS["bodies"]:
         if body["name"] not in ("socket", "peg"):
             continue
@@ -394,7 +446,7 @@ def scene_insert() -> ET.Element:
             element(node, "site", name=site["name"], pos=site["pos"], quat=site["quat"])
     mocap_target(worldbody, "socket_mocap_target", [0, 0, 1, 0.3], [0.048, 0.022, 0.022])
     mocap_target(worldbody, "peg_mocap_target", [1, 0, 0, 0.3], [0.048, 0.01, 0.01])
-    contacts_and_equalities(root, sides, {body["name"] for body in FACTS["bodies"]})
+    contacts_and_equalities(root, sides, {body["name"] for body in FACTS["bodies"]}, contact)
     actuators(root, sides)
     sensor = element(root, "sensor")
     for side, name in (("left", "socket"), ("right", "peg")):
@@ -409,6 +461,8 @@ def scene_insert() -> ET.Element:
         reftype="site",
         refname="socket_rear",
     )
+    if contact:
+        contact_sensors(sensor)
     keyframes(root, ("home", "preinsert"), sides, [])
     return root
 
@@ -421,7 +475,12 @@ def render(root: ET.Element) -> str:
     return f"<!-- {note} -->\n{body}\n"
 
 
-SCENES = {"scene_pick.xml": scene_pick, "scene_insert.xml": scene_insert}
+SCENES = {
+    "scene_pick.xml": scene_pick,
+    "scene_insert.xml": scene_insert,
+    "scene_pick_contact.xml": functools.partial(scene_pick, contact=True),
+    "scene_insert_contact.xml": functools.partial(scene_insert, contact=True),
+}
 
 
 def main() -> None:

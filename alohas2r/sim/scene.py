@@ -170,8 +170,10 @@ def load_physics(name: str) -> Scene:
     for geom in list(specification.geoms):
         if geom.classname.name == "look":
             specification.delete(geom)
+    used = {geom.meshname for geom in specification.geoms}
     for mesh in list(specification.meshes):
-        specification.delete(mesh)
+        if mesh.name not in used:
+            specification.delete(mesh)
     return resolve(name, specification.compile())
 
 

@@ -15,7 +15,12 @@ from alohas2r.sim import scene
 DATA = pathlib.Path(__file__).parents[1] / "data"
 FACTS = json.loads((DATA / "aloha_facts.json").read_text())
 REFERENCE = json.loads((DATA / "aloha_fidelity.json").read_text())
-DESCRIBED = ("pick", "insert")  # the scenes that the published model is held against
+DESCRIBED = (
+    "pick",
+    "insert",
+    "pick_contact",
+    "insert_contact",
+)  # the scenes that the published model is held against
 
 # Tolerances of the recipe.
 POSITION_M, ROTATION = 1e-4, 1e-4
@@ -91,7 +96,7 @@ def test_step_responses(name: str, index: int) -> None:
         measured = np.array([data.joint(joint).qpos[0] for joint in joints])
         error = np.abs(measured - np.asarray(expected)[columns])
         assert (error <= tolerance).all(), dict(zip(joints, error, strict=True))
-    if name == "insert":
+    if len(arms_of(name)) == 2:
         assert data.ncon == case["contacts"]
 
 
@@ -148,7 +153,7 @@ def test_two_arm_scene_has_every_named_part_of_the_facts() -> None:
         np.testing.assert_allclose(model.key(name).ctrl, key["ctrl"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", DESCRIBED)
+@pytest.mark.parametrize("name", ["pick", "insert"])
 def test_only_the_listed_geoms_collide(name: str) -> None:
     model, _ = at_home(name)
     arms = arms_of(name)

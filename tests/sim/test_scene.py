@@ -145,7 +145,7 @@ def test_a_scene_from_elsewhere_is_registered(
     path.write_text(scene.spec("pick").to_xml())
     scene.register_scene("mine", path)
     scene.register_scene("mine", path)
-    assert scene.names() == ("insert", "mine", "pick")
+    assert scene.names() == ("insert", "insert_contact", "mine", "pick", "pick_contact")
     assert scene._path("mine") == path
     for name in ("mine", "pick"):
         with pytest.raises(ModelError, match="choose another name"):
