@@ -50,7 +50,7 @@ lock: $(VENV)/.test
 	mv constraints.tmp constraints.txt
 
 $(VENV)/.train: EXTRAS = train
-$(VENV)/.test: EXTRAS = train,warp,export,robot,dev
+$(VENV)/.test: EXTRAS = train,warp,export,robot,gymnasium,dev
 
 $(VENV)/.train $(VENV)/.test: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system

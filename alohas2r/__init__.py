@@ -10,9 +10,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from alohas2r.envs.task import Task as Task
     from alohas2r.evaluation.evaluate import evaluate as evaluate
     from alohas2r.policies.artifact import load as load_policy
     from alohas2r.policies.onnx.runtime import OnnxPolicy as OnnxPolicy
+    from alohas2r.tasks.make import make_env as make_env
+    from alohas2r.tasks.registry import TaskEntry as TaskEntry
     from alohas2r.tasks.registry import register as register_task
 
 __version__ = "0.1.0"
@@ -22,9 +25,21 @@ _PUBLIC = {
     "OnnxPolicy": ("alohas2r.policies.onnx.runtime", "OnnxPolicy"),
     "evaluate": ("alohas2r.evaluation.evaluate", "evaluate"),
     "load_policy": ("alohas2r.policies.artifact", "load"),
+    "make_env": ("alohas2r.tasks.make", "make_env"),
+    "Task": ("alohas2r.envs.task", "Task"),
+    "TaskEntry": ("alohas2r.tasks.registry", "TaskEntry"),
     "register_task": ("alohas2r.tasks.registry", "register"),
 }
-__all__ = ["OnnxPolicy", "__version__", "evaluate", "load_policy", "register_task"]
+__all__ = [
+    "OnnxPolicy",
+    "Task",
+    "TaskEntry",
+    "__version__",
+    "evaluate",
+    "load_policy",
+    "make_env",
+    "register_task",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -26,6 +26,7 @@ EXTRAS = {
     "av": "train",
     "brax": "train",
     "flax": "train",
+    "gymnasium": "gymnasium",
     "jax": "train",
     "jaxlib": "train",
     "matplotlib": "train",

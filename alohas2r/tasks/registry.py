@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from alohas2r.tasks.stages import SecondStage
 
 GROUP = "alohas2r.tasks"  # of entry points
-_SHARED = {"registry", "protocol", "scoring", "single_arm", "stages"}  # modules that are no task
+_SHARED = {
+    "make",
+    "registry",
+    "protocol",
+    "scoring",
+    "single_arm",
+    "stages",
+}  # modules that are no task
 
 Config = TypeVar("Config", bound="TaskConfig")
 Rules = TypeVar("Rules", bound="TaskProtocol")

@@ -1,0 +1,1 @@
+"""Environments as other libraries expect them."""
