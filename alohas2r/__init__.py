@@ -53,3 +53,13 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """Lists the public names, imported or not."""
     return sorted({*globals(), *_PUBLIC})
+
+
+def _register_with_gymnasium() -> None:
+    """Lets `gymnasium.make` find the tasks, whichever of the two packages is imported first."""
+    from alohas2r.tasks.registry import register_with_gymnasium
+
+    register_with_gymnasium()
+
+
+_register_with_gymnasium()

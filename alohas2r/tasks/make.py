@@ -17,7 +17,7 @@ from alohas2r.policies.switch import Switch
 from alohas2r.sim import scene
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import BufferConfig
-from alohas2r.tasks.registry import AnyTask, find_task, task_names
+from alohas2r.tasks.registry import AnyTask, find_task
 
 if TYPE_CHECKING:
     from alohas2r.envs.vision import Senses
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Observing = Literal["state", "rgbd", "depth", "rgb"]
 OBSERVATIONS: tuple[Observing, ...] = ("state", "rgbd", "depth", "rgb")
-# Gymnasium ids of tasks that have another one than their name.
-ALIASES = {"insert": "PegInsertion", "pick": "BlockPicking"}
 MOST_ENVS = 1_000_000
 
 
@@ -143,22 +141,6 @@ def make_single(
             switch_states=switch_states,
         )
     )
-
-
-def register_gymnasium() -> None:
-    """Makes all tasks known to Gymnasium as "alohas2r/NAME-v1"; Gymnasium calls this when it is imported."""
-    import gymnasium
-
-    for task in task_names():
-        name = ALIASES.get(task, "".join(part.capitalize() for part in task.split("_")))
-        if f"alohas2r/{name}-v1" in gymnasium.registry:
-            continue
-        gymnasium.register(
-            id=f"alohas2r/{name}-v1",
-            entry_point="alohas2r.tasks.make:make_single",
-            vector_entry_point="alohas2r.tasks.make:make_env",
-            kwargs={"task": task},
-        )
 
 
 def _from_switch_states(

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
@@ -38,6 +39,9 @@ _SHARED = {
     "single_arm",
     "stages",
 }  # modules that are no task
+
+# Names at Gymnasium of tasks that have another one there.
+GYMNASIUM_NAMES = {"insert": "PegInsertion", "pick": "BlockPicking"}
 
 Config = TypeVar("Config", bound="TaskConfig")
 Rules = TypeVar("Rules", bound="TaskProtocol")
@@ -112,7 +116,26 @@ def register(entry: AnyTask) -> AnyTask:
             f"A task needs a name that Python takes, not '{name}', and a preset 'default'."
         )
     _entries[name] = entry
+    if "gymnasium" in sys.modules:
+        register_with_gymnasium()
     return entry
+
+
+def register_with_gymnasium() -> None:
+    """Makes all tasks known to Gymnasium as "alohas2r/NAME-v1", where Gymnasium is installed and not known yet."""
+    try:
+        import gymnasium
+    except ImportError:
+        return
+    for task in task_names():
+        name = GYMNASIUM_NAMES.get(task, "".join(part.capitalize() for part in task.split("_")))
+        if f"alohas2r/{name}-v1" not in gymnasium.registry:
+            gymnasium.register(
+                id=f"alohas2r/{name}-v1",
+                entry_point="alohas2r.tasks.make:make_single",
+                vector_entry_point="alohas2r.tasks.make:make_env",
+                kwargs={"task": task},
+            )
 
 
 def task_names() -> tuple[str, ...]:

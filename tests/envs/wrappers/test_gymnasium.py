@@ -13,15 +13,9 @@ from gymnasium.vector import AutoresetMode
 import alohas2r
 from alohas2r.envs.wrappers.gymnasium import FINAL_ROWS, VectorTaskEnv
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.tasks.make import register_gymnasium
 from alohas2r.tasks.registry import task_names
 
 IDS = ("alohas2r/BlockPicking-v1", "alohas2r/PegInsertion-v1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> None:
-    register_gymnasium()  # also where the package is imported from a folder that is not installed
 
 
 @pytest.fixture(scope="module")
