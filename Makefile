@@ -38,6 +38,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/ruff format --check . || failed=1; \
 	$(BIN)/pyright || failed=1; \
+	$(BIN)/lint-imports --no-cache || failed=1; \
 	exit $$failed
 
 format: $(VENV)/.test

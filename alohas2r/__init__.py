@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from alohas2r.core.version import __version__
+
 if TYPE_CHECKING:
     from alohas2r.envs.task import Task as Task
     from alohas2r.evaluation.evaluate import evaluate as evaluate
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from alohas2r.tasks.registry import TaskEntry as TaskEntry
     from alohas2r.tasks.registry import register as register_task
 
-__version__ = "0.1.0"
 
 # Public name -> module and name there.
 _PUBLIC = {

@@ -16,7 +16,7 @@ import typer.exceptions
 from rich.console import Console
 from rich.markup import escape
 
-from alohas2r import __version__
+from alohas2r.core.version import __version__
 from alohas2r.errors import Alohas2rError
 from alohas2r.sim import scene
 from alohas2r.tasks.registry import task_names

@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import alohas2r
 from alohas2r.benchmarks.gpu.job import (
     BUDGET_S,
     FORMAT,
@@ -36,6 +35,7 @@ from alohas2r.config import check
 from alohas2r.core import files
 from alohas2r.core import progress as core_progress
 from alohas2r.core import stop as core_stop
+from alohas2r.core.version import __version__
 from alohas2r.errors import ConfigError, did_you_mean
 
 
@@ -78,7 +78,7 @@ def bench_gpu(
     result: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "alohas2r": alohas2r.__version__,
+        "alohas2r": __version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "tiny": tiny,
         "budget_s": budget_s,

@@ -19,10 +19,10 @@ import jax.extend.core
 import numpy as np
 import onnx
 
-import alohas2r
 from alohas2r import config
 from alohas2r.config import check
 from alohas2r.core import files
+from alohas2r.core.version import __version__
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.onnx import container
 from alohas2r.policies.onnx.convert import OPSET, convert, narrow
@@ -97,7 +97,7 @@ def export_network(
         "opset": opset,
         "fp16": fp16,
         "versions": {
-            "alohas2r": alohas2r.__version__,
+            "alohas2r": __version__,
             **{name: importlib.metadata.version(name) for name in ("jax", "jax2onnx")},
         },
         "verified": verified,

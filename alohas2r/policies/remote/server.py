@@ -27,8 +27,8 @@ from websockets.asyncio.server import Server, ServerConnection
 from websockets.asyncio.server import serve as websocket_serve
 from websockets.http11 import Request, Response
 
-import alohas2r
 from alohas2r.config import check, to_dict
+from alohas2r.core.version import __version__
 from alohas2r.errors import Alohas2rError, ArtifactError, BackendUnavailable
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.remote.messages import RESET, TIMING, decode, encode
@@ -73,7 +73,7 @@ class ServerConfig:
 def metadata(policy: OnnxPolicy) -> dict[str, Any]:
     """Returns the first frame: which policy this is, what it takes and what it gives."""
     return {
-        "server": f"alohas2r {alohas2r.__version__}",
+        "server": f"alohas2r {__version__}",
         "policy": policy.hash,
         "interface": to_dict(policy.interface),
         "optional": {RESET: "true starts a new episode, as a new connection does"},
