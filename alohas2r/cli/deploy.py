@@ -19,7 +19,7 @@ from rich.text import Text
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import plain, show, working
-from alohas2r.errors import ConfigError
+from alohas2r.errors import ConfigError, RobotFault
 
 REAL = ("aloha", "aloha-ros")
 # Where the policy server's key is taken from; on a command line everybody on the machine sees it.
@@ -90,11 +90,15 @@ def deploy(
         typer.Option("--stub-cameras", help="Noise in place of drawn pictures, to time the loop."),
     ] = False,
     exposure_us: Annotated[
-        float | None, typer.Option(min=1, help="Fixed exposure (µs); automatic if left out.")
+        float | None,
+        typer.Option(min=1, max=165_000, help="Fixed exposure (µs); automatic if left out."),
     ] = None,
     gripper_closed: Annotated[
-        float | None,
-        typer.Option(help="Servo angle (rad) at which the fingers touch, if not the scene's."),
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LEFT RIGHT",
+            help="Servo angles (rad) at which the fingers touch, if not the scene's.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -170,7 +174,8 @@ def record_camera(
         str | None, typer.Option(help="Serial number of the camera, if there are several.")
     ] = None,
     exposure_us: Annotated[
-        float | None, typer.Option(min=1, help="Fixed exposure (µs); automatic if left out.")
+        float | None,
+        typer.Option(min=1, max=165_000, help="Fixed exposure (µs); automatic if left out."),
     ] = None,
     simulated: Annotated[
         Literal["left", "right"] | None,
@@ -279,6 +284,9 @@ def torque_off(
             "--anywhere", help="Even where the arms do not rest. They fall: support them."
         ),
     ] = False,
+    side: Annotated[
+        Literal["left", "right"] | None, typer.Option(help="One arm only; both if left out.")
+    ] = None,
     reboot: Annotated[
         list[str] | None,
         typer.Option(metavar="SIDE:ID", help="Restart a servo with an error, such as left:4."),
@@ -286,22 +294,30 @@ def torque_off(
 ) -> None:
     """Switch torque off on both arms, for instance after a run ended in a hold.
 
-    Refuses unless the arms rest in the sleep pose, because elsewhere they fall. A servo that shut
+    Lets go of every servo that answers, and says which did not. Refuses unless the arm rests in
+    the sleep pose, because elsewhere it falls. A servo that shut
     down by a hardware error is restarted with --reboot, after its cause is known.
     """
-    arm, driver = library("robots.dynamixel.arm"), library("robots.dynamixel.driver")
+    arm = library("robots.dynamixel.arm")
     wanted: dict[str, list[int]] = {}
     for text in reboot or []:
-        side, _, number = text.partition(":")
-        if side not in ("left", "right") or not number.isdigit() or int(number) not in arm.IDS:
+        where, _, number = text.partition(":")
+        if where not in ("left", "right") or not number.isdigit() or int(number) not in arm.IDS:
             raise ConfigError(f"--reboot {text} must be left:ID or right:ID with an id of 1..9.")
-        wanted.setdefault(side, []).append(int(number))
+        if side not in (None, where):
+            raise ConfigError(f"--reboot {text} belongs to the other arm than --side {side}.")
+        wanted.setdefault(where, []).append(int(number))
     config = arm.DynamixelConfig() if ports is None else arm.DynamixelConfig(ports=ports)
-    with working("Switching off"), driver.DynamixelRobot(config, passive=True) as arms:
-        library("deployment.recovery").torque_off(arms, anywhere)
-        for side, servos in wanted.items():
-            arms.reboot(side, servos)
-    Console(stderr=True).print("Torque is off on both arms.", highlight=False)
+    sides = ("left", "right") if side is None else (side,)
+    with working("Switching off"):
+        results = library("deployment.recovery").let_go(config, sides, anywhere, wanted)
+    stuck = [str(one) for one in results if not one.complete]
+    if not stuck:
+        which = "both arms" if side is None else f"the {side} arm"
+        Console(stderr=True).print(f"Torque is off on {which}.", highlight=False)
+        return
+    done = [str(one) for one in results if one.complete]
+    raise RobotFault(" ".join(done + stuck))
 
 
 class Display:

@@ -5,7 +5,6 @@ Nothing is changed: ports are opened to read only, and torque stays as it is.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -15,20 +14,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
+from alohas2r.deployment.diagnosis import Line, Status, examine_arm
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import Alohas2rError, BackendUnavailable, RobotFault
-from alohas2r.robots.dynamixel.arm import IDS, DynamixelConfig
-from alohas2r.robots.dynamixel.bus import Bus, check_servos, discover
-from alohas2r.robots.dynamixel.registers import (
-    HARDWARE_ERROR,
-    MODEL_NAMES,
-    TEMPERATURE,
-    describe_error,
-)
+from alohas2r.robots.dynamixel import adapter
+from alohas2r.robots.dynamixel.arm import DynamixelConfig
 
-Status = Literal["pass", "warn", "fail"]
 # Packages of each extra that something does not work without, by the name they are imported as.
 PACKAGES = {
     "": ("mujoco", "numpy", "onnxruntime", "rich", "typer"),
@@ -36,29 +28,7 @@ PACKAGES = {
     "export": ("jax2onnx",),
     "robot": ("dynamixel_sdk", "msgpack", "pyrealsense2", "websockets"),
 }
-LATENCY_MS = 1  # of the USB adapter; its default of 16 takes a third of a control step
-ADAPTERS = pathlib.Path("/sys/bus/usb-serial/devices")
-TOO_HOT_C = 60
-# Older firmware lacks Drive_Mode, without which three joints of each arm turn the wrong way.
-# Source: ROBOTIS e-Manual, XM540-W270, Drive Mode (10): available after firmware version 38.
-LEAST_FIRMWARE = 38
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One thing that was looked at.
-
-    Attributes:
-      name: what.
-      status: "pass", "warn": some things do not work, "fail": nothing that needs it does.
-      text: what was found.
-      remedy: what to do; "" if nothing.
-    """
-
-    name: str
-    status: Status
-    text: str
-    remedy: str = ""
+ADAPTERS = adapter.ADAPTERS
 
 
 def examine(
@@ -185,7 +155,7 @@ def arms(ports: Sequence[str] | None) -> Iterator[Line]:
             continue
         yield Line(label, "pass", f"{port} -> {path.resolve()}")
         yield from latency(side, path)
-        yield from _servos(side, port)
+        yield from examine_arm(side, port)
 
 
 def latency(side: str, path: pathlib.Path) -> Iterator[Line]:
@@ -195,48 +165,10 @@ def latency(side: str, path: pathlib.Path) -> Iterator[Line]:
     if not timer.exists():
         yield Line(label, "warn", "unknown: no USB adapter of FTDI", "Nothing, if it is no U2D2.")
         return
-    found = int(timer.read_text())
-    slow = found > LATENCY_MS
-    remedy = f"echo {LATENCY_MS} | sudo tee {timer}; the udev rule in docs/deploy.md makes it last"
-    yield Line(label, "fail" if slow else "pass", f"{found} ms", remedy if slow else "")
-
-
-def _servos(side: str, port: str) -> Iterator[Line]:
-    label = f"{side} servos"
-    remedy = "Check power, cables along the chain, ids and the baud rate (1 Mbps)."
-    try:
-        # A slow adapter is reported above; here it shall not look like dead servos.
-        with Bus(port, reply_timeout_s=0.05) as bus:
-            found = discover(bus)
-            check_servos(found, port)
-            errors = bus.read_all(IDS, HARDWARE_ERROR)
-            degrees = bus.read_all(IDS, TEMPERATURE)
-    except BackendUnavailable as error:
-        yield Line(label, "warn", str(error), "pip install 'alohas2r[robot]'")
-        return
-    except RobotFault as fault:
-        yield Line(label, "fail", str(fault), remedy)
-        return
-    versions = sorted({servo.firmware for servo in found})
-    models = sorted({MODEL_NAMES[servo.model] for servo in found})
-    text = f"{len(found)} of {len(IDS)}, {' and '.join(models)}, firmware {versions}"
-    old = versions[0] < LEAST_FIRMWARE
-    newer = f"Update the firmware to {LEAST_FIRMWARE} or later with Dynamixel Wizard."
-    yield Line(label, "fail" if old else "pass", text, newer if old else "")
-    if len(versions) > 1:
-        remedy = "Bring all servos to the same firmware with Dynamixel Wizard."
-        yield Line(f"{side} firmware", "warn", f"{versions} side by side", remedy)
-    faulty = {servo: describe_error(bits) for servo, bits in errors.items() if bits}
-    if faulty:
-        text = ", ".join(f"servo {servo}: {error}" for servo, error in faulty.items())
-        first = min(faulty)
-        remedy = f"Support the arm, then: alohas2r torque-off --reboot {side}:{first} --anywhere"
-        yield Line(f"{side} health", "fail", text, remedy)
-    else:
-        hottest = max(degrees.values(), default=0)
-        hot = hottest >= TOO_HOT_C
-        remedy = "Let it cool down; find out what it pushes against." if hot else ""
-        yield Line(f"{side} health", "warn" if hot else "pass", f"at most {hottest} C", remedy)
+    milliseconds = int(timer.read_text())
+    slow = milliseconds > adapter.LATENCY_MS
+    remedy = f"echo {adapter.LATENCY_MS} | sudo tee {timer}; the udev rule in docs/deploy.md makes it last"
+    yield Line(label, "fail" if slow else "pass", f"{milliseconds} ms", remedy if slow else "")
 
 
 def wrist_cameras(serials: Sequence[str] | None) -> Iterator[Line]:
@@ -244,15 +176,15 @@ def wrist_cameras(serials: Sequence[str] | None) -> Iterator[Line]:
     from alohas2r.robots.realsense.config import find_cameras
 
     try:
-        found = find_cameras()
-    except BackendUnavailable as error:
-        yield Line("cameras", "fail" if serials else "warn", str(error), "as it says")
+        cameras = find_cameras()
+    except (BackendUnavailable, RobotFault) as error:
+        yield Line("cameras", "fail" if serials else "warn", str(error), "As it says.")
         return
-    if not found:
+    if not cameras:
         remedy = "Plug two D405 into USB 3 ports."
         yield Line("cameras", "fail" if serials else "warn", "none is plugged in", remedy)
         return
-    for camera in found:
+    for camera in cameras:
         text = f"{camera.name}, firmware {camera.firmware}, USB {camera.usb}"
         label = f"camera {camera.serial}"
         if not camera.usb.startswith("3"):
@@ -262,12 +194,12 @@ def wrist_cameras(serials: Sequence[str] | None) -> Iterator[Line]:
         else:
             yield Line(label, "pass", text)
     for side, serial in zip(SIDES, serials or (), strict=False):
-        if serial not in [camera.serial for camera in found]:
+        if serial not in [camera.serial for camera in cameras]:
             text = f"{serial} is not plugged in"
             yield Line(f"{side} camera", "fail", text, "Check the serial number and the cable.")
-    if len(found) < len(SIDES):
+    if len(cameras) < len(SIDES):
         remedy = "Two arms need two cameras: check the other one's cable."
-        yield Line("cameras", "warn", f"{len(found)} of {len(SIDES)}", remedy)
+        yield Line("cameras", "warn", f"{len(cameras)} of {len(SIDES)}", remedy)
 
 
 def artifact(policy: str | os.PathLike[str] | None) -> Iterator[Line]:
@@ -279,9 +211,9 @@ def artifact(policy: str | os.PathLike[str] | None) -> Iterator[Line]:
         yield Line("policy", "pass", "none was named", remedy)
         return
     try:
-        with terms.open_policy(policy, None) as found:
-            wants = terms.terms(found)
+        with terms.open_policy(policy, None) as opened:
+            wants = terms.terms(opened)
             text = f"{policy}: {wants.hash[:12]}, pictures of {wants.size} x {wants.size}"
-            yield Line("policy", "pass", f"{text}, verified to {found.verify():.1g}")
+            yield Line("policy", "pass", f"{text}, verified to {opened.verify():.1g}")
     except Alohas2rError as error:
         yield Line("policy", "fail", str(error), "Export it again, or name another file.")

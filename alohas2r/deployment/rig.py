@@ -53,7 +53,8 @@ class RigConfig:
       size: side of the pictures that the policy takes (pixels).
       fovy_deg: their field of view.
       exposure_us: fixed exposure of the cameras; None: automatic.
-      gripper_closed_rad: servo angle at which the fingers just touch; None: those of the scene.
+      gripper_closed_rad: servo angles at which the left and the right gripper's fingers just touch;
+        a single number holds for both, None: as the scene's.
       seed: of the simulated episodes and the emulator.
     """
 
@@ -66,7 +67,7 @@ class RigConfig:
     size: int = 32
     fovy_deg: float = FOVY_DEG
     exposure_us: float | None = None
-    gripper_closed_rad: float | None = None
+    gripper_closed_rad: float | tuple[float, float] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +87,7 @@ class RigConfig:
         else:
             check(self.serials is None, f"--robot {self.robot} draws its own pictures: no cameras")
             check(self.gripper_closed_rad is None, f"--robot {self.robot} has the scene's grippers")
+        _ = self.linkages  # raises if an angle is out of range
         if self.serials is not None:
             check(self.serials[0] != self.serials[1], "both cameras have the same serial number")
 
@@ -95,10 +97,13 @@ class RigConfig:
         return self.robot in REAL
 
     @property
-    def linkage(self) -> GripperLinkage:
-        """The grippers' crank."""
+    def linkages(self) -> tuple[GripperLinkage, GripperLinkage]:
+        """The cranks of the left and the right gripper."""
         closed = self.gripper_closed_rad
-        return GripperLinkage() if closed is None else GripperLinkage.closed_at(closed)
+        if closed is None:
+            return GripperLinkage(), GripperLinkage()
+        left, right = closed if isinstance(closed, tuple) else (closed, closed)
+        return GripperLinkage.measured(left), GripperLinkage.measured(right)
 
 
 class Rig(NamedTuple):
@@ -135,10 +140,10 @@ def open_rig(
         world: World | None = None
         cameras: Sequence[Camera] = ()
         if config.robot == "aloha":
-            settings = DynamixelConfig(ports=config.ports, linkage=config.linkage)
+            settings = DynamixelConfig(ports=config.ports, linkages=config.linkages)
             robot: Robot = DynamixelRobot(settings, passive)
         elif config.robot == "aloha-ros":
-            robot = InterbotixRobot(InterbotixConfig(linkage=config.linkage), passive)
+            robot = InterbotixRobot(InterbotixConfig(linkages=config.linkages), passive)
         elif config.robot == "emulated":
             emulator = stack.enter_context(
                 Emulator(EmulatorConfig(realtime=not config.stepped, seed=config.seed))

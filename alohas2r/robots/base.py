@@ -9,13 +9,12 @@ jumps, unlike the wall clock.
 from __future__ import annotations
 
 import dataclasses
-import math
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from alohas2r.embodiment.joints import JOINTS, two_fingers
+from alohas2r.embodiment.joints import two_fingers
 
 
 class ServoFault(NamedTuple):
@@ -38,10 +37,6 @@ class ServoFault(NamedTuple):
         return f"{self.side} servo {self.servo_id} ({self.name}) reports {self.words}"
 
 
-def _unknown() -> np.ndarray:
-    return np.full(len(JOINTS), np.nan)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Proprio:
     """One reading of both arms.
@@ -52,14 +47,15 @@ class Proprio:
       velocity: [14] rad/s; m/s for the grippers.
       current: [14] A, positive along the joint; that of the commanded servo of a pair.
       age_s: [14] how old each value is at `time_s`; 0 unless its servo failed to answer.
-      temperature_c: [14] degrees Celsius, the hottest servo of each joint; NaN: not yet known.
-      voltage_v: [14] supply voltage, the lowest of the joint's servos; NaN: not yet known.
+      temperature_c: [14] degrees Celsius, the hottest servo of each joint.
+      voltage_v: [14] supply voltage, the lowest of the joint's servos.
       hardware_error: [14] the error bits of the joint's servos, or-ed (0: none).
-      torque: [14] 1 where all servos of the joint drive it, 0 where one does not; NaN: unknown.
-        One that was on goes off by a brown-out, a reboot or a hardware error.
-      pair_error: [14] how far apart the two servos of a joint say it is (rad); 0 where there is
-        but one servo, NaN: unknown. Servos that disagree work against each other.
+      torque: [14] whether all servos of the joint have torque; None where that is not read.
+      pair_gap: [14] by how much the two servos of a joint disagree about where it is (rad), 0 where there is one servo;
+        None where that is not read.
       servo_faults: the servos that report hardware errors, in words.
+
+    What has never been read is NaN.
     """
 
     time_s: float
@@ -70,8 +66,8 @@ class Proprio:
     temperature_c: np.ndarray
     voltage_v: np.ndarray
     hardware_error: np.ndarray
-    torque: np.ndarray = dataclasses.field(default_factory=_unknown)
-    pair_error: np.ndarray = dataclasses.field(default_factory=_unknown)
+    torque: np.ndarray | None = None
+    pair_gap: np.ndarray | None = None
     servo_faults: tuple[ServoFault, ...] = ()
 
     def joint_position(self) -> np.ndarray:
@@ -85,30 +81,40 @@ class Proprio:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a wrist camera, cropped and scaled to the simulated camera.
+    """The newest colour and the newest depth picture of a wrist camera, cropped and scaled to the simulated camera.
+
+    Each stream has its own time and number, because each can stop while the other goes on.
 
     Attributes:
       rgb: [H, W, 3] uint8.
       depth: [H, W] float32, metres along the optical axis; 0 where unknown.
-      time_s: when the depth was taken (monotonic clock).
-      number: the depth stream's frame counter.
-      color_time_s: when the colour was taken; NaN: with the depth.
-      color_number: the colour stream's frame counter; -1: that of the depth.
+      time_s: when the colour picture came (monotonic clock).
+      number: the colour stream's frame counter.
+      depth_time_s, depth_number: those of the depth stream; None: the same, as both were taken together.
     """
 
     rgb: np.ndarray
     depth: np.ndarray
     time_s: float
     number: int
-    color_time_s: float = math.nan
-    color_number: int = -1
+    depth_time_s: float | None = None
+    depth_number: int | None = None
 
-    def __post_init__(self) -> None:
-        """Fills in what was taken as one picture."""
-        if math.isnan(self.color_time_s):
-            object.__setattr__(self, "color_time_s", self.time_s)
-        if self.color_number < 0:
-            object.__setattr__(self, "color_number", self.number)
+    def streams(self) -> tuple[Stream, Stream]:
+        """Returns both streams, colour first."""
+        time_s = self.time_s if self.depth_time_s is None else self.depth_time_s
+        number = self.number if self.depth_number is None else self.depth_number
+        colour = Stream("colour", self.rgb, self.time_s, self.number)
+        return colour, Stream("depth", self.depth, time_s, number)
+
+
+class Stream(NamedTuple):
+    """One of a camera's streams, as it stands: "colour" or "depth", its picture, time and number."""
+
+    name: str
+    picture: np.ndarray
+    time_s: float
+    number: int
 
 
 @runtime_checkable
@@ -163,6 +169,15 @@ class Robot(Protocol):
         Raises:
           RobotFault: some did not confirm; the text names them.
         """
+        ...
+
+
+@runtime_checkable
+class Rearming(Protocol):
+    """A robot whose servos stop by themselves when they hear nothing, and can be told to go on."""
+
+    def rearm(self) -> None:
+        """Lets them move again, from where they are. Raises RobotFault if one does not confirm."""
         ...
 
 

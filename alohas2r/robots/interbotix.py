@@ -46,7 +46,7 @@ class InterbotixConfig:
       gripper_current_a: limit of the gripper's current, hence of its force.
       health_period_s: how often errors and temperatures are asked for.
       start_s: how long to wait for the first joint states.
-      linkage: the gripper's crank.
+      linkages: the cranks of the left and the right gripper.
     """
 
     robot_model: str = "vx300s"
@@ -56,7 +56,7 @@ class InterbotixConfig:
     gripper_current_a: float = 0.8
     health_period_s: float = 1.0
     start_s: float = 5.0
-    linkage: GripperLinkage = dataclasses.field(default_factory=GripperLinkage)
+    linkages: tuple[GripperLinkage, GripperLinkage] = (GripperLinkage(), GripperLinkage())
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -223,9 +223,10 @@ class InterbotixRobot:
         if not np.isfinite(ctrl).all():
             raise RobotFault(f"A command must be finite; it has {ctrl}.")
         sent = np.array(ctrl, float)
-        for core, arm in zip(self._cores, sent.reshape(len(SIDES), PER_ARM), strict=True):
+        arms = sent.reshape(len(SIDES), PER_ARM)
+        for core, linkage, arm in zip(self._cores, self.config.linkages, arms, strict=True):
             core.robot_write_commands(self.config.group, [float(angle) for angle in arm[:-1]])
-            angle = float(self.config.linkage.angle(arm[-1]))
+            angle = float(linkage.angle(arm[-1]))
             core.robot_write_joint_command(GRIPPER, angle)
         self._sent = sent
         return sent.copy()
@@ -305,8 +306,9 @@ class InterbotixRobot:
                 np.array(values, float)[order]
                 for values in (message.position, message.velocity, message.effort)
             )
-            velocity[-1] *= self.config.linkage.ratio(position[-1])
-            position[-1] = self.config.linkage.travel(position[-1])
+            linkage = self.config.linkages[side]
+            velocity[-1] *= linkage.ratio(position[-1])
+            position[-1] = linkage.travel(position[-1])
             self._position[side], self._velocity[side] = position, velocity
             self._current[side] = effort / 1000  # the node reports mA
         return self._position

@@ -100,8 +100,8 @@ class SimulatedRobot:
             temperature_c=np.full(len(JOINTS), self.CELSIUS),
             voltage_v=np.full(len(JOINTS), self.VOLTS),
             hardware_error=np.zeros(len(JOINTS), int),
-            torque=np.full(len(JOINTS), float(self.enabled)),
-            pair_error=np.zeros(len(JOINTS)),
+            torque=np.full(len(JOINTS), self.enabled),
+            pair_gap=np.zeros(len(JOINTS)),
         )
 
     def setup_problems(self) -> tuple[str, ...]:

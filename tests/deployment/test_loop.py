@@ -613,8 +613,8 @@ def test_a_rig_refuses_what_does_not_fit_together(wrong, words):
 
 def test_a_grippers_own_fingers_shift_its_linkage():
     rig = RigConfig("aloha", serials=("1", "2"), gripper_closed_rad=-0.3)
-    assert rig.linkage.travel(-0.3) == pytest.approx(0.0079)
-    assert RigConfig("sim").linkage.offset == 0.0191
+    assert rig.linkages[1].travel(-0.3) == pytest.approx(0.0079)
+    assert RigConfig("sim").linkages[0].offset == 0.0191
 
 
 # --- simulated episodes -----------------------------------------------------------------------

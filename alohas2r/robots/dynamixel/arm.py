@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from alohas2r.config import check
-from alohas2r.robots.dynamixel.registers import CENTRE_TICK, RAD_PER_TICK, XM430_W350, XM540_W270
+from alohas2r.robots.dynamixel.registers import (
+    BAUD_RATES,
+    CENTRE_TICK,
+    RAD_PER_TICK,
+    XM430_W350,
+    XM540_W270,
+)
 
 
 class Servo(NamedTuple):
@@ -24,7 +32,7 @@ class Servo(NamedTuple):
     high: int
 
 
-# Source: recipe, section 8; position limits from the published vx300s motor configuration.
+# Source: the published vx300s motor configuration of Interbotix.
 SERVOS = (
     Servo(1, "waist", 0, XM540_W270, False, None, 0, 4095),
     Servo(2, "shoulder", 1, XM540_W270, True, None, 841, 2867),
@@ -54,7 +62,8 @@ class GripperLinkage:
       rod: length of the connecting rod (m).
       offset: distance of the finger carriage from the middle at travel zero (m).
 
-    Source: recipe, section 8 (horn, rod); position of the finger links in the scene (offset).
+    Source: the published ALOHA code's gripper constants (horn, rod: see the test that compares
+    them); position of the finger links in the scene (offset).
     """
 
     horn: float = 0.022
@@ -64,13 +73,14 @@ class GripperLinkage:
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check(0 < self.horn < self.rod, f"0 < horn < rod must hold: {self.horn}, {self.rod}")
+        check(abs(self.offset) < 0.1, f"offset = {self.offset} m must lie in (-0.1, 0.1)")
 
-    def travel(self, angle: Any) -> Any:
+    def travel(self, angle: ArrayLike) -> np.ndarray:
         """Returns the finger travel (m) at servo angles (rad)."""
         across = self.horn * np.cos(angle)
         return self.horn * np.sin(angle) + np.sqrt(self.rod**2 - across**2) - self.offset
 
-    def angle(self, travel: Any) -> Any:
+    def angle(self, travel: ArrayLike) -> np.ndarray:
         """Returns the servo angle (rad) for finger travels (m); out of reach: the nearest angle.
 
         Source: law of cosines in the triangle of horn, rod and carriage.
@@ -79,7 +89,7 @@ class GripperLinkage:
         sine = (distance**2 + self.horn**2 - self.rod**2) / (2 * distance * self.horn)
         return np.arcsin(np.clip(sine, -1.0, 1.0))
 
-    def ratio(self, angle: Any) -> Any:
+    def ratio(self, angle: ArrayLike) -> np.ndarray:
         """Returns the derivative of travel by angle (m/rad)."""
         across = self.horn * np.cos(angle)
         return across * (1 + self.horn * np.sin(angle) / np.sqrt(self.rod**2 - across**2))
@@ -92,18 +102,52 @@ class GripperLinkage:
           angle: servo angle (rad) at which the fingers just touch.
           touching_travel: travel (m) at which the scene's fingers touch.
         """
-        plain = cls(offset=0.0)
-        return cls(offset=float(plain.travel(angle)) - touching_travel)
+        return cls(offset=float(cls(offset=0.0).travel(angle)) - touching_travel)
+
+    @classmethod
+    def measured(cls, angle: float) -> GripperLinkage:
+        """Returns the linkage of a gripper as somebody typed in at which angle it closes.
+
+        Raises:
+          ConfigError: it is no angle in rad, or fingers that touch there do not open far enough.
+        """
+        check(abs(angle) <= math.pi / 2, f"gripper_closed_rad = {angle:g} {_in_rad(angle)}")
+        linkage = cls.closed_at(angle)
+        widest = float(linkage.travel(math.pi / 2))
+        check(
+            widest >= OPEN_M - 0.001,
+            f"gripper_closed_rad = {angle:g}: fingers that touch there open to"
+            f" {1000 * widest:.0f} mm each, not {1000 * OPEN_M:.0f} mm. Close the gripper by hand"
+            " without torque and read servo 9 again (180 degrees in Dynamixel Wizard are 0 rad).",
+        )
+        return linkage
 
 
-def ticks_to_joint(ticks: Any, linkage: GripperLinkage) -> np.ndarray:
+# Travel of each finger of the scene's grippers when open (m). Source: the actuators' range.
+OPEN_M = 0.037
+
+
+def _in_rad(value: float) -> str:
+    """Says that an angle must be in rad, and what it is if it is in degrees or ticks."""
+    text = "must be an angle in rad between -1.57 and 1.57, 0 at the servo's centre"
+    if value.is_integer() and CENTRE_TICK / 2 <= value <= CENTRE_TICK * 1.5:
+        return f"{text}. In ticks it is {(value - CENTRE_TICK) * RAD_PER_TICK:.2f} rad."
+    if 90 <= value <= 270:
+        wizard = math.radians(value - 180)
+        return f"{text}. In degrees as Dynamixel Wizard shows them it is {wizard:.2f} rad."
+    if 4 <= abs(value) <= 90:
+        return f"{text}. In degrees from the centre it is {math.radians(value):.2f} rad."
+    return f"{text}."
+
+
+def ticks_to_joint(ticks: ArrayLike, linkage: GripperLinkage) -> np.ndarray:
     """Converts servo positions [..., 7] of an arm to rad and, for the gripper, m of travel."""
     angles = (np.asarray(ticks, float) - CENTRE_TICK) * RAD_PER_TICK
     angles[..., -1] = linkage.travel(angles[..., -1])
     return angles
 
 
-def joint_to_ticks(joints: Any, linkage: GripperLinkage) -> np.ndarray:
+def joint_to_ticks(joints: ArrayLike, linkage: GripperLinkage) -> np.ndarray:
     """Converts an arm's positions [..., 7] to the nearest ticks within the servos' limits."""
     angles = np.array(joints, float)
     angles[..., -1] = linkage.angle(angles[..., -1])
@@ -126,8 +170,9 @@ class DynamixelConfig:
       max_acceleration_rad_s2: Profile_Acceleration of the arm joints; 0: none.
       gripper_current_a: limit of the gripper's current, hence of its force.
       gains: position P, I and D gain of every servo.
-      health_period_s: how often voltages and temperatures are read.
-      linkage: the gripper's crank.
+      health_period_s: how often each arm's voltages and temperatures are read; 0: as often as
+        there is time, with every second reading.
+      linkages: the cranks of the left and the right gripper.
     """
 
     ports: tuple[str, str] = ("/dev/ttyDXL_follower_left", "/dev/ttyDXL_follower_right")
@@ -139,16 +184,28 @@ class DynamixelConfig:
     max_acceleration_rad_s2: float = 0.0
     gripper_current_a: float = 0.8
     gains: tuple[int, int, int] = (800, 0, 0)
-    health_period_s: float = 1.0
-    linkage: GripperLinkage = dataclasses.field(default_factory=GripperLinkage)
+    health_period_s: float = 0.0
+    linkages: tuple[GripperLinkage, GripperLinkage] = (GripperLinkage(), GripperLinkage())
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check(self.ports[0] != self.ports[1], f"both arms have the same port {self.ports[0]}")
-        check(0 < self.reply_timeout_s < 1, "reply_timeout_s must lie in (0, 1)")
-        check(0 <= self.retries <= 10, "retries must be in 0..10")
-        check(0.06 <= self.watchdog_s <= 0.2, "watchdog_s must lie in 0.06..0.2")
-        check(0 < self.max_speed_rad_s <= 10, "max_speed_rad_s must lie in (0, 10]")
-        check(self.max_acceleration_rad_s2 >= 0, "max_acceleration_rad_s2 must not be negative")
-        check(0 < self.gripper_current_a <= 3.2, "gripper_current_a must lie in (0, 3.2] A")
-        check(self.health_period_s > 0, "health_period_s must be positive")
+        check(
+            self.baudrate in BAUD_RATES.values(),
+            f"baudrate = {self.baudrate} must be one of {', '.join(map(str, BAUD_RATES.values()))}",
+        )
+        _within("reply_timeout_s", self.reply_timeout_s, 0.001, 1.0, "s")
+        check(0 <= self.retries <= 10, f"retries = {self.retries} must be in 0..10")
+        _within("watchdog_s", self.watchdog_s, 0.06, 0.2, "s")
+        _within("max_speed_rad_s", self.max_speed_rad_s, 0.1, 10.0, "rad/s")
+        _within("max_acceleration_rad_s2", self.max_acceleration_rad_s2, 0.0, 1000.0, "rad/s²")
+        _within("gripper_current_a", self.gripper_current_a, 0.1, 3.2, "A")
+        check(
+            all(0 <= gain <= 16_383 for gain in self.gains),
+            f"gains = {self.gains} must each be in 0..16383",
+        )
+        _within("health_period_s", self.health_period_s, 0.0, 10.0, "s")
+
+
+def _within(name: str, value: float, low: float, high: float, unit: str) -> None:
+    check(low <= value <= high, f"{name} = {value:g} must lie in {low:g}..{high:g} {unit}")

@@ -12,18 +12,13 @@ import termios
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
-from alohas2r.errors import BackendUnavailable, RobotFault
-from alohas2r.robots.dynamixel.arm import IDS, SERVOS
-from alohas2r.robots.dynamixel.registers import (
-    ALERT_BIT,
-    FIRMWARE_VERSION,
-    MODEL_NAMES,
-    MODEL_NUMBER,
-    Register,
-    signed_value,
-)
+from alohas2r.core.types import Untyped
+from alohas2r.errors import Alohas2rError, BackendUnavailable, RobotFault
+from alohas2r.robots.dynamixel import adapter
+from alohas2r.robots.dynamixel.arm import SERVO_BY_ID
+from alohas2r.robots.dynamixel.registers import ALERT_BIT, Register
 
 Answer = TypeVar("Answer")
 
@@ -33,6 +28,8 @@ class Bus:
 
     Attributes:
       port: path of the serial port.
+      baudrate: of the bus.
+      reply_timeout_s: how long to wait for an answer beyond its time on the wire.
       counts: how often a packet went "unanswered", came "damaged" or was "repeated".
       alerts: ids of the servos whose last answer had the alert bit set.
       last_packet_s: when the last instruction was sent (monotonic clock).
@@ -46,12 +43,12 @@ class Bus:
         self.counts: collections.Counter[str] = collections.Counter()
         self.alerts: set[int] = set()
         self.last_packet_s = -math.inf
-        self._baudrate = baudrate
-        self._reply_timeout_s = reply_timeout_s
+        self.baudrate = baudrate
+        self.reply_timeout_s = reply_timeout_s
         self._retries = retries
         self._sdk = _sdk()
-        self._packets: Any = self._sdk.PacketHandler(2.0)
-        self._handler: Any = None
+        self._packets = self._sdk.PacketHandler(2.0)
+        self._handler: Untyped = None
         self._expect_late = False  # an answer was missed, and may yet come
 
     def __enter__(self) -> Self:
@@ -69,40 +66,69 @@ class Bus:
         self.close()
 
     def open(self) -> None:
-        """Opens and locks the port.
+        """Opens the port and keeps other programs away from it.
+
+        Programs that ask for the lock are turned away by it; all others by the operating system,
+        unless they run as root.
 
         Raises:
           RobotFault: it is missing, not permitted, or used by another process.
         """
-        handler = _port_handler(self._sdk, self.port, self._baudrate, self._reply_timeout_s)
+        others = adapter.holders(self.port)
+        if others:
+            raise RobotFault(_explain_use(self.port, others))
         try:
+            handler = _port_handler(self._sdk, self.port, self.baudrate, self.reply_timeout_s)
             opened = handler.openPort()
-        except OSError as error:
+        except Exception as error:
             raise RobotFault(_explain_open(self.port, error)) from error
         if not opened:
-            raise RobotFault(f"{self.port} does not do {self._baudrate} baud; use 1000000.")
+            raise RobotFault(f"{self.port} does not do {self.baudrate} baud; use 1000000.")
         try:
             fcntl.flock(handler.ser.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.ioctl(handler.ser.fileno(), termios.TIOCEXCL)
         except OSError as error:
-            handler.closePort()
-            raise RobotFault(
-                f"{self.port} is in use by another process; two must not drive one arm. Stop the"
-                f" other one (`fuser -v {self.port}` names it)."
-            ) from error
+            with contextlib.suppress(Exception):
+                handler.closePort()
+            raise RobotFault(_explain_use(self.port, adapter.holders(self.port))) from error
         self._handler = handler
 
     def close(self) -> None:
-        """Closes and unlocks the port; does nothing if it is closed."""
+        """Closes the port and lets others use it; does nothing if it is closed."""
         handler, self._handler = self._handler, None
-        if handler is not None:
+        if handler is None:
+            return
+        with contextlib.suppress(Exception):  # the port may be gone
+            fcntl.ioctl(handler.ser.fileno(), termios.TIOCNXCL)
+        with contextlib.suppress(Exception):
             handler.closePort()
+
+    @contextlib.contextmanager
+    def patience(self, reply_timeout_s: float, baudrate: int | None = None) -> Iterator[None]:
+        """Waits otherwise for answers for a while, or speaks at another rate.
+
+        Raises:
+          RobotFault: the port is gone, or does not do that rate.
+        """
+        before, self.reply_timeout_s = self.reply_timeout_s, reply_timeout_s
+        try:
+            self._set_pace(baudrate or self.baudrate)
+            yield
+        finally:
+            self.reply_timeout_s = before
+            self._set_pace(self.baudrate)
+
+    def _set_pace(self, baudrate: int) -> None:
+        with self._guarded():  # the SDK's own way would close the port, and let others in
+            self._handler.reply_timeout_s = self.reply_timeout_s
+            if self._handler.ser.baudrate != baudrate:
+                self._handler.ser.baudrate = baudrate
+                self._handler.tx_time_per_byte = 10_000 / baudrate
 
     def ping(self, servo_id: int) -> int | None:
         """Returns the model number of a servo, or None if there is no answer."""
         try:
-            model, _ = self._repeat(
-                lambda: self._packets.ping(self._handler, servo_id), f"servo {servo_id}"
-            )
+            model, _ = self._repeat(lambda: self._packets.ping(self._handler, servo_id), servo_id)
         except _NoAnswer:
             return None
         return int(model)
@@ -123,8 +149,8 @@ class Bus:
                     return bytes(packet[9 : 9 + register.size]), result, packet[8]
             return b"", result, 0
 
-        data, error = self._repeat(ask, f"servo {servo_id}")
-        self._check_status(servo_id, error, f"reading address {register.address}")
+        data, error = self._repeat(ask, servo_id)
+        self._check_status(servo_id, error, f"reading {register.name}")
         return int.from_bytes(data, "little", signed=register.signed)
 
     def write(self, servo_id: int, register: Register, value: int) -> None:
@@ -141,8 +167,8 @@ class Bus:
             )
             return None, result, error
 
-        _, error = self._repeat(send, f"servo {servo_id}")
-        self._check_status(servo_id, error, f"writing {value} to address {register.address}")
+        _, error = self._repeat(send, servo_id)
+        self._check_status(servo_id, error, f"writing {value} to {register.name}")
 
     def reboot(self, servo_id: int) -> None:
         """Restarts a servo, which clears its hardware error and cuts its torque.
@@ -155,7 +181,7 @@ class Bus:
             result, error = self._packets.reboot(self._handler, servo_id)
             return None, result, error
 
-        self._repeat(send, f"servo {servo_id}")
+        self._repeat(send, servo_id)
 
     def sync_read(
         self, ids: Iterable[int], address: int, size: int, retries: int | None = None
@@ -202,16 +228,19 @@ class Bus:
             result = self._packets.syncWriteTxOnly(
                 self._handler, register.address, register.size, parameters, len(parameters)
             )
-        if result != self._sdk.COMM_SUCCESS:
-            raise RobotFault(f"{self.port}: {self._packets.getTxRxResult(result)}")
+            reason = "" if result == self._sdk.COMM_SUCCESS else self._packets.getTxRxResult(result)
+        if reason:
+            raise RobotFault(f"{self.port}: nothing could be sent ({reason}).")
 
-    def read_all(self, ids: Iterable[int], register: Register) -> dict[int, int]:
+    def read_all(
+        self, ids: Iterable[int], register: Register, retries: int | None = None
+    ) -> dict[int, int]:
         """Reads one register of many servos; those that stay silent are missing in the result.
 
         Raises:
           RobotFault: the port is gone.
         """
-        answers = self.sync_read(ids, register.address, register.size)
+        answers = self.sync_read(ids, register.address, register.size, retries)
         return {
             servo_id: int.from_bytes(data, "little", signed=register.signed)
             for servo_id, data in answers.items()
@@ -223,18 +252,28 @@ class Bus:
         Raises:
           RobotFault: a servo does not answer or does not take its value.
         """
-        found: dict[int, int] = {}
+        answers = self.try_all(register, values)
+        wrong = ", ".join(
+            f"{servo_text(servo_id)} has {answers.get(servo_id, 'no answer')}"
+            for servo_id, value in values.items()
+            if answers.get(servo_id) != value
+        )
+        if wrong:
+            raise RobotFault(f"{self.port}: {register.name} is not as written: {wrong}.")
+
+    def try_all(self, register: Register, values: Mapping[int, int]) -> dict[int, int]:
+        """Writes one register of many servos, whoever listens, and returns what is there then.
+
+        Raises:
+          RobotFault: the port is gone.
+        """
+        answers: dict[int, int] = {}
         for _ in range(1 + self._retries):
             self.sync_write(register, values)
-            found = self.read_all(values, register)
-            if found == values:
-                return
-        wrong = ", ".join(
-            f"servo {servo_id} has {found.get(servo_id, 'no answer')}"
-            for servo_id, value in values.items()
-            if found.get(servo_id) != value
-        )
-        raise RobotFault(f"{self.port}: address {register.address} is not as written: {wrong}.")
+            answers |= self.read_all(values, register)
+            if answers == values:
+                break
+        return answers
 
     def _collect(self, waiting: set[int], answers: dict[int, bytes], size: int) -> None:
         """Takes answers off the wire until all are there or the time is up."""
@@ -256,7 +295,9 @@ class Bus:
             answers[servo_id] = bytes(packet[9 : 9 + size])
             waiting.discard(servo_id)
 
-    def _repeat(self, send: Callable[[], tuple[Answer, int, int]], what: str) -> tuple[Answer, int]:
+    def _repeat(
+        self, send: Callable[[], tuple[Answer, int, int]], servo_id: int
+    ) -> tuple[Answer, int]:
         result = 0
         for attempt in range(1 + self._retries):
             self.counts["repeated"] += attempt > 0
@@ -267,18 +308,21 @@ class Bus:
             kind = "unanswered" if result == self._sdk.COMM_RX_TIMEOUT else "damaged"
             self.counts[kind] += 1
             self._expect_late = True
-        reason = self._packets.getTxRxResult(result).partition("] ")[2]
-        raise _NoAnswer(f"{what} on {self.port}: {reason} Check power and cables along the chain.")
+        with self._guarded():
+            reason = self._packets.getTxRxResult(result).partition("] ")[2]
+        raise _NoAnswer(
+            f"{servo_text(servo_id)} on {self.port}: {reason} Check power and cables along the chain."
+        )
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Turns the operating system's errors on the port into RobotFault."""
+        """Turns every error of the operating system and of the SDK into RobotFault."""
         if self._handler is None:
             raise RobotFault(f"{self.port} is not open.")
-        self._handler.is_using = False  # an earlier exception may have left it set
         try:
+            self._handler.is_using = False  # an earlier exception may have left it set
             if self._expect_late:  # let what still comes pass by; sending clears it away
-                time.sleep(self._reply_timeout_s)
+                time.sleep(self.reply_timeout_s)
                 self._expect_late = False
             self.last_packet_s = time.monotonic()
             yield
@@ -287,6 +331,13 @@ class Bus:
                 f"{self.port} is gone ({error}). The arm's servos hold by their watchdog. Check the"
                 " USB cable and the adapter, then connect again."
             ) from error
+        except Alohas2rError:
+            raise
+        except Exception as error:  # whatever the SDK makes of bytes that it did not expect
+            raise RobotFault(
+                f"{self.port}: dynamixel-sdk fails ({type(error).__name__}: {error}). Check the USB"
+                " cable and the adapter, then connect again."
+            ) from error
 
     def _note_alert(self, servo_id: int, error: int) -> None:
         (self.alerts.add if error & ALERT_BIT else self.alerts.discard)(servo_id)
@@ -294,52 +345,15 @@ class Bus:
     def _check_status(self, servo_id: int, error: int, what: str) -> None:
         self._note_alert(servo_id, error)
         if error & ~ALERT_BIT:
-            reason = self._packets.getRxPacketError(error & ~ALERT_BIT).partition("] ")[2]
-            raise RobotFault(f"Servo {servo_id} on {self.port} refuses {what}: {reason}")
+            with self._guarded():
+                reason = self._packets.getRxPacketError(error & ~ALERT_BIT).partition("] ")[2]
+            raise RobotFault(f"{servo_text(servo_id)} on {self.port} refuses {what}: {reason}")
 
 
-class FoundServo(NamedTuple):
-    """A servo that answered."""
-
-    id: int
-    model: int
-    firmware: int
-
-
-def discover(bus: Bus, ids: Sequence[int] = IDS) -> list[FoundServo]:
-    """Returns which of the servos are there.
-
-    Raises:
-      RobotFault: the port is gone.
-    """
-    answers = bus.sync_read(ids, MODEL_NUMBER.address, FIRMWARE_VERSION.address + 1)
-    return [
-        FoundServo(servo_id, signed_value(data, MODEL_NUMBER), signed_value(data, FIRMWARE_VERSION))
-        for servo_id, data in sorted(answers.items())
-    ]
-
-
-def check_servos(found: Sequence[FoundServo], port: str) -> None:
-    """Compares the servos on a bus with those of an arm.
-
-    Raises:
-      RobotFault: one is missing or of another model.
-    """
-    models = {servo.id: servo.model for servo in found}
-    missing = [f"{servo.id} ({servo.name})" for servo in SERVOS if servo.id not in models]
-    if missing:
-        raise RobotFault(
-            f"{port}: no answer from servo {', '.join(missing)} of {len(SERVOS)}. Check power,"
-            " cables along the chain, ids and the baud rate (1 Mbps)."
-        )
-    wrong = [
-        f"servo {servo.id} ({servo.name}) is model {models[servo.id]}, not {servo.model}"
-        f" ({MODEL_NAMES[servo.model]})"
-        for servo in SERVOS
-        if models[servo.id] != servo.model
-    ]
-    if wrong:
-        raise RobotFault(f"{port}: {'; '.join(wrong)}. This is not a ViperX 300 S.")
+def servo_text(servo_id: int) -> str:
+    """Returns how to speak of a servo: "servo 4 (elbow)"."""
+    servo = SERVO_BY_ID.get(servo_id)
+    return f"servo {servo_id}" if servo is None else f"servo {servo_id} ({servo.name})"
 
 
 class _NoAnswer(RobotFault):
@@ -357,7 +371,7 @@ def _answers(packet: Sequence[int], servo_id: int, size: int) -> bool:
     return packet[4] == servo_id and (length == 4 + size or refused)
 
 
-def _sdk() -> Any:
+def _sdk() -> Untyped:
     try:
         import dynamixel_sdk
     except ImportError as error:
@@ -367,7 +381,7 @@ def _sdk() -> Any:
     return dynamixel_sdk
 
 
-def _port_handler(sdk: Any, path: str, baudrate: int, reply_timeout_s: float) -> Any:
+def _port_handler(sdk: Untyped, path: str, baudrate: int, reply_timeout_s: float) -> Untyped:
     """Returns the SDK's port handler with two habits mended.
 
     It measured time with the wall clock, which may jump, and it waited 34 ms for each answer, most
@@ -377,7 +391,7 @@ def _port_handler(sdk: Any, path: str, baudrate: int, reply_timeout_s: float) ->
     class PortHandler(sdk.PortHandler):
         def setPacketTimeout(self, packet_length: int) -> None:
             self.setPacketTimeoutMillis(
-                self.tx_time_per_byte * packet_length + 1000 * reply_timeout_s
+                self.tx_time_per_byte * packet_length + 1000 * self.reply_timeout_s
             )
 
         def getCurrentTime(self) -> float:
@@ -390,15 +404,27 @@ def _port_handler(sdk: Any, path: str, baudrate: int, reply_timeout_s: float) ->
 
     handler = PortHandler(path)
     handler.baudrate = baudrate
+    handler.reply_timeout_s = reply_timeout_s
     return handler
 
 
-def _explain_open(port: str, error: OSError) -> str:
-    if error.errno == errno.ENOENT or not os.path.exists(port):
+def _explain_use(port: str, others: Sequence[str]) -> str:
+    who = f"{', '.join(others)}" if others else f"`sudo fuser -v {port}` names it"
+    return (
+        f"{port} is in use by another process ({who}); two must not drive one arm. Close it:"
+        " Dynamixel Wizard, an Interbotix node, or another run."
+    )
+
+
+def _explain_open(port: str, error: Exception) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOENT or not os.path.exists(port):
         return (
             f"There is no serial port {port}. Plug in and power the arm; `ls /dev/ttyDXL*"
             " /dev/ttyUSB*` shows what is there."
         )
-    if error.errno == errno.EACCES:
+    if number == errno.EACCES:
         return f"{port} may not be opened: add yourself to the group dialout and log in again."
-    return f"{port} could not be opened: {error}"
+    if number == errno.EBUSY:
+        return _explain_use(port, adapter.holders(port))
+    return f"{port} could not be opened ({type(error).__name__}: {error}). Check the adapter."

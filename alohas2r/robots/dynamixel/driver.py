@@ -20,55 +20,33 @@ from alohas2r.embodiment.joints import JOINTS, PER_ARM, SIDES
 from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import RobotFault
 from alohas2r.robots.base import Proprio
+from alohas2r.robots.dynamixel import adapter, recovery
+from alohas2r.robots.dynamixel import setup as servo_setup
 from alohas2r.robots.dynamixel.arm import (
     IDS,
     MASTERS,
-    SERVO_BY_ID,
-    SERVOS,
     DynamixelConfig,
-    Servo,
     joint_to_ticks,
     ticks_to_joint,
 )
-from alohas2r.robots.dynamixel.bus import Bus, check_servos, discover
+from alohas2r.robots.dynamixel.bus import Bus, servo_text
+from alohas2r.robots.dynamixel.discovery import check_servos, discover, misplaced
+from alohas2r.robots.dynamixel.readings import HEALTH, MOTION, Readings
 from alohas2r.robots.dynamixel.registers import (
-    ACCELERATION_UNIT_RAD_S2,
     BUS_WATCHDOG,
-    CENTRE_TICK,
-    CURRENT_BASED_POSITION_MODE,
+    CURRENT_LIMIT,
     CURRENT_UNIT_A,
-    DRIVE_MODE,
-    EEPROM_END,
     GOAL_CURRENT,
     GOAL_POSITION,
     HARDWARE_ERROR,
-    INPUT_VOLTAGE,
-    MAX_POSITION_LIMIT,
-    MIN_POSITION_LIMIT,
-    NO_SECONDARY_ID,
-    OPERATING_MODE,
-    POSITION_D_GAIN,
-    POSITION_I_GAIN,
-    POSITION_MODE,
-    POSITION_P_GAIN,
-    PRESENT_CURRENT,
-    PRESENT_POSITION,
-    PRESENT_VELOCITY,
-    PROFILE_ACCELERATION,
-    PROFILE_VELOCITY,
-    RAD_PER_TICK,
-    RETURN_DELAY_TIME,
-    SECONDARY_ID,
-    TEMPERATURE,
     TORQUE_ENABLE,
-    VELOCITY_UNIT_RAD_S,
-    VOLTAGE_UNIT_V,
     WATCHDOG_TRIPPED,
     WATCHDOG_UNIT_S,
-    Register,
     describe_error,
-    signed_value,
 )
+
+# A read takes less than a control step; one with a slower adapter than this cannot.
+SLOWEST_ADAPTER_MS = 4
 
 
 class DynamixelRobot:
@@ -101,40 +79,32 @@ class DynamixelRobot:
         )
         self.enabled = False
         self._sent: np.ndarray | None = None
-        self._position = np.full((len(SIDES), PER_ARM), np.nan)
-        self._velocity = np.zeros((len(SIDES), PER_ARM))
-        self._current = np.zeros((len(SIDES), PER_ARM))
-        # Per servo rather than per joint: [2, 9].
-        servos = (len(SIDES), len(SERVOS))
-        self._seen_s = np.full(servos, time.monotonic())
-        self._read_s = np.full(len(SIDES), time.monotonic())
-        self._temperature = np.zeros(servos)
-        self._voltage = np.zeros(servos)
-        self._error = np.zeros(servos, int)
-        self._health_s = -math.inf
+        self._readings = Readings(self.config.linkages)
+        self._problems: list[str] = []
+        self._turn = 0  # which arm is asked for what is not needed at every reading
+        self._health_s = [-math.inf] * len(SIDES)
         self._tripped = False
 
     def __enter__(self) -> Self:
         """Connects, checks the models, writes and verifies the set-up. Torque stays as it is.
 
         Raises:
-          RobotFault: a port or servo is missing, of the wrong kind, or refuses its set-up.
+          RobotFault: a port or servo is missing, of the wrong kind, or not set up as it must be.
         """
         try:
             for bus in self.buses:
                 bus.open()
+                self._check_adapter(bus)
             for bus in self.buses:
-                check_servos(discover(bus), bus.port)
                 if not self.passive:
-                    self._set_up(bus)
-            proprio = self.read()
+                    servo_setup.ask_for_answers(bus)
+                check_servos(discover(bus), bus)
+                if not self.passive:
+                    servo_setup.prepare(bus, self.config)
+            self._start_reading()
         except BaseException:
             self._close()
             raise
-        if not np.isfinite(proprio.position).all():
-            silent = [name for name, age in zip(JOINTS, proprio.age_s, strict=True) if age > 0]
-            self._close()
-            raise RobotFault(f"No answer from {', '.join(silent)} after the set-up; try again.")
         return self
 
     def __exit__(
@@ -162,28 +132,32 @@ class DynamixelRobot:
           RobotFault: a port is gone.
         """
         self._check_watchdog()
-        size = PRESENT_POSITION.address + PRESENT_POSITION.size - PRESENT_CURRENT.address
         for side, bus in enumerate(self.buses):
             # A servo known to be silent is asked, but not waited for again and again.
-            silent = np.ptp(self._seen_s[side]) > self.config.watchdog_s
-            self._read_s[side] = time.monotonic()
-            answers = bus.sync_read(
-                IDS, PRESENT_CURRENT.address, size, retries=0 if silent else None
+            silent = self._readings.silent_s(side) > self.config.watchdog_s
+            self._readings.ask(side)
+            answers = bus.sync_read(IDS, *MOTION, retries=0 if silent else None)
+            self._readings.take_motion(side, answers)
+            raised = bus.alerts & set(IDS)
+            self._readings.take_errors(
+                side, raised, bus.read_all(raised, HARDWARE_ERROR) if raised else {}
             )
-            for index, servo in enumerate(SERVOS):
-                if servo.id not in answers:
-                    continue
-                self._seen_s[side, index] = self._read_s[side]
-                if servo.shadow_of is None:
-                    self._store(side, servo.joint, answers[servo.id])
-            self._read_errors(side, bus)
-        if time.monotonic() - self._health_s > self.config.health_period_s:
-            self._read_health()
-        return self._proprio()
+        # Torque of one arm and health of the other: each is known again after two readings.
+        self._turn = 1 - self._turn
+        self._read_torque(self._turn, retries=0)
+        period_s = self.config.health_period_s
+        for side in range(len(SIDES)):
+            waited_s = time.monotonic() - self._health_s[side]
+            if waited_s > period_s if period_s else side != self._turn:
+                self._read_health(side, retries=0)
+        return self._readings.proprio()
 
     def setup_problems(self) -> tuple[str, ...]:
-        """Returns what a connection that only reads has seen in the servos' set-up."""
-        return ()
+        """Returns what in the servos makes readings wrong or torque dangerous, each with its remedy.
+
+        Of a connection that moves the arms, the set-up has been written or refused already.
+        """
+        return tuple(self._problems)
 
     def command(self, ctrl: np.ndarray) -> np.ndarray:
         """Sends targets to both arms.
@@ -219,14 +193,17 @@ class DynamixelRobot:
         """Holds both arms where they are. A bus that is gone is left to its servos' watchdogs."""
         if not self.enabled or self._tripped:
             return
-        measured = self._position.reshape(-1)
+        measured = self._readings.position.reshape(-1)
         self._send(self._clip(hold_pose(self._sent, measured)))
 
     def enable(self) -> None:
         """Switches torque on; the arms hold their present pose. Verified.
 
+        If that fails half way, what was switched on is switched off again.
+
         Raises:
-          RobotFault: a servo refuses, for instance because of a hardware error.
+          RobotFault: a servo refuses, for instance because of a hardware error, or servos are where
+            torque would do harm.
         """
         if self.passive:
             raise RobotFault(
@@ -235,36 +212,36 @@ class DynamixelRobot:
         self._require_no_errors()
         present = self.read()
         if present.age_s.max() > self.config.watchdog_s:
-            raise RobotFault("Some servos do not answer; torque stays off.")
-        units = round(self.config.gripper_current_a / CURRENT_UNIT_A)
-        for side, bus in enumerate(self.buses):
-            ticks = joint_to_ticks(self._position[side], self.config.linkage)
-            goals = {servo.id: int(tick) for servo, tick in zip(MASTERS, ticks, strict=True)}
-            bus.write_all(BUS_WATCHDOG, dict.fromkeys(IDS, 0))  # a tripped one refuses goals
-            bus.write_all(GOAL_POSITION, goals)
-            bus.write_all(GOAL_CURRENT, {MASTERS[-1].id: units})
-            bus.write_all(TORQUE_ENABLE, dict.fromkeys(IDS, 1))
-        self._sent = self._clip(self._position.reshape(-1))
-        self.enabled = True
-        self._start_watchdogs()
+            silent = JOINTS[int(present.age_s.argmax())]
+            raise RobotFault(f"{silent} does not answer; torque stays off. Check its cable.")
+        wrong = self._misplaced()
+        if wrong:
+            raise RobotFault(f"Torque stays off: {'; '.join(wrong)}.")
+        powered = [self._powered(side) for side in range(len(SIDES))]
+        try:
+            for side in range(len(SIDES)):
+                self._enable_arm(side)
+            self._sent = self._clip(self._readings.position.reshape(-1))
+            self.enabled = True
+            self._start_watchdogs()
+        except RobotFault as fault:
+            self.enabled, self._sent = False, None
+            raise RobotFault(f"{fault} {self._undo(powered)}") from fault
 
     def disable(self) -> None:
         """Switches torque off on both arms. An arm that does not rest on something falls.
 
         Raises:
-          RobotFault: a servo does not confirm; the other arm is switched off all the same.
+          RobotFault: a servo does not confirm; all others are switched off all the same.
         """
-        failed: RobotFault | None = None
-        for bus in self.buses:
-            try:
-                bus.write_all(BUS_WATCHDOG, dict.fromkeys(IDS, 0))
-                bus.write_all(TORQUE_ENABLE, dict.fromkeys(IDS, 0))
-            except RobotFault as fault:
-                failed = fault
-        self.enabled = False
-        self._sent = None
-        if failed is not None:
-            raise failed
+        self.enabled, self._sent = False, None
+        stuck = []
+        for side, bus in zip(SIDES, self.buses, strict=True):
+            released = recovery.release(side, bus)
+            if not released.complete:
+                stuck.append(str(released))
+        if stuck:
+            raise RobotFault(" ".join(stuck))
 
     def rearm(self) -> None:
         """Lets servos that stopped by their watchdog move again, from where they are.
@@ -293,16 +270,9 @@ class DynamixelRobot:
         """
         bus = self.buses[SIDES.index(side)]
         self.enabled = False
-        for servo_id in ids:
-            bus.reboot(servo_id)
-        patience_s = time.monotonic() + 2.0
-        while len(discover(bus, ids)) < len(ids):
-            if time.monotonic() > patience_s:
-                raise RobotFault(f"{bus.port}: servos {list(ids)} did not come back from a reboot.")
-            time.sleep(0.05)
-        bus.alerts.difference_update(ids)
-        self._error[SIDES.index(side)] = 0
-        self._set_up(bus)
+        recovery.restart(bus, ids)
+        if not self.passive:
+            servo_setup.prepare(bus, self.config)
         self.read()
 
     def _close(self) -> None:
@@ -311,162 +281,125 @@ class DynamixelRobot:
 
     def _clip(self, ctrl: np.ndarray) -> np.ndarray:
         """Clips [14] targets to what the servos' position limits allow."""
-        low, high = (
-            ticks_to_joint([getattr(servo, end) for servo in MASTERS], self.config.linkage)
-            for end in ("low", "high")
-        )
-        # The gripper servo may turn freely; its crank reaches from -90 to 90 degrees.
-        low[-1], high[-1] = self.config.linkage.travel(np.array([-math.pi / 2, math.pi / 2]))
-        return np.clip(ctrl, np.tile(low, len(SIDES)), np.tile(high, len(SIDES)))
+        low, high = [], []
+        for linkage in self.config.linkages:
+            least = ticks_to_joint([servo.low for servo in MASTERS], linkage)
+            most = ticks_to_joint([servo.high for servo in MASTERS], linkage)
+            # The gripper servo may turn freely; its crank reaches from -90 to 90 degrees.
+            least[-1], most[-1] = linkage.travel(np.array([-math.pi / 2, math.pi / 2]))
+            low.append(least)
+            high.append(most)
+        return np.clip(ctrl, np.concatenate(low), np.concatenate(high))
+
+    def _goals(self, side: int, arm: np.ndarray) -> dict[int, int]:
+        """Returns the goals of an arm's masters, by id, for targets [7]."""
+        ticks = joint_to_ticks(arm, self.config.linkages[side])
+        return {servo.id: int(tick) for servo, tick in zip(MASTERS, ticks, strict=True)}
 
     def _send(self, targets: np.ndarray) -> list[RobotFault]:
         """Sends [14] targets; a bus that is gone does not keep the other from getting its own."""
         faults = []
-        for bus, arm in zip(self.buses, targets.reshape(len(SIDES), PER_ARM), strict=True):
-            ticks = joint_to_ticks(arm, self.config.linkage)
-            goals = {servo.id: int(tick) for servo, tick in zip(MASTERS, ticks, strict=True)}
+        for side, arm in enumerate(targets.reshape(len(SIDES), PER_ARM)):
             try:
-                bus.sync_write(GOAL_POSITION, goals)
+                self.buses[side].sync_write(GOAL_POSITION, self._goals(side, arm))
             except RobotFault as fault:
                 faults.append(fault)
         self._sent = targets
         return faults
 
-    def _store(self, side: int, joint: int, data: bytes) -> None:
-        start = PRESENT_CURRENT.address
-        angle = (signed_value(data, PRESENT_POSITION, start) - CENTRE_TICK) * RAD_PER_TICK
-        speed = signed_value(data, PRESENT_VELOCITY, start) * VELOCITY_UNIT_RAD_S
-        if joint == PER_ARM - 1:
-            speed *= float(self.config.linkage.ratio(angle))
-            angle = float(self.config.linkage.travel(angle))
-        self._position[side, joint] = angle
-        self._velocity[side, joint] = speed
-        self._current[side, joint] = signed_value(data, PRESENT_CURRENT, start) * CURRENT_UNIT_A
-
-    def _read_errors(self, side: int, bus: Bus) -> None:
-        """Reads the error bits of the servos that raise their alert; clears those that do not."""
-        raised = bus.alerts & set(IDS)
-        if raised:
-            for servo_id, bits in bus.read_all(raised, HARDWARE_ERROR).items():
-                self._error[side, IDS.index(servo_id)] = bits
-        for index, servo_id in enumerate(IDS):
-            if servo_id not in raised:
-                self._error[side, index] = 0
-
-    def _read_health(self) -> None:
-        size = TEMPERATURE.address + TEMPERATURE.size - INPUT_VOLTAGE.address
-        for side, bus in enumerate(self.buses):
-            answers = bus.sync_read(IDS, INPUT_VOLTAGE.address, size, retries=0)
-            for servo_id, data in answers.items():
-                index = IDS.index(servo_id)
-                volts = signed_value(data, INPUT_VOLTAGE, INPUT_VOLTAGE.address) * VOLTAGE_UNIT_V
-                self._voltage[side, index] = volts
-                self._temperature[side, index] = signed_value(
-                    data, TEMPERATURE, INPUT_VOLTAGE.address
-                )
-        self._health_s = time.monotonic()
-
-    def _proprio(self) -> Proprio:
-        now_s = time.monotonic()
-        joints = np.array([servo.joint for servo in SERVOS])
-        # A joint is as old, hot and faulty as the worst of its servos.
-        oldest = np.full((len(SIDES), PER_ARM), np.inf)
-        lowest = np.full((len(SIDES), PER_ARM), np.inf)
-        hottest = np.zeros((len(SIDES), PER_ARM))
-        errors = np.zeros((len(SIDES), PER_ARM), int)
-        for side in range(len(SIDES)):
-            np.minimum.at(oldest[side], joints, self._seen_s[side])
-            np.minimum.at(lowest[side], joints, self._voltage[side])
-            np.maximum.at(hottest[side], joints, self._temperature[side])
-            np.bitwise_or.at(errors[side], joints, self._error[side])
-        age_s = np.where(oldest >= self._read_s[:, None], 0.0, now_s - oldest)
-        return Proprio(
-            time_s=now_s,
-            position=self._position.reshape(-1).copy(),
-            velocity=self._velocity.reshape(-1).copy(),
-            current=self._current.reshape(-1).copy(),
-            age_s=age_s.reshape(-1),
-            temperature_c=hottest.reshape(-1),
-            voltage_v=lowest.reshape(-1),
-            hardware_error=errors.reshape(-1),
-        )
-
-    def _set_up(self, bus: Bus) -> None:
-        """Writes what differs from the wanted set-up, masters first, and verifies all of it.
-
-        A shadow obeys packets to its master, so writing a master may spoil its shadow; shadows
-        are therefore compared and written after all masters.
-        """
-        bus.write_all(BUS_WATCHDOG, dict.fromkeys(IDS, 0))  # a crash may have left it tripped
-        for servos in (MASTERS, [servo for servo in SERVOS if servo.shadow_of is not None]):
-            # Writing one value may reset others: a new operating mode resets gains and profile.
-            for _ in range(3):
-                wrong = self._wrong(bus, servos)
-                for servo, register, wanted, _ in wrong:
-                    bus.write(servo.id, register, wanted)
-                if not wrong:
-                    break
-        for servo, register, wanted, found in self._wrong(bus, SERVOS):
+    def _check_adapter(self, bus: Bus) -> None:
+        milliseconds = adapter.latency_ms(bus.port)
+        if not self.passive and milliseconds is not None and milliseconds > SLOWEST_ADAPTER_MS:
             raise RobotFault(
-                f"{bus.port}: servo {servo.id} ({servo.name}) has {found} at address"
-                f" {register.address} after {wanted} was written."
+                f"The latency timer of {bus.port} stands at {milliseconds} ms, too slow for 20 steps"
+                f" a second: {adapter.latency_remedy(bus.port)}."
             )
 
-    def _wrong(self, bus: Bus, servos: Sequence[Servo]) -> list[tuple[Servo, Register, int, int]]:
-        """Returns what differs from the wanted set-up: servo, register, wanted, found."""
-        tables = self._tables(bus)
-        wrong = [
-            (servo, register, wanted, signed_value(tables[servo.id], register))
-            for servo in servos
-            for register, wanted in self._wanted(servo)
-            if signed_value(tables[servo.id], register) != wanted
-        ]
-        powered = any(signed_value(table, TORQUE_ENABLE) for table in tables.values())
-        for servo, register, _, _ in wrong:
-            if powered and register.address < EEPROM_END:
-                raise RobotFault(
-                    f"{bus.port}: servo {servo.id} ({servo.name}) needs another set-up (address"
-                    f" {register.address}), which cannot be written while torque is on. Bring the"
-                    " arm to rest, switch its torque off, and connect again."
-                )
-        return wrong
+    def _start_reading(self) -> None:
+        """Reads everything once, and looks at what it means.
 
-    def _tables(self, bus: Bus) -> dict[int, bytes]:
-        """Reads the whole control table of every servo of an arm."""
-        tables = bus.sync_read(IDS, 0, TEMPERATURE.address + TEMPERATURE.size)
-        missing = [servo_id for servo_id in IDS if servo_id not in tables]
-        if missing:
-            raise RobotFault(f"{bus.port}: servos {missing} stopped answering. Check the cables.")
-        return tables
+        Raises:
+          RobotFault: a servo does not answer, or, unless only reading, is not where torque may go on.
+        """
+        for side in range(len(SIDES)):
+            self._read_health(side, retries=None)
+            self._read_torque(side, retries=None)
+        proprio = self.read()
+        if not np.isfinite(proprio.position).all():
+            silent = [name for name, age in zip(JOINTS, proprio.age_s, strict=True) if age > 0]
+            raise RobotFault(f"No answer from {', '.join(silent)} after the set-up; try again.")
+        wrong = self._misplaced()
+        if self.passive:
+            self._problems = wrong
+            for bus in self.buses:
+                differences = servo_setup.misread(servo_setup.read_tables(bus), self.config)
+                if differences:
+                    self._problems.append(servo_setup.explain(bus.port, differences))
+        elif wrong:
+            raise RobotFault(f"{'; '.join(wrong)}.")
 
-    def _wanted(self, servo: Servo) -> list[tuple[Register, int]]:
-        gripper = servo.joint == PER_ARM - 1
-        speed = 0 if gripper else round(self.config.max_speed_rad_s / VELOCITY_UNIT_RAD_S)
-        acceleration = (
-            0 if gripper else round(self.config.max_acceleration_rad_s2 / ACCELERATION_UNIT_RAD_S2)
-        )
-        p_gain, i_gain, d_gain = self.config.gains
+    def _misplaced(self) -> list[str]:
         return [
-            (RETURN_DELAY_TIME, 0),
-            (DRIVE_MODE, int(servo.reverse)),
-            (OPERATING_MODE, CURRENT_BASED_POSITION_MODE if gripper else POSITION_MODE),
-            (SECONDARY_ID, NO_SECONDARY_ID if servo.shadow_of is None else servo.shadow_of),
-            (MAX_POSITION_LIMIT, servo.high),
-            (MIN_POSITION_LIMIT, servo.low),
-            (POSITION_P_GAIN, p_gain),
-            (POSITION_I_GAIN, i_gain),
-            (POSITION_D_GAIN, d_gain),
-            (PROFILE_ACCELERATION, acceleration),
-            (PROFILE_VELOCITY, speed),
+            text
+            for side, name in enumerate(SIDES)
+            for text in misplaced(self._readings.ticks(side), name)
         ]
+
+    def _read_torque(self, side: int, retries: int | None) -> None:
+        answers = self.buses[side].read_all(IDS, TORQUE_ENABLE, retries)
+        self._readings.take_torque(side, answers)
+
+    def _read_health(self, side: int, retries: int | None) -> None:
+        answers = self.buses[side].sync_read(IDS, *HEALTH, retries=retries)
+        self._readings.take_health(side, answers)
+        self._health_s[side] = time.monotonic()
+
+    def _enable_arm(self, side: int) -> None:
+        bus = self.buses[side]
+        bus.write_all(BUS_WATCHDOG, dict.fromkeys(IDS, 0))  # a tripped one refuses goals
+        bus.write_all(GOAL_POSITION, self._goals(side, self._readings.position[side]))
+        gripper = MASTERS[-1].id
+        units = round(self.config.gripper_current_a / CURRENT_UNIT_A)
+        # Somebody may have limited the grippers to what ALOHA's instructions say.
+        bus.write_all(GOAL_CURRENT, {gripper: min(units, bus.read(gripper, CURRENT_LIMIT))})
+        bus.write_all(TORQUE_ENABLE, dict.fromkeys(IDS, 1))
+
+    def _powered(self, side: int) -> set[int]:
+        """Returns the ids of the servos of an arm that drive already."""
+        bus = self.buses[side]
+        answers = bus.read_all(IDS, TORQUE_ENABLE)
+        unknown = [servo_id for servo_id in IDS if servo_id not in answers]
+        if unknown:
+            names = ", ".join(servo_text(servo_id) for servo_id in unknown)
+            raise RobotFault(f"{bus.port}: {names} do not answer; torque stays as it is.")
+        return {servo_id for servo_id, on in answers.items() if on}
+
+    def _undo(self, powered: Sequence[set[int]]) -> str:
+        """Switches off again what did not drive before; returns what became of it."""
+        stuck = []
+        for side, bus in enumerate(self.buses):
+            switched = [servo_id for servo_id in IDS if servo_id not in powered[side]]
+            try:
+                answers = bus.try_all(TORQUE_ENABLE, dict.fromkeys(switched, 0))
+            except RobotFault:
+                answers = {}
+            stuck += [
+                f"{SIDES[side]} {servo_text(servo_id)}"
+                for servo_id in switched
+                if answers.get(servo_id) != 0
+            ]
+        if stuck:
+            return f"Torque may be on at {', '.join(stuck)}: alohas2r torque-off."
+        return "What had been switched on is off again."
 
     def _require_no_errors(self) -> None:
-        for side, bus in enumerate(self.buses):
+        for side, bus in zip(SIDES, self.buses, strict=True):
             for servo_id, bits in bus.read_all(IDS, HARDWARE_ERROR).items():
                 if bits:
                     raise RobotFault(
-                        f"{SIDES[side]} servo {servo_id} ({SERVO_BY_ID[servo_id].name}) reports"
-                        f" {describe_error(bits)}. Find the cause, support the arm, and reboot it."
+                        f"{side} {servo_text(servo_id)} reports {describe_error(bits)}. Find the"
+                        " cause, support the arm, and restart it: alohas2r torque-off --anywhere"
+                        f" --reboot {side}:{servo_id}."
                     )
 
     def _start_watchdogs(self) -> None:
@@ -481,5 +414,5 @@ class DynamixelRobot:
         for bus in self.buses:
             # The servos' clocks are not ours: suspect a little early.
             if time.monotonic() - bus.last_packet_s > 0.8 * self.config.watchdog_s:
-                found = bus.read_all(IDS, BUS_WATCHDOG)
-                self._tripped |= WATCHDOG_TRIPPED in found.values()
+                answers = bus.read_all(IDS, BUS_WATCHDOG)
+                self._tripped |= WATCHDOG_TRIPPED in answers.values()

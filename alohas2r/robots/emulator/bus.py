@@ -16,6 +16,7 @@ from alohas2r.robots.emulator.servo import (
     CRC_ERROR,
     INSTRUCTION_ERROR,
     REBOOT_S,
+    RESULT_FAIL,
     Servo,
     alert,
     word,
@@ -204,7 +205,9 @@ class BusEmulator:
             servo.silent_until_s = now_s + REBOOT_S
             return answer
         elif instruction == CLEAR and parameters[:1] == b"\x01":
-            error = 0  # turns are not counted here, so there are none to clear
+            error = RESULT_FAIL if servo.torque else 0
+            if not error:
+                servo.reset_turns()
         else:
             error = INSTRUCTION_ERROR
         return self._status(servo, error, data, level_needed)

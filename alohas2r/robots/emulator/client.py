@@ -147,6 +147,18 @@ class Emulator:
         """Sets a servo's temperature; above its limit (80) it shuts down."""
         self._ask("temperature", side=side, servo=servo, celsius=celsius)
 
+    def feed(self, side: str, volts: float, servo: int | None = None) -> None:
+        """Sets the supply voltage of an arm or of one servo; beyond its limits it reports an error."""
+        self._ask("voltage", side=side, tenths=round(10 * volts), servo=servo)
+
+    def reboot(self, side: str, servo: int) -> None:
+        """Restarts a servo past the bus, as a moment without power does: its torque goes off."""
+        self._ask("reboot", side=side, servo=servo)
+
+    def turn(self, side: str, servo: int, turns: int) -> None:
+        """Turns a servo without torque by whole turns, as a hand may turn a wrist."""
+        self._ask("turn", side=side, servo=servo, turns=turns)
+
     def unplug(self, side: str) -> None:
         """Takes a bus away, as pulling its USB plug does."""
         self._ask("unplug", side=side)

@@ -9,7 +9,9 @@ joins one that runs, and steps, inspects and disturbs it over a control socket.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import heapq
 import json
 import math
@@ -31,10 +33,14 @@ import numpy as np
 from alohas2r.core import stop as core_stop
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import Alohas2rError, ConfigError, RobotFault, did_you_mean
+from alohas2r.robots.dynamixel import adapter
 from alohas2r.robots.dynamixel.arm import GripperLinkage
 from alohas2r.robots.emulator.bus import BusEmulator, Faults
-from alohas2r.robots.emulator.servo import OVERHEATING, OVERLOAD, Servo
+from alohas2r.robots.emulator.servo import OVERHEATING, OVERLOAD, VOLTAGE_ERROR, Servo
 from alohas2r.robots.emulator.world import World
+
+# Whether a terminal is kept by one program. Source: Linux, asm-generic/ioctls.h.
+TIOCGEXCL = 0x80045440
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +68,16 @@ class _Port:
         os.set_blocking(self.master, False)
         path.unlink(missing_ok=True)
         path.symlink_to(os.ttyname(self.slave))
+
+    def free(self) -> None:
+        """Lets a port be opened again that a program kept for itself until it was killed.
+
+        On a real port the operating system does that when its last holder ends; of a
+        pseudo-terminal, this process holds the other end.
+        """
+        kept = fcntl.ioctl(self.slave, TIOCGEXCL, bytes(4)) != bytes(4)
+        if kept and not adapter.holders(os.ttyname(self.slave)):
+            fcntl.ioctl(self.slave, termios.TIOCNXCL)
 
     def baud(self) -> int:
         return termios.tcgetattr(self.slave)[4]
@@ -91,6 +107,7 @@ class Server:
 
     # A starved emulator lets its world run slower rather than jump: no time passes unattended.
     MAX_LAG_S = 0.05
+    ABANDONED_S = 1.0  # without a packet, a port may have been left behind
     LOOK_UP_S = 0.2  # how often to see whether a signal asked to stop
 
     def __init__(self, config: EmulatorConfig, directory: pathlib.Path) -> None:
@@ -102,6 +119,7 @@ class Server:
             for place, side in enumerate(SIDES)
         }
         self._ports: dict[str, _Port] = {}
+        self._heard_s: dict[str, float] = dict.fromkeys(SIDES, time.monotonic())
         self._selector = selectors.DefaultSelector()
         self._due: list[tuple[float, int, str, bytes]] = []
         self._count = 0
@@ -125,10 +143,20 @@ class Server:
             if self._config.realtime:
                 start_s = self._follow_clock(start_s)
             self._flush()
+            self._free_ports()
         for port in self._ports.values():
             port.close()
         self._listener.close()
         (self._directory / "control").unlink(missing_ok=True)
+
+    def _free_ports(self) -> None:
+        """Looks, when nothing has been heard for a while, whether a port's user was killed."""
+        now_s = time.monotonic()
+        for side, port in self._ports.items():
+            if now_s - self._heard_s[side] > self.ABANDONED_S:
+                self._heard_s[side] = now_s
+                with contextlib.suppress(OSError):
+                    port.free()
 
     def _patience(self, start_s: float) -> float:
         """Returns how long to wait for packets before something else is due."""
@@ -176,6 +204,8 @@ class Server:
 
     def _take(self, side: str, data: bytes) -> None:
         bus = self._buses[side]
+        if data:
+            self._heard_s[side] = time.monotonic()
         due_s = time.monotonic() + bus.faults.latency_s
         for answer in bus.receive(data, self._world.time_s):
             self._count += 1
@@ -219,6 +249,9 @@ class Server:
             "faults": self._set_faults,
             "overload": lambda side, servo: self._servo(side, servo).fail(OVERLOAD),
             "temperature": self._heat,
+            "voltage": self._set_voltage,
+            "reboot": lambda side, servo: self._servo(side, servo).reboot(),
+            "turn": self._turn,
             "unplug": self._unplug,
             "plug": self._replug,
             "peek": lambda side, servo, name: self._servo(side, servo)[name],
@@ -271,6 +304,18 @@ class Server:
         one["Present_Temperature"] = celsius
         if celsius > one["Temperature_Limit"]:
             one.fail(OVERHEATING)
+
+    def _set_voltage(self, side: str, tenths: int, servo: int | None) -> None:
+        for one in self._world.servos[side]:
+            if servo is None or one.kind.id == servo:
+                one["Present_Input_Voltage"] = tenths
+                if not one["Min_Voltage_Limit"] <= tenths <= one["Max_Voltage_Limit"]:
+                    one.fail(VOLTAGE_ERROR)
+
+    def _turn(self, side: str, servo: int, turns: int) -> None:
+        one = self._servo(side, servo)
+        one.turns -= turns
+        one.changed = True
 
     def _replug(self, side: str) -> None:
         if side not in self._ports:

@@ -7,6 +7,7 @@ import termios
 from collections.abc import Callable
 
 from alohas2r.robots.dynamixel.arm import Servo as ServoKind
+from alohas2r.robots.dynamixel.registers import TICKS_PER_TURN
 from alohas2r.robots.emulator.table import (
     EEPROM_END,
     FIELD_AT,
@@ -45,6 +46,8 @@ class Servo:
     Attributes:
       kind: what servo it is.
       torque: whether it drives its joint.
+      turns: whole turns that are not counted: those before the count was reset to one turn, less
+        those by which the joint was turned by hand beyond what the physics knows.
     """
 
     def __init__(self, kind: ServoKind, position: Callable[[Servo], int]) -> None:
@@ -59,6 +62,7 @@ class Servo:
         self._memory = bytearray(TABLE_SIZE)
         self._registered: tuple[int, bytes] | None = None
         self.silent_until_s = -math.inf
+        self.turns = 0
         self.changed = True  # since the physics looked last
         self.factory_reset(keep_id=False)
 
@@ -80,6 +84,7 @@ class Servo:
         """Starts anew: torque off, errors cleared, volatile values at their defaults."""
         for name, default in RAM_DEFAULTS.items():
             self[name] = default
+        self.reset_turns()
         self["Hardware_Error_Status"] = 0
         self["Goal_Current"] = self["Current_Limit"]
         self["Goal_PWM"] = self["PWM_Limit"]
@@ -87,11 +92,24 @@ class Servo:
         self["Goal_Position"] = self.position()
         self["Registered_Instruction"] = 0
         self._registered = None
+        # Source: ROBOTIS e-Manual, Startup Configuration (60): bit 0 is torque on.
+        self["Torque_Enable"] = self["Startup_Configuration"] & 1
         self.changed = True
 
     def position(self) -> int:
-        """Returns where the servo is (ticks)."""
-        return self._position(self)
+        """Returns where the servo is (ticks); it counts turns while its torque is off."""
+        return self._position(self) - TICKS_PER_TURN * self.turns
+
+    def reset_turns(self) -> None:
+        """Forgets whole turns: the position is one within a turn again, plus the homing offset."""
+        self.turns = (self._position(self) - self.homing) // TICKS_PER_TURN
+
+    @property
+    def homing(self) -> int:
+        """The homing offset that is in force (ticks)."""
+        offset = self["Homing_Offset"]
+        # Source: ROBOTIS e-Manual, Homing Offset (20): larger ones do not count in position mode.
+        return 0 if self["Operating_Mode"] == 3 and abs(offset) > 1024 else offset
 
     @property
     def torque(self) -> bool:
@@ -179,6 +197,8 @@ class Servo:
             "Goal_PWM": (-self["PWM_Limit"], self["PWM_Limit"]),
             "Goal_Velocity": (-self["Velocity_Limit"], self["Velocity_Limit"]),
         }
+        if not self["Drive_Mode"] & 4:  # in a profile by time, it is no velocity
+            limits["Profile_Velocity"] = (0, self["Velocity_Limit"])
         if self["Operating_Mode"] == 3:
             limits["Goal_Position"] = (self["Min_Position_Limit"], self["Max_Position_Limit"])
         low, high = limits.get(name, (value, value))
@@ -187,13 +207,20 @@ class Servo:
     def _accept(self, name: str, value: int) -> None:
         before = self[name]
         self[name] = value
+        if name == "Goal_Position" and self["Drive_Mode"] & 8 and not self.torque:
+            self["Torque_Enable"] = 1  # Source: ROBOTIS e-Manual, Drive Mode (10), bit 3
         if name == "Torque_Enable" and value and not before:
+            if self["Operating_Mode"] == 3:
+                self.reset_turns()
             self["Goal_Position"] = self.position()
         if name == "Operating_Mode" and value != before:
             for reset in ("Position_P_Gain", "Position_I_Gain", "Position_D_Gain"):
                 self[reset] = FIELDS[reset].default
             self["Profile_Velocity"] = self["Profile_Acceleration"] = 0
             self["Goal_Current"] = self["Current_Limit"]
+            self["Goal_PWM"] = self["PWM_Limit"]
+            if value == 3:
+                self.reset_turns()
 
     def register(self, address: int, data: bytes) -> int:
         """Keeps a write for the next Action instruction."""

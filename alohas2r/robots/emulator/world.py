@@ -15,15 +15,17 @@ from alohas2r.robots.dynamixel.registers import (
     CENTRE_TICK,
     CURRENT_UNIT_A,
     RAD_PER_TICK,
+    TICKS_PER_TURN,
     VELOCITY_UNIT_RAD_S,
     XM430_W350,
     XM540_W270,
 )
 from alohas2r.robots.emulator.servo import Servo
-from alohas2r.robots.emulator.table import FACTORY_P_GAIN
+from alohas2r.robots.emulator.table import FACTORY_P_GAIN, FIELDS
 from alohas2r.sim import scene
 
 # Torque per ampere at 12 V. Source: stall torque and current in the ROBOTIS e-Manual.
+STALL_TORQUE = {XM540_W270: 10.6, XM430_W350: 4.1}  # N m
 TORQUE_PER_AMPERE = {XM540_W270: 10.6 / 4.4, XM430_W350: 4.1 / 2.3}
 
 
@@ -105,7 +107,8 @@ class World:
         for name, value in values.items():
             servo[name] = value
         servo["Moving"] = int(abs(servo["Present_Velocity"]) > servo["Moving_Threshold"])
-        servo["Position_Trajectory"] = self._tick(servo, float(self._reference[index]))
+        trajectory = self._tick(servo, float(self._reference[index]))
+        servo["Position_Trajectory"] = trajectory - TICKS_PER_TURN * servo.turns
         servo.changed = changed
 
     def goals(self) -> np.ndarray:
@@ -137,10 +140,11 @@ class World:
         gripper = servo.kind.joint == PER_ARM - 1
         angle = float(self._linkage.angle(joint_value)) if gripper else joint_value
         turn = round(self._sign(servo) * angle / RAD_PER_TICK)
-        return CENTRE_TICK + turn + servo["Homing_Offset"]
+        return CENTRE_TICK + turn + servo.homing
 
     def _joint_value(self, servo: Servo, tick: int) -> float:
-        angle = self._sign(servo) * (tick - servo["Homing_Offset"] - CENTRE_TICK) * RAD_PER_TICK
+        ticks = tick + TICKS_PER_TURN * servo.turns - servo.homing - CENTRE_TICK
+        angle = self._sign(servo) * ticks * RAD_PER_TICK
         gripper = servo.kind.joint == PER_ARM - 1
         return float(self._linkage.travel(angle)) if gripper else angle
 
@@ -179,10 +183,14 @@ class World:
         self._max_acceleration[index] = (
             acceleration * 214.577 * 2 * math.pi / 3600 * per_rad if acceleration else np.inf
         )
-        limited = servo["Operating_Mode"] == 5
-        amperes = abs(servo["Goal_Current"]) * CURRENT_UNIT_A
-        torque = amperes * TORQUE_PER_AMPERE[servo.kind.model]
-        self._max_torque[index] = torque if limited else np.inf
+        torque = np.inf
+        if servo["Operating_Mode"] == 5:
+            amperes = abs(servo["Goal_Current"]) * CURRENT_UNIT_A
+            torque = amperes * TORQUE_PER_AMPERE[servo.kind.model]
+        voltage = min(abs(servo["Goal_PWM"]), servo["PWM_Limit"]) / FIELDS["PWM_Limit"].default
+        if voltage < 1:
+            torque = min(torque, voltage * STALL_TORQUE[servo.kind.model])
+        self._max_torque[index] = torque
 
     def _advance_references(self) -> None:
         """Moves each servo's internal set point towards its goal along its profile."""

@@ -16,7 +16,6 @@ from alohas2r.embodiment.joints import IS_GRIPPER
 from alohas2r.embodiment.poses import SLEEP_POSE, hold_pose
 from alohas2r.errors import ConfigError, RobotFault
 from alohas2r.robots.base import Robot
-from alohas2r.robots.dynamixel import driver as dynamixel_driver
 from alohas2r.robots.dynamixel import registers as dynamixel_registers
 from alohas2r.robots.dynamixel.arm import (
     MASTERS,
@@ -117,17 +116,22 @@ def test_ticks_stay_within_the_servos_limits_over_the_whole_range_of_the_scene()
 def test_registers_are_where_the_emulated_control_table_has_them():
     names = {"HARDWARE_ERROR": "Hardware_Error_Status", "INPUT_VOLTAGE": "Present_Input_Voltage"}
     names |= {"TEMPERATURE": "Present_Temperature", "SECONDARY_ID": "Secondary_ID"}
+    names |= {"PWM_LIMIT": "PWM_Limit", "GOAL_PWM": "Goal_PWM"}
+    names |= {
+        f"FEEDFORWARD_{one}_GAIN": f"Feedforward_{one.lower()}_Gain" for one in ("1ST", "2ND")
+    }
     registers = {
         k: v
-        for k, v in vars(dynamixel_driver).items()
+        for k, v in vars(dynamixel_registers).items()
         if isinstance(v, dynamixel_registers.Register)
     }
-    assert len(registers) > 20
+    assert len(registers) > 30
     for name, register in registers.items():
-        field_name = names.get(name, name.title().replace("_P_", "_P_"))
+        field_name = names.get(name, name.title())
         field = emulated_table.FIELDS[field_name]
         assert (register.address, register.size) == (field.address, field.size)
         assert register.signed == field.signed
+        assert register.name == field_name
 
 
 def test_hold_pose_keeps_the_load_but_not_the_push():
