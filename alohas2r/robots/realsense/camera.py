@@ -7,19 +7,23 @@ both come from the left imager, so no alignment is needed.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from alohas2r.core.types import Untyped
 from alohas2r.errors import RobotFault
 from alohas2r.robots.base import Frame
 from alohas2r.robots.realsense.config import (
     DEPTH_UNIT_M,
     RealSenseConfig,
+    calling,
     enable_streams,
     librealsense,
     read_intrinsics,
@@ -28,11 +32,21 @@ from alohas2r.robots.realsense.config import (
 from alohas2r.robots.realsense.crop import crop_color, crop_depth
 
 
+class _Picture(NamedTuple):
+    """The newest picture of one stream."""
+
+    pixels: np.ndarray
+    time_s: float  # when it came
+    number: int
+
+
 class RealSenseCamera:
     """One wrist camera: the `Camera` protocol on a device or a recording.
 
     A thread takes every picture off the device and keeps the newest, so that `read` never waits and
     never returns a picture from a queue. If the device is lost, it is searched for again.
+    Colour and depth are kept apart: each has its own number and age, and one that is left out once
+    stops nothing.
 
     Attributes:
       name: "left" or "right".
@@ -74,9 +88,14 @@ class RealSenseCamera:
         self._recording = None if recording is None else pathlib.Path(recording)
         self._stepped = recording is not None and not realtime
         self._repeat = repeat
-        self._pipeline: Any = None
-        self._device: Any = None  # kept beyond the stop: its own threads may not be the last to go
+        self._pipeline: Untyped = None
+        self._device: Untyped = (
+            None  # kept beyond the stop: its own threads may not be the last to go
+        )
         self._latest: Frame | None = None
+        self._color: _Picture | None = None
+        self._depth: _Picture | None = None
+        self._failures = 0  # starts in a row after which no picture came
         self._problem = "no picture has come yet"
         self._ended = False
         self._news = threading.Condition()
@@ -145,13 +164,14 @@ class RealSenseCamera:
                     self._start()
                     self.reconnects += 1
                 self._take(int(1000 * self.SILENCE_S))
-            except (RuntimeError, RobotFault) as error:
+            except RobotFault as error:
                 with self._news:
                     self._problem = str(error)
                 self._stop()
                 if self._recording is not None:
                     self._ended = True
                     return
+                self._failures += 1
                 self._stopping.wait(self.RETRY_S)
 
     def _next(self) -> Frame:
@@ -160,59 +180,115 @@ class RealSenseCamera:
             raise RobotFault(f"The {self.name} camera is not running.")
         try:
             return self._take(int(1000 * self.SILENCE_S))
-        except RuntimeError as error:
-            raise RobotFault(f"The recording {self._recording} has ended.") from error
+        except RobotFault as fault:
+            raise RobotFault(f"The recording {self._recording} has ended.") from fault
 
     def _take(self, patience_ms: int) -> Frame:
-        frames = self._pipeline.wait_for_frames(patience_ms)
-        time_s = time.monotonic()
-        depth, color = frames.get_depth_frame(), frames.get_color_frame()
-        if not depth or not color:
-            raise RuntimeError("a picture without depth or without colour came")
-        config = self.config
-        crop = {"size": config.size, "fovy_deg": config.fovy_deg}
-        metres = np.asanyarray(depth.get_data()) * np.float32(self.depth_unit_m)
-        rgb = crop_color(np.asanyarray(color.get_data()), read_intrinsics(color), **crop)
-        near = crop_depth(metres, read_intrinsics(depth), **crop)
-        if config.upside_down:
-            rgb, near = rgb[::-1, ::-1].copy(), near[::-1, ::-1].copy()
-        frame = Frame(rgb, near, time_s, int(depth.get_frame_number()))
+        """Takes the next set of pictures; returns the newest of both streams.
+
+        Raises:
+          RobotFault: none came, or one of the streams has stopped.
+        """
+        begun_s = time.monotonic()
+        while True:
+            with calling(f"the {self.name} camera sends no pictures"):
+                frames = self._pipeline.wait_for_frames(patience_ms)
+                time_s = time.monotonic()
+                depth, color = frames.get_depth_frame(), frames.get_color_frame()
+                if depth:
+                    self._depth = self._taken(depth, self._depth, time_s, self._crop_depth)
+                if color:
+                    self._color = self._taken(color, self._color, time_s, self._crop_color)
+            if self._color is not None and self._depth is not None:
+                self._check_streams(time_s)
+                return self._publish(self._color, self._depth)
+            if time_s - begun_s > self.SILENCE_S:
+                missing = "colour" if self._color is None else "depth"
+                raise RobotFault(
+                    f"the {self.name} camera sends no {missing}. Check its USB 3 cable and port"
+                )
+
+    def _taken(
+        self,
+        frame: Untyped,
+        before: _Picture | None,
+        time_s: float,
+        crop: Callable[[Untyped], np.ndarray],
+    ) -> _Picture:
+        """Returns a stream's newest picture; one that came before keeps its age."""
+        number = int(frame.get_frame_number())
+        if before is not None and before.number == number:
+            return before
+        pixels = crop(frame)
+        return _Picture(
+            pixels[::-1, ::-1].copy() if self.config.upside_down else pixels, time_s, number
+        )
+
+    def _crop_color(self, frame: Untyped) -> np.ndarray:
+        pixels, camera = np.asanyarray(frame.get_data()), read_intrinsics(frame)
+        return crop_color(pixels, camera, self.config.size, self.config.fovy_deg)
+
+    def _crop_depth(self, frame: Untyped) -> np.ndarray:
+        metres = np.asanyarray(frame.get_data()) * np.float32(self.depth_unit_m)
+        return crop_depth(metres, read_intrinsics(frame), self.config.size, self.config.fovy_deg)
+
+    def _check_streams(self, now_s: float) -> None:
+        """Lets the device be started anew if one of its streams has stopped for long."""
+        for name, picture in (("colour", self._color), ("depth", self._depth)):
+            if picture is not None and now_s - picture.time_s > self.SILENCE_S:
+                raise RobotFault(f"the {self.name} camera's {name} has stopped")
+
+    def _publish(self, color: _Picture, depth: _Picture) -> Frame:
+        frame = Frame(
+            color.pixels,
+            depth.pixels,
+            color.time_s,
+            color.number,
+            depth_time_s=depth.time_s,
+            depth_number=depth.number,
+        )
         with self._news:
             self._latest, self._problem = frame, "pictures stopped coming"
             self.received += 1
+            self._failures = 0
             self._news.notify_all()
         return frame
 
     def _start(self) -> None:
         rs, config = self._rs, self.config
-        settings = rs.config()
+        self._color = self._depth = None
+        problem = f"the {self.name} camera does not start"
         if self._recording is not None:
+            problem = f"{self._recording} cannot be played; record it anew"
             if not self._recording.is_file():
                 raise RobotFault(f"There is no recording {self._recording}.")
-            settings.enable_device_from_file(str(self._recording), repeat_playback=self._repeat)
-            problem = f"{self._recording} cannot be played; record it anew"
-        else:
-            enable_streams(rs, settings, self._serial, config)
-            problem = f"The {self.name} camera does not start; does another program use it?"
-        pipeline = rs.pipeline()
-        try:
+        with calling(problem):
+            if self._failures > 1 and self._device is not None and self._recording is None:
+                self._device.hardware_reset()  # as pulling its plug does
+                self._device = None
+            settings = rs.config()
+            pipeline = rs.pipeline()
             if self._recording is not None:  # before it plays: the first pictures would be lost
+                settings.enable_device_from_file(str(self._recording), repeat_playback=self._repeat)
                 device = settings.resolve(rs.pipeline_wrapper(pipeline)).get_device()
                 device.as_playback().set_real_time(not self._stepped)
+            else:
+                enable_streams(rs, settings, self._serial, config)
             profile = pipeline.start(settings)
-        except RuntimeError as error:
-            raise RobotFault(f"{problem} ({error}).") from error
-        self._device = profile.get_device()
-        sensor = self._device.first_depth_sensor()
-        self.depth_unit_m = float(sensor.get_depth_scale())
-        if self._recording is None:
-            set_exposure(rs, sensor, config)
         self._pipeline = pipeline
+        try:
+            with calling(problem):
+                self._device = profile.get_device()
+                sensor = self._device.first_depth_sensor()
+                self.depth_unit_m = float(sensor.get_depth_scale())
+                if self._recording is None:
+                    set_exposure(rs, sensor, config)
+        except RobotFault:
+            self._stop()
+            raise
 
     def _stop(self) -> None:
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
-            try:
+            with contextlib.suppress(Exception):  # the device may be gone already
                 pipeline.stop()
-            except RuntimeError:
-                return  # the device is gone already

@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from alohas2r.config import check
-from alohas2r.errors import BackendUnavailable, RobotFault
+from alohas2r.core.types import Untyped
+from alohas2r.errors import Alohas2rError, BackendUnavailable, RobotFault
 from alohas2r.robots.realsense.crop import FOVY_DEG, SIZE, Intrinsics
 
-DEPTH_UNIT_M = 0.0001  # of the D405; recordings state their own. Source: recipe, section 8.
+DEPTH_UNIT_M = 0.0001  # of the D405; recordings state their own. Source: its datasheet.
+# What the D405 streams in both colour and depth, and its options' ranges. Source: its datasheet.
+STREAM_SIZES = ((424, 240), (480, 270), (640, 360), (640, 480), (848, 480), (1280, 720))
+STREAM_RATES = (5, 15, 30, 60, 90)
+EXPOSURE_US = 1, 165_000
+GAIN = 16, 248
+UDEV = (
+    "Install librealsense's udev rule (docs/deploy.md, Cameras), unplug the camera and plug it in"
+    " again"
+)
+# What librealsense says, in part, and what to do about it.
+CAUSES = {
+    "power state": UDEV,
+    "permission": UDEV,
+    "access": UDEV,
+    "udev": UDEV,
+    "resolve requests": "Use a USB 3 port and cable: USB 2 cannot carry both streams",
+    "busy": "Close the other program that uses it: realsense-viewer, a ROS node, or another run",
+    "out of range": "An option is beyond what this camera takes: see --exposure-us",
+    "didn't arrive": "Check its USB 3 cable and port, and that no hub is between",
+    "disconnected": "Check its USB 3 cable and port, and that no hub is between",
+    "no device": "Check its USB 3 cable and port, and that no hub is between",
+}
+
+
+@contextlib.contextmanager
+def calling(what: str) -> Iterator[None]:
+    """Turns every error of librealsense in its body into RobotFault, with what to do.
+
+    Args:
+      what: what does not work then, such as "the left camera does not start".
+
+    Raises:
+      RobotFault: librealsense raised something.
+    """
+    try:
+        yield
+    except Alohas2rError:
+        raise
+    except Exception as error:  # librealsense raises RuntimeError, and others from its bindings
+        text = " ".join(str(error).split()) or type(error).__name__
+        remedies = [remedy for part, remedy in CAUSES.items() if part in text.lower()]
+        remedy = (remedies or ["Unplug the camera, plug it in again, and try once more"])[0]
+        raise RobotFault(f"{what[:1].upper()}{what[1:]} ({text}). {remedy}.") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +87,26 @@ class RealSenseConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check(self.width > 0 and self.height > 0 and self.fps > 0, "the stream format is wrong")
-        check(self.exposure_us is None or self.exposure_us > 0, "exposure_us must be positive")
-        check(1 <= self.size <= min(self.width, self.height), "size must fit into the stream")
-        check(0 < self.fovy_deg < 120, "fovy_deg must lie in (0, 120)")
-        check(self.warm_up >= 0 and self.start_s > 0, "warm_up >= 0 and start_s > 0 must hold")
+        check(
+            (self.width, self.height) in STREAM_SIZES,
+            f"width x height = {self.width} x {self.height} must be one of"
+            f" {', '.join(f'{wide} x {high}' for wide, high in STREAM_SIZES)} pixels",
+        )
+        check(self.fps in STREAM_RATES, f"fps = {self.fps} must be one of {STREAM_RATES} Hz")
+        low, high = EXPOSURE_US
+        check(
+            self.exposure_us is None or low <= self.exposure_us <= high,
+            f"exposure_us = {self.exposure_us} must lie in {low}..{high} µs, or none: automatic",
+        )
+        low, high = GAIN
+        check(low <= self.gain <= high, f"gain = {self.gain:g} must lie in {low}..{high}")
+        check(
+            1 <= self.size <= min(self.width, self.height),
+            f"size = {self.size} must lie in 1..{min(self.width, self.height)} pixels",
+        )
+        check(1 <= self.fovy_deg < 120, f"fovy_deg = {self.fovy_deg:g} must lie in 1..120 degrees")
+        check(0 <= self.warm_up <= 300, f"warm_up = {self.warm_up} must be in 0..300 pictures")
+        check(0 < self.start_s <= 60, f"start_s = {self.start_s:g} must lie in 0..60 s")
 
 
 class FoundCamera(NamedTuple):
@@ -62,54 +123,77 @@ def find_cameras() -> list[FoundCamera]:
 
     Raises:
       BackendUnavailable: pyrealsense2 or a library under it is missing.
+      RobotFault: librealsense cannot look.
     """
     rs = librealsense()
-    info = rs.camera_info
 
-    def text(device: Any, kind: Any) -> str:
-        return device.get_info(kind) if device.supports(kind) else ""
+    def text(device: Untyped, kind: Untyped) -> str:
+        return str(device.get_info(kind)) if device.supports(kind) else ""
 
-    return [
-        FoundCamera(
-            text(device, info.serial_number),
-            text(device, info.name),
-            text(device, info.firmware_version),
-            text(device, info.usb_type_descriptor),
-        )
-        for device in rs.context().query_devices()
-    ]
+    with calling("librealsense cannot list the cameras"):
+        info = rs.camera_info
+        return [
+            FoundCamera(
+                text(device, info.serial_number),
+                text(device, info.name),
+                text(device, info.firmware_version),
+                text(device, info.usb_type_descriptor),
+            )
+            for device in rs.context().query_devices()
+        ]
 
 
-def enable_streams(rs: Any, settings: Any, serial: str | None, config: RealSenseConfig) -> None:
-    """Asks for a device and both streams; librealsense itself would wait 15 s for a missing one."""
-    plugged = [camera.serial for camera in find_cameras()]
-    if not plugged or (serial is not None and serial not in plugged):
+def enable_streams(
+    rs: Untyped, settings: Untyped, serial: str | None, config: RealSenseConfig
+) -> None:
+    """Asks for a device and both streams; librealsense itself would wait 15 s for a missing one.
+
+    Raises:
+      RobotFault: there is no such camera, or several, or it is on USB 2.
+    """
+    cameras = {camera.serial: camera for camera in find_cameras()}
+    plugged = ", ".join(cameras) or "none"
+    if not cameras or (serial and serial not in cameras):
         raise RobotFault(
-            f"There is no RealSense camera {serial or ''}. Plugged in:"
-            f" {', '.join(plugged) or 'none'}. Check the serial number and the USB 3 cable."
+            f"There is no RealSense camera {serial or ''}. Plugged in: {plugged}. Check the serial"
+            " number and the USB 3 cable."
         )
-    settings.enable_device(serial or plugged[0])
+    if not serial and len(cameras) > 1:
+        raise RobotFault(f"There are several RealSense cameras; choose one of {plugged}.")
+    camera = cameras[serial or next(iter(cameras))]
+    if camera.usb.startswith(("1", "2")):
+        raise RobotFault(
+            f"The camera {camera.serial} is on USB {camera.usb}, which cannot carry both streams. Use"
+            " a USB 3 port and the cable that came with it."
+        )
     size = (config.width, config.height)
-    settings.enable_stream(rs.stream.depth, *size, rs.format.z16, config.fps)
-    settings.enable_stream(rs.stream.color, *size, rs.format.rgb8, config.fps)
+    with calling(f"the camera {camera.serial} cannot be asked for its streams"):
+        settings.enable_device(camera.serial)
+        settings.enable_stream(rs.stream.depth, *size, rs.format.z16, config.fps)
+        settings.enable_stream(rs.stream.color, *size, rs.format.rgb8, config.fps)
 
 
-def set_exposure(rs: Any, sensor: Any, config: RealSenseConfig) -> None:
-    """Sets exposure and gain, which on the D405 belong to the stereo module."""
+def set_exposure(rs: Untyped, sensor: Untyped, config: RealSenseConfig) -> None:
+    """Sets exposure and gain, which on the D405 belong to the stereo module.
+
+    Raises:
+      RobotFault: the camera does not take them.
+    """
     automatic = config.exposure_us is None
-    sensor.set_option(rs.option.enable_auto_exposure, float(automatic))
-    if not automatic:
-        sensor.set_option(rs.option.exposure, config.exposure_us)
-        sensor.set_option(rs.option.gain, config.gain)
+    with calling("the camera does not take its exposure"):
+        sensor.set_option(rs.option.enable_auto_exposure, float(automatic))
+        if not automatic:
+            sensor.set_option(rs.option.exposure, config.exposure_us)
+            sensor.set_option(rs.option.gain, config.gain)
 
 
-def read_intrinsics(frame: Any) -> Intrinsics:
+def read_intrinsics(frame: Untyped) -> Intrinsics:
     """Returns the intrinsics of the stream that a frame belongs to."""
     device = frame.get_profile().as_video_stream_profile().get_intrinsics()
     return Intrinsics(device.width, device.height, device.fx, device.fy, device.ppx, device.ppy)
 
 
-def librealsense() -> Any:
+def librealsense() -> Untyped:
     """Imports pyrealsense2.
 
     Raises:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import pathlib
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from alohas2r.errors import ArtifactError, RobotFault
+from alohas2r.core.types import Untyped
+from alohas2r.errors import ArtifactError
 from alohas2r.robots.realsense.config import (
     DEPTH_UNIT_M,
     RealSenseConfig,
+    calling,
     enable_streams,
     librealsense,
     set_exposure,
@@ -44,25 +47,23 @@ def record(
     """
     rs, config = librealsense(), config or RealSenseConfig()
     path = _new_file(path)
-    settings = rs.config()
-    enable_streams(rs, settings, serial, config)
-    settings.enable_record_to_file(str(path))
-    pipeline = rs.pipeline()
-    try:
+    with calling("the camera does not start"):
+        settings = rs.config()
+        enable_streams(rs, settings, serial, config)
+        settings.enable_record_to_file(str(path))
+        pipeline = rs.pipeline()
         profile = pipeline.start(settings)
-    except RuntimeError as error:
-        raise RobotFault(f"The camera does not start; is it in use? ({error})") from error
     count = 0
     try:
-        set_exposure(rs, profile.get_device().first_depth_sensor(), config)
-        until_s = time.monotonic() + seconds
-        while time.monotonic() < until_s:
-            pipeline.wait_for_frames(1000)
-            count += 1
-    except RuntimeError as error:
-        raise RobotFault(f"The camera stopped while recording: {error}") from error
+        with calling("the camera stopped while recording"):
+            set_exposure(rs, profile.get_device().first_depth_sensor(), config)
+            until_s = time.monotonic() + seconds
+            while time.monotonic() < until_s:
+                pipeline.wait_for_frames(1000)
+                count += 1
     finally:
-        pipeline.stop()
+        with contextlib.suppress(Exception):  # the device may be gone already
+            pipeline.stop()
     return count
 
 
@@ -96,6 +97,23 @@ def write_recording(
     first = next(pictures, None)
     if first is None:
         raise ArtifactError(f"There are no pictures to write to {path}.")
+    with calling(f"{path} cannot be written"):
+        return _write(
+            rs, path, itertools.chain([first], pictures), fovy_deg, fps, depth_unit_m, serial
+        )
+
+
+def _write(
+    rs: Untyped,
+    path: pathlib.Path,
+    pictures: Iterable[tuple[np.ndarray, np.ndarray]],
+    fovy_deg: float,
+    fps: int,
+    depth_unit_m: float,
+    serial: str,
+) -> int:
+    pictures = iter(pictures)
+    first = next(pictures)
     height, width = first[1].shape
     device = rs.software_device()
     for kind, value in (
@@ -120,7 +138,7 @@ def write_recording(
     recording.open(profiles)
     recording.start(rs.frame_queue(1))
     count = 0
-    for rgb, depth in _chain(first, pictures):
+    for rgb, depth in itertools.chain([first], pictures):
         steps = np.clip(np.rint(depth / depth_unit_m), 0, 65535).astype(np.uint16)
         images = (np.ascontiguousarray(steps), np.ascontiguousarray(rgb, np.uint8))
         for profile, pixels, (_, _, pixel_bytes) in zip(profiles, images, formats, strict=True):
@@ -138,11 +156,6 @@ def write_recording(
     return count
 
 
-def _chain(first: Any, rest: Iterable[Any]) -> Iterable[Any]:
-    yield first
-    yield from rest
-
-
 def _new_file(path: str | pathlib.Path) -> pathlib.Path:
     path = pathlib.Path(path)
     if path.exists():
@@ -151,7 +164,7 @@ def _new_file(path: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _square_pixels(rs: Any, width: int, height: int, fovy_deg: float) -> Any:
+def _square_pixels(rs: Untyped, width: int, height: int, fovy_deg: float) -> Untyped:
     intrinsics = rs.intrinsics()
     intrinsics.width, intrinsics.height = width, height
     intrinsics.fx = intrinsics.fy = height / 2 / math.tan(math.radians(fovy_deg) / 2)
