@@ -83,6 +83,7 @@ class DynamixelRobot:
         self._problems: list[str] = []
         self._turn = 0  # which arm is asked for what is not needed at every reading
         self._health_s = [-math.inf] * len(SIDES)
+        self._heard: list[tuple[int, ...]] = [IDS] * len(SIDES)
         self._tripped = False
 
     def __enter__(self) -> Self:
@@ -138,6 +139,7 @@ class DynamixelRobot:
             self._readings.ask(side)
             answers = bus.sync_read(IDS, *MOTION, retries=0 if silent else None)
             self._readings.take_motion(side, answers)
+            self._heard[side] = tuple(answers)  # who is silent is not waited for a second time
             raised = bus.alerts & set(IDS)
             self._readings.take_errors(
                 side, raised, bus.read_all(raised, HARDWARE_ERROR) if raised else {}
@@ -346,11 +348,11 @@ class DynamixelRobot:
         ]
 
     def _read_torque(self, side: int, retries: int | None) -> None:
-        answers = self.buses[side].read_all(IDS, TORQUE_ENABLE, retries)
+        answers = self.buses[side].read_all(self._heard[side], TORQUE_ENABLE, retries)
         self._readings.take_torque(side, answers)
 
     def _read_health(self, side: int, retries: int | None) -> None:
-        answers = self.buses[side].sync_read(IDS, *HEALTH, retries=retries)
+        answers = self.buses[side].sync_read(self._heard[side], *HEALTH, retries=retries)
         self._readings.take_health(side, answers)
         self._health_s[side] = time.monotonic()
 
