@@ -14,12 +14,32 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ConfigError, did_you_mean
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+Item = TypeVar("Item", contravariant=True)
+# A type as a field declares it: a class, a union, a literal, a tuple of types.
+Hint: TypeAlias = object
+
+
+class _Changes(dict[str, object]):
+    """Fields' new values by name; those of a nested configuration in changes of their own."""
+
+
+class _Reader(Protocol[Item]):
+    """Reads an item as a value of a type, or raises ValueError."""
+
+    def __call__(self, item: Item, hint: Hint, /) -> object:
+        """Returns the value."""
+        ...
+
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
@@ -52,7 +72,7 @@ def override(config: Config, settings: Iterable[str]) -> Config:
     Raises:
       ConfigError: no "=", unknown key, a value of the wrong type or out of range.
     """
-    changes: dict[str, Any] = {}
+    changes = _Changes()
     for setting in settings:
         key, equals, text = setting.partition("=")
         key, text = key.strip(), text.strip()
@@ -62,13 +82,13 @@ def override(config: Config, settings: Iterable[str]) -> Config:
     return _apply(config, changes, "")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: object) -> JsonObject:
     """Returns a configuration as plain values for JSON: nested dicts, tuples as lists.
 
     Raises:
       ConfigError: a field holds a value of another type than it declares.
     """
-    plain: dict[str, Any] = {}
+    plain: JsonObject = {}
     for name, hint in _types(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
@@ -81,7 +101,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(cls: type[Config], data: Mapping[str, Any], *, partial: bool = False) -> Config:
+def from_dict(cls: type[Config], data: Mapping[str, object], *, partial: bool = False) -> Config:
     """Builds a configuration from what `to_dict` returned.
 
     Args:
@@ -95,9 +115,9 @@ def from_dict(cls: type[Config], data: Mapping[str, Any], *, partial: bool = Fal
     return _build(cls, data, "", partial)
 
 
-def flatten(config: Any) -> dict[str, Any]:
+def flatten(config: object) -> JsonObject:
     """Returns dotted key -> plain value of every field, in the order of declaration."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for name, value in to_dict(config).items():
         if isinstance(value, dict):
             inner = flatten(getattr(config, name))
@@ -107,7 +127,7 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-def difference(old: Any, new: Any) -> list[str]:
+def difference(old: object, new: object) -> list[str]:
     """Returns "key: old value -> new value" for every field in which two configurations differ."""
     before, after = flatten(old), flatten(new)
     keys = [*before, *(key for key in after if key not in before)]
@@ -118,23 +138,23 @@ def difference(old: Any, new: Any) -> list[str]:
     ]
 
 
-def digest(config: Any) -> str:
+def digest(config: object) -> str:
     """Returns a SHA-256 (64 hexadecimal digits) of a configuration's keys and values."""
     text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
+def _fields(cls: type) -> list[dataclasses.Field[object]]:
     return [field for field in dataclasses.fields(cls) if field.init]
 
 
 @functools.cache
-def _types(cls: Any) -> dict[str, Any]:
+def _types(cls: type) -> dict[str, Hint]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in _fields(cls)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     if isinstance(value, tuple):
@@ -142,7 +162,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _place(config: Any, changes: dict[str, Any], key: str, text: str) -> None:
+def _place(config: object, changes: _Changes, key: str, text: str) -> None:
     """Parses one setting and puts its value into the nested dict `changes`."""
     path = key.split(".")
     for depth, name in enumerate(path):
@@ -157,9 +177,11 @@ def _place(config: Any, changes: dict[str, Any], key: str, text: str) -> None:
         last = depth == len(path) - 1
         if dataclasses.is_dataclass(value):
             if last:
-                inner = ", ".join(f"{key}.{choice}" for choice in _types(type(value)))
-                raise ConfigError(f"'{key}' is a group; set one of its keys: {inner}.")
-            config, changes = value, changes.setdefault(name, {})
+                keys = ", ".join(f"{key}.{choice}" for choice in _types(type(value)))
+                raise ConfigError(f"'{key}' is a group; set one of its keys: {keys}.")
+            inner = changes.setdefault(name, _Changes())
+            assert isinstance(inner, _Changes)
+            config, changes = value, inner
         elif not last:
             group = ".".join(path[: depth + 1])
             raise ConfigError(f"Unknown configuration key '{key}': '{group}' has no keys in it.")
@@ -171,13 +193,13 @@ def _place(config: Any, changes: dict[str, Any], key: str, text: str) -> None:
                 raise ConfigError(f"{key}={text}: '{key}' must be {wanted}.") from None
 
 
-def _apply(config: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+def _apply(config: Config, changes: _Changes, prefix: str) -> Config:
     if not changes:
         return config
     values = {}
     for name, change in changes.items():
         old = getattr(config, name)
-        nested = dataclasses.is_dataclass(old)
+        nested = isinstance(change, _Changes)
         values[name] = _apply(old, change, f"{prefix}{name}.") if nested else change
     try:
         return dataclasses.replace(config, **values)
@@ -186,17 +208,17 @@ def _apply(config: Any, changes: Mapping[str, Any], prefix: str) -> Any:
         raise ConfigError(f"{', '.join(keys)}: {error}") from error
 
 
-def _changed_keys(changes: Mapping[str, Any], prefix: str) -> list[str]:
+def _changed_keys(changes: _Changes, prefix: str) -> list[str]:
     keys: list[str] = []
     for name, change in changes.items():
-        if isinstance(change, Mapping):
+        if isinstance(change, _Changes):
             keys += _changed_keys(change, f"{prefix}{name}.")
         else:
             keys.append(f"{prefix}{name}={_text(change)}")
     return keys
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Returns a value as `_parse` reads it."""
     if isinstance(value, tuple):
         inner = ",".join(_text(item) for item in value)
@@ -206,7 +228,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _build(cls: Any, data: Any, prefix: str, partial: bool) -> Any:
+def _build(cls: type[Config], data: object, prefix: str, partial: bool) -> Config:
     if not isinstance(data, Mapping):
         where = f"'{prefix[:-1]}'" if prefix else "A configuration"
         raise ConfigError(f"{where} must be a table of keys and values, not {data!r}.")
@@ -228,7 +250,7 @@ def _build(cls: Any, data: Any, prefix: str, partial: bool) -> Any:
                 raise ConfigError(f"The configuration lacks the key '{name}'.")
             continue
         value, hint = data[field.name], hints[field.name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             values[field.name] = _build(hint, value, f"{name}.", partial)
             continue
         try:
@@ -243,7 +265,7 @@ def _build(cls: Any, data: Any, prefix: str, partial: bool) -> Any:
         raise ConfigError(message) from error
 
 
-def _choices(hint: Any) -> tuple[Any, ...] | None:
+def _choices(hint: Hint) -> tuple[Hint, ...] | None:
     """Returns the members of a union, or None if `hint` is no union."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         members = typing.get_args(hint)
@@ -251,7 +273,7 @@ def _choices(hint: Any) -> tuple[Any, ...] | None:
     return None
 
 
-def _first(reader: Any, value: Any, hints: Iterable[Any]) -> Any:
+def _first(reader: _Reader[Item], value: Item, hints: Iterable[Hint]) -> object:
     for hint in hints:
         try:
             return reader(value, hint)
@@ -260,7 +282,7 @@ def _first(reader: Any, value: Any, hints: Iterable[Any]) -> Any:
     raise ValueError(value)
 
 
-def _parse(text: str, hint: Any) -> Any:
+def _parse(text: str, hint: Hint) -> object:
     """Reads text as a value of the annotated type, or raises ValueError."""
     if (members := _choices(hint)) is not None:
         return _first(_parse, text, members)
@@ -297,7 +319,7 @@ def _parse(text: str, hint: Any) -> Any:
     raise TypeError(f"configurations cannot hold {hint}")
 
 
-def _coerce(value: Any, hint: Any) -> Any:
+def _coerce(value: object, hint: Hint) -> object:
     """Checks a plain value against the annotated type, or raises ValueError."""
     if (members := _choices(hint)) is not None:
         return _first(_coerce, value, members)
@@ -326,7 +348,9 @@ def _coerce(value: Any, hint: Any) -> Any:
     raise TypeError(f"configurations cannot hold {hint}")
 
 
-def _items(reader: Any, items: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
+def _items(
+    reader: _Reader[Item], items: Sequence[Item], hints: tuple[Hint, ...]
+) -> tuple[object, ...]:
     if len(hints) == 2 and hints[1] is Ellipsis:
         hints = (hints[0],) * len(items)
     if len(items) != len(hints):
@@ -362,7 +386,7 @@ def _closing(text: str) -> int:
     return -1
 
 
-def _describe(hint: Any) -> str:
+def _describe(hint: Hint) -> str:
     """Returns an annotated type in words."""
     if (members := _choices(hint)) is not None:
         members = sorted(members, key=lambda member: member is type(None))
@@ -377,7 +401,7 @@ def _describe(hint: Any) -> str:
         return f"a list of {len(args)}: " + ", ".join(_describe(arg) for arg in args)
     if dataclasses.is_dataclass(hint):
         return f"a table of {', '.join(_types(hint))}"
-    names = {
+    names: dict[Hint, str] = {
         bool: "true or false",
         int: "an integer",
         float: "a finite number",

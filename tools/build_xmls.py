@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 import xml.etree.ElementTree as ET
-from typing import Any
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -23,20 +23,22 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import hulls  # noqa: E402
 import looks  # noqa: E402
 
+from alohas2r.core.types import JsonObject  # noqa: E402
+
 FACTS = json.loads((ROOT / "tests/data/aloha_facts.json").read_text())
 
-# The block of the pick scene: 96 mm long, half size 10..30 mm, 30..100 g. Source: recipe, 1.
+# The block of the pick scene: 96 mm long, half size 10..30 mm, 30..100 g. Source: the published report.
 BLOCK_HALF_LENGTH, BLOCK_HALF_SIDE, BLOCK_MASS = 0.048, 0.02, 0.065
 
 
-def numbers(values: Any) -> str:
+def numbers(values: float | Sequence[float]) -> str:
     """Formats a number or a list of numbers for an MJCF attribute."""
     if isinstance(values, (int, float)):
         values = [values]
     return " ".join(f"{value:.7g}" for value in values)
 
 
-def element(parent: ET.Element, tag: str, **attributes: Any) -> ET.Element:
+def element(parent: ET.Element, tag: str, **attributes: looks.Value | None) -> ET.Element:
     """Adds an element; numbers and lists become strings, None is left out."""
     made = {}
     for key, value in attributes.items():
@@ -46,7 +48,7 @@ def element(parent: ET.Element, tag: str, **attributes: Any) -> ET.Element:
     return ET.SubElement(parent, tag, made)
 
 
-def inertial(parent: ET.Element, body: dict[str, Any]) -> None:
+def inertial(parent: ET.Element, body: JsonObject) -> None:
     """Adds a body's mass, centre of mass and inertia."""
     element(
         parent,
@@ -58,7 +60,7 @@ def inertial(parent: ET.Element, body: dict[str, Any]) -> None:
     )
 
 
-def collision_geom(parent: ET.Element, geom: dict[str, Any], **extra: Any) -> None:
+def collision_geom(parent: ET.Element, geom: JsonObject, **extra: looks.Value | None) -> None:
     """Adds a geom that collides, with its contact parameters."""
     sizes = {"capsule": 2, "box": 3, "sphere": 1}[geom["type"]]
     element(

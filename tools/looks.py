@@ -11,15 +11,18 @@ from the published wrist views (tests/data/README.md says how).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
-Look = dict[str, Any]
+# What an attribute of MJCF holds.
+Value: TypeAlias = str | float | Sequence[float]
+Look = dict[str, Value]
 Point = tuple[float, float, float]
 
 GROUP_VIDEO = "1"
 
 # name -> rgba, specular, shininess (and a texture's name)
-MATERIALS: dict[str, dict[str, Any]] = {
+MATERIALS: dict[str, Look] = {
     "table": {"rgba": [0.05, 0.05, 0.05, 1.0], "specular": 0.3, "shininess": 0.3},
     "black": {"rgba": [0.15, 0.15, 0.15, 1.0], "specular": 0.6, "shininess": 0.5},
     "servo": {"rgba": [0.1, 0.1, 0.1, 1.0], "specular": 0.3, "shininess": 0.3},
@@ -28,7 +31,7 @@ MATERIALS: dict[str, dict[str, Any]] = {
     "floor": {"texture": "floor", "texrepeat": [6, 6], "specular": 0.0, "shininess": 0.0},
     "socket_inside": {"rgba": [1.0, 1.0, 1.0, 1.0], "specular": 0.3, "shininess": 0.3},
 }
-TEXTURES: dict[str, dict[str, Any]] = {
+TEXTURES: dict[str, Look] = {
     "sky": {
         "type": "skybox",
         "builtin": "gradient",
@@ -143,7 +146,7 @@ MESHES: dict[str, list[Point]] = {
 }
 
 
-def box(name: str, low: Point, high: Point, material: str = "black", **extra: Any) -> Look:
+def box(name: str, low: Point, high: Point, material: str = "black", **extra: Value) -> Look:
     """Returns a box look between two corners (mm)."""
     return {
         "name": name,
@@ -156,7 +159,7 @@ def box(name: str, low: Point, high: Point, material: str = "black", **extra: An
 
 
 def cylinder(
-    name: str, start: Point, end: Point, radius: float, material: str, **extra: Any
+    name: str, start: Point, end: Point, radius: float, material: str, **extra: Value
 ) -> Look:
     """Returns a cylinder look between two points (mm)."""
     return {
@@ -169,13 +172,13 @@ def cylinder(
     }
 
 
-def mesh(name: str, material: str = "black", **extra: Any) -> Look:
+def mesh(name: str, material: str = "black", **extra: Value) -> Look:
     """Returns a look of one of MESHES, which are given in the link's own frame."""
     return {"name": name, "type": "mesh", "mesh": name, "material": material, **extra}
 
 
 def both_sides(
-    name: str, low: Point, high: Point, material: str = "black", **extra: Any
+    name: str, low: Point, high: Point, material: str = "black", **extra: Value
 ) -> list[Look]:
     """Returns a box and its mirror image in y."""
     return [

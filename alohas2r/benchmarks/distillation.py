@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r.benchmarks.recording import Recording, traced_steps
+from alohas2r.benchmarks.recording import Recording, repeat_steps, traced_steps
 from alohas2r.config import check
 from alohas2r.core import progress as core_progress
 from alohas2r.core import threads as core_threads
+from alohas2r.core.types import Array, JsonObject, PyTree
+from alohas2r.learning.dagger import learner as dagger_learner
 from alohas2r.rendering import registry as renderers
+from alohas2r.rendering.protocol import Frames, Looks, Renderer
 from alohas2r.sim.engines.base import snapshot
 from alohas2r.sim.engines.cpu import CpuEngine
 
@@ -30,7 +32,7 @@ def bench_distill(
     overrides: Sequence[str] = (),
     renderer: str = "auto",
     engine: str = "cpu",
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measures distillation's control steps per second beside what physics and rendering alone would take.
 
     collection: everything up to the samples (physics, rendering, corruption, delays, both policies); training: with
@@ -53,7 +55,6 @@ def bench_distill(
     from alohas2r import config
     from alohas2r.core import assets
     from alohas2r.learning.dagger import config as dagger_config
-    from alohas2r.learning.dagger import learner as dagger_learner
     from alohas2r.learning.dagger import train as dagger
     from alohas2r.policies import encoder as encoder_artifact
     from alohas2r.policies.networks import vision as vision_network
@@ -66,7 +67,7 @@ def bench_distill(
         filters = settings.network.filters
         spec = vision_network.Encoder(filters)
         side = settings.cameras.size
-        params: Any = spec.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))["params"]
+        params: PyTree = spec.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))["params"]
         encoder = encoder_artifact.EncoderArtifact(filters, side, params, {})
     else:
         encoder = encoder_artifact.load_encoder(encoder_path)
@@ -135,7 +136,7 @@ def bench_distill(
     }
 
 
-def _batch_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
+def _batch_parts(distiller: dagger_learner.Distiller) -> Callable[..., tuple[float, float]]:
     """Returns what does an iteration's physics and rendering on the CPU engine again, and gives the seconds of each.
 
     Both do all environments at once, with all threads.
@@ -147,22 +148,19 @@ def _batch_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
     drawing = renderers.make_renderer(distiller.renderer, size, distiller.threads)
     recorded = []
     for world in distiller.worlds:
+        assert world.senses is not None
         engine, drawer = Recording(world.env.engine), _Drawn(world.senses.renderer)
         world.env.engine, world.senses.renderer = engine, drawer
         recorded.append((engine, drawer))
 
-    def again(began: Any, _physics: Any) -> tuple[float, float]:
+    def again(began: PyTree, _physics: PyTree) -> tuple[float, float]:
         targets = np.concatenate([engine.targets for engine, _ in recorded], 1)
         poses = np.concatenate([drawer.poses for _, drawer in recorded], 1)
         shown = {
             name: np.concatenate([drawer.looks[name] for _, drawer in recorded])
             for name in recorded[0][1].looks
         }
-        whole.batch.state[:] = began[2].rows
-        started = time.monotonic()
-        for ctrl in targets:
-            whole.batch.ctrl = ctrl
-            whole.batch.step(nstep=whole.substeps)
+        stepping = repeat_steps(whole, began[2], list(targets))
         between = time.monotonic()
         for some in poses:
             drawing.render(some, shown)
@@ -170,20 +168,21 @@ def _batch_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
         for engine, drawer in recorded:
             engine.targets.clear()
             drawer.poses.clear()
-        return between - started, finished - between
+        return stepping, finished - between
 
     return again
 
 
-def _traced_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
+def _traced_parts(distiller: dagger_learner.Distiller) -> Callable[..., tuple[float, float]]:
     """The same for an engine whose whole iteration is one compiled function."""
-    steps = traced_steps(distiller.env)
+    steps, senses = traced_steps(distiller.env), distiller.senses
+    assert senses is not None
 
     @jax.jit
-    def pictures(sense: Any, poses: jax.Array) -> Any:
-        return jax.lax.map(lambda qpos: distiller.senses.draw_traced(sense, qpos), poses)
+    def pictures(sense: PyTree, poses: jax.Array) -> PyTree:
+        return jax.lax.map(lambda qpos: senses.draw_traced(sense, qpos), poses)
 
-    def again(began: Any, _physics: Any) -> tuple[float, float]:
+    def again(began: PyTree, _physics: PyTree) -> tuple[float, float]:
         targets, poses = jax.block_until_ready(distiller.trace(*began))
         started = time.monotonic()
         jax.block_until_ready(steps(began[2], targets))
@@ -197,12 +196,12 @@ def _traced_parts(distiller: Any) -> Callable[..., tuple[float, float]]:
 class _Drawn:
     """A renderer that keeps what it was asked to draw, so that it can be drawn again alone."""
 
-    def __init__(self, plain: Any):
+    def __init__(self, plain: Renderer):
         self.plain = plain
         self.poses: list[np.ndarray] = []
-        self.looks: Any = None
+        self.looks: Looks = {}
 
-    def render(self, poses: Any, looks: Any = None) -> Any:
+    def render(self, poses: Array, looks: Looks | None = None) -> Frames:
         self.poses.append(np.array(poses))
-        self.looks = looks
+        self.looks = looks or {}
         return self.plain.render(poses, looks)

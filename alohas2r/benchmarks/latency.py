@@ -11,17 +11,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 
 from alohas2r.config import check
 from alohas2r.core import progress as core_progress
+from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.errors import BackendUnavailable
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.remote import client as remote_client
 from alohas2r.policies.remote import server
+
+if TYPE_CHECKING:
+    from alohas2r.policies.onnx.network import Network
 
 Act = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 _TURNS = 10  # turns in which the variants alternate, so that a noisy machine favours none
@@ -35,7 +39,7 @@ def bench_policy(
     rate_hz: float = 20.0,
     jax: bool = True,
     progress: core_progress.Progress | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measures the latency of one action on the policy's recorded observations.
 
     "onnx": OnnxPolicy.act on one thread, checks and memory included. "jax": network and memory in
@@ -111,8 +115,8 @@ def _measure(
     paced: int,
     rate_hz: float,
     meter: core_progress.Meter,
-) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, list[float]]] = {
+) -> dict[str, JsonObject]:
+    seconds: dict[str, dict[str, list[float]]] = {
         name: {"flat_out": [], "paced": []} for name in variants
     }
     for act in variants.values():
@@ -123,12 +127,12 @@ def _measure(
         for turn in range(_TURNS):
             share = count * (turn + 1) // _TURNS - count * turn // _TURNS
             for name, act in variants.items():
-                found[name][mode] += _timed(act, observations, share, period)
+                seconds[name][mode] += _timed(act, observations, share, period)
                 done += share
                 meter.update(done)
     return {
         name: {mode: _summary(values) for mode, values in modes.items()}
-        for name, modes in found.items()
+        for name, modes in seconds.items()
     }
 
 
@@ -148,7 +152,7 @@ def _timed(
     return seconds
 
 
-def _summary(seconds: list[float]) -> dict[str, Any] | None:
+def _summary(seconds: list[float]) -> JsonObject | None:
     if not seconds:
         return None
     values = np.array(seconds) * 1000
@@ -162,7 +166,7 @@ def _summary(seconds: list[float]) -> dict[str, Any] | None:
     }
 
 
-def _jitted(network: Any) -> Act:
+def _jitted(network: Network) -> Act:
     """Returns a policy as one jitted JAX function with its memory, from NumPy to NumPy."""
     import jax
     import jax.numpy as jnp
@@ -173,7 +177,7 @@ def _jitted(network: Any) -> Act:
     weights = {name: jnp.asarray(value) for name, value in network.weights.items()}
 
     @jax.jit
-    def step(state: Any, observation: Mapping[str, Any]) -> tuple[Any, Any]:
+    def step(state: PyTree, observation: Mapping[str, Array]) -> tuple[PyTree, Array]:
         inputs, states = dict(observation), []
         for index, memory in enumerate(memories):
             newest = inputs.pop(memory.observation)

@@ -12,7 +12,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import mujoco.batch
 import numpy as np
@@ -21,12 +20,14 @@ from alohas2r.benchmarks.rendering_plot import published
 from alohas2r.benchmarks.timing import CALLS, repeat, take_turns
 from alohas2r.config import check
 from alohas2r.core.machine import describe_cores, forget_peak, peak_mb
+from alohas2r.core.types import Array, JsonObject
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.errors import BackendUnavailable, ConfigError, did_you_mean
 from alohas2r.rendering import corruption
 from alohas2r.rendering import protocol as rendering_protocol
 from alohas2r.rendering import registry as renderers
 from alohas2r.rendering.gallery import FILES, SCENES, cartpole, gallery_scene
+from alohas2r.rendering.protocol import Frames, Looks
 from alohas2r.rendering.raycast import tiles
 from alohas2r.sim import scene
 
@@ -95,9 +96,7 @@ class BenchConfig:
         check(self.budget > 0, "budget must be positive.")
 
 
-def bench_render(
-    config: BenchConfig | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+def bench_render(config: BenchConfig | None = None, progress: Progress | None = None) -> JsonObject:
     """Measures the renderers.
 
     Args:
@@ -116,7 +115,7 @@ def bench_render(
     config = config or BenchConfig()
     begin = time.perf_counter()
     tell = progress or (lambda share, text: None)
-    result: dict[str, Any] = {"machine": describe_cores(), "ratios": {}, "rows": [], "skipped": []}
+    result: JsonObject = {"machine": describe_cores(), "ratios": {}, "rows": [], "skipped": []}
     if config.ratios:
         tell(0, "ratios")
         result["ratios"] = ratios(config)
@@ -151,7 +150,7 @@ def bench_render(
     return result
 
 
-def ratios(config: BenchConfig | None = None) -> dict[str, Any]:
+def ratios(config: BenchConfig | None = None) -> JsonObject:
     """Takes the ratios that do not depend on the machine: two wrist cameras, 32 x 32, random looks.
 
     Returns:
@@ -167,14 +166,14 @@ def ratios(config: BenchConfig | None = None) -> dict[str, Any]:
     count = config.ratio_envs
     prepared, poses, sample = gallery_scene(WRIST, _MANY, config.seed)
 
-    def caster(**options: Any) -> rendering_protocol.Renderer:
+    def caster(**options: object) -> rendering_protocol.Renderer:
         return renderers.make("raycast", prepared, **options)
 
     forget_peak()
     caster(shadows=True, threads=config.threads).render(poses, sample)
     memory_mb = peak_mb()
     poses, sample = poses[:count], {field: value[:count] for field, value in sample.items()}
-    sides: dict[str, Callable[[], Any]] = {}
+    sides: dict[str, Callable[[], object]] = {}
     drawn = {
         "raycast": caster(shadows=False, threads=1),
         "raycast, two threads": caster(shadows=False, threads=2),
@@ -217,12 +216,12 @@ def ratios(config: BenchConfig | None = None) -> dict[str, Any]:
 
 def _sweep(
     config: BenchConfig, backend: str, name: str, size: int, begin: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[JsonObject], list[JsonObject]]:
     """Measures one renderer at one size of pictures; returns rows and what was left out."""
     rows, skipped = [], []
     most = max(config.environments, default=1)
     prepared, poses, sample = gallery_scene(name, most, config.seed)
-    options: dict[str, Any] = {"width": size, "height": size, "shadows": config.shadows}
+    options: JsonObject = {"width": size, "height": size, "shadows": config.shadows}
     if backend == "raycast":
         options["threads"] = config.threads
     renderer = renderers.make(backend, prepared, **options)
@@ -247,7 +246,11 @@ def _sweep(
                 step = _physics(name, poses[:count], config.threads) if physics else None
                 forget_peak()
 
-                def call(draw: Any = renderer.render, step: Any = step, some: Any = some) -> None:
+                def call(
+                    draw: Callable[..., Frames] = renderer.render,
+                    step: Callable[..., object] | None = step,
+                    some: Looks = some,
+                ) -> None:
                     draw(poses[: len(next(iter(some.values())))] if step is None else step(), some)
 
                 try:
@@ -299,7 +302,7 @@ def _physics(name: str, poses: np.ndarray, threads: int) -> Callable[[], np.ndar
     return step
 
 
-def _bare_rays(prepared: rendering_protocol.Prepared, poses: np.ndarray) -> Callable[[], Any]:
+def _bare_rays(prepared: rendering_protocol.Prepared, poses: np.ndarray) -> Callable[[], object]:
     """Returns a function that casts every pixel's ray with `Batch.ray` and does nothing else."""
     model, side = prepared.model, 32
     batch = mujoco.batch.Batch(model, len(poses), 1)
@@ -319,14 +322,14 @@ def _bare_rays(prepared: rendering_protocol.Prepared, poses: np.ndarray) -> Call
 
 def _corruption(
     frames: rendering_protocol.Frames, sample: dict[str, np.ndarray], seed: int
-) -> Callable[[], Any]:
+) -> Callable[[], object]:
     """Returns a function that corrupts and preprocesses pictures on one core."""
     import jax
 
     side = frames.depth.shape[-1]
     bank = jax.numpy.asarray(corruption.line_bank(side, side))
 
-    def both(key: Any, rgb: Any, depth: Any, brightness: Any, bank: Any) -> Any:
+    def both(key: Array, rgb: Array, depth: Array, brightness: Array, bank: Array) -> Array:
         return camera_contract.preprocess(*corruption.corrupt(key, rgb, depth, brightness, bank))
 
     run = jax.jit(both, compiler_options={"xla_cpu_multi_thread_eigen": False})

@@ -7,17 +7,17 @@ import importlib.resources
 import io
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
+from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
 
 
-def published() -> list[dict[str, Any]]:
+def published() -> list[JsonObject]:
     """Returns other people's figures: renderer, hardware, scene, physics, size, environments, source."""
     file = importlib.resources.files("alohas2r.benchmarks") / "data" / "published_rendering.csv"
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     for row in csv.DictReader(io.StringIO(file.read_text("utf-8"))):
         sizes = {name: int(row[name]) for name in ("width", "height", "environments")}
         speed = float(row["frames_per_second"])
@@ -27,7 +27,7 @@ def published() -> list[dict[str, Any]]:
     return rows
 
 
-def write_csv(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
+def write_csv(result: JsonObject, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes measured and published rows into one table.
 
     Raises:
@@ -50,7 +50,7 @@ def write_csv(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.P
     return path
 
 
-def plot(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
+def plot(result: JsonObject, path: str | os.PathLike[str]) -> pathlib.Path:
     """Draws frames per second over picture size: our measurements beside the published curves.
 
     Raises:
@@ -70,7 +70,7 @@ def plot(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
         ) from error
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
-    parts: Any = figure.subplots(1, 2, sharey=True)
+    parts: Untyped = figure.subplots(1, 2, sharey=True)
     hardware = result["machine"]["name"]
     for axes, physics in zip(parts, (False, True), strict=True):
         curves: dict[tuple[str, str], dict[float, float]] = {}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.benchmarks.distillation import bench_distill
-from alohas2r.benchmarks.recording import Recording, traced_steps
+from alohas2r.benchmarks.recording import Recording, repeat_steps, traced_steps
 from alohas2r.config import check
 from alohas2r.core import progress as core_progress
+from alohas2r.core.types import JsonObject, PyTree
 from alohas2r.envs.env import Env
 from alohas2r.evaluation import episodes
 from alohas2r.learning.ppo import envs as ppo_envs
@@ -22,6 +22,7 @@ from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo.learner import Ppo
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import snapshot
+from alohas2r.sim.engines.cpu import CpuEngine, Physics
 
 
 def bench_sim(
@@ -32,7 +33,7 @@ def bench_sim(
     progress: core_progress.Progress | None = None,
     policy_path: str | None = None,
     engine: str = "cpu",
-) -> dict[str, Any]:
+) -> JsonObject:
     """Measures control steps per second of three things, in turns, on the same engine, model and variants.
 
     raw: the engine's physics alone (`Batch.step` with the substeps of a control step; on the engine "warp" its step,
@@ -66,7 +67,10 @@ def bench_sim(
     if envs is not None:
         settings = settings.with_envs(envs)
     env = ppo_envs.make_env(settings, 0, threads, engine=engine)
-    physics_alone = _traced_physics(env) if env.engine.traceable else _batch_physics(env)
+    if env.engine.traceable:
+        physics_alone = _traced_physics(env)
+    else:
+        env, physics_alone = _recorded(env)
     ppo = Ppo(settings.ppo, env)
     learner = ppo.init(jax.random.PRNGKey(0))
     if policy_path is not None:
@@ -116,32 +120,28 @@ def bench_sim(
     }
 
 
-def _batch_physics(env: Env) -> Callable[..., float]:
-    """Returns what steps the CPU engine as in the unroll just made, and gives the seconds that it took."""
-    engine = Recording(env.engine)
-    env.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
+def _recorded(env: Env) -> tuple[Env, Callable[..., float]]:
+    """Returns the same environments with a recording engine, and what times the physics of the unroll just made."""
+    engine = env.engine
+    assert isinstance(engine, CpuEngine)
+    recording = Recording(engine)
+    context = np.asarray(env.context)
 
-    def again(_ppo: Ppo, _learner: Any, began: Any, physics: Any) -> float:
+    def again(_ppo: Ppo, _learner: PyTree, began: PyTree, physics: Physics) -> float:
         after = snapshot(physics)
-        batch = engine.batch
-        batch.state[:] = began[1].rows
-        started = time.monotonic()
-        for ctrl in engine.targets:
-            batch.ctrl = ctrl
-            batch.step(nstep=engine.substeps)
-        took = time.monotonic() - started
-        batch.state[:] = after.rows
-        engine.targets.clear()
+        took = repeat_steps(engine, began[1], recording.targets)
+        engine.batch.state[:] = after.rows
+        recording.targets.clear()
         return took
 
-    return again
+    return Env(env.task, recording, env.config, context), again
 
 
 def _traced_physics(env: Env) -> Callable[..., float]:
     """The same for an engine whose whole unroll is one compiled function."""
     steps = traced_steps(env)
 
-    def again(ppo: Ppo, learner: Any, began: Any, _physics: Any) -> float:
+    def again(ppo: Ppo, learner: PyTree, began: PyTree, _physics: PyTree) -> float:
         targets = jax.block_until_ready(ppo.targets(learner, *began))
         started = time.monotonic()
         jax.block_until_ready(steps(began[1], targets))

@@ -7,13 +7,12 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 CALLS = 3  # of a measurement at least: one that compiles, two that count
 
 
 def take_turns(
-    sides: dict[str, Callable[[], Any]], rounds: int, spread: tuple[str, ...] = ()
+    sides: dict[str, Callable[[], object]], rounds: int, spread: tuple[str, ...] = ()
 ) -> dict[str, list[float]]:
     """Returns the times (s) of each side's calls in rounds in which all take turns.
 
@@ -52,7 +51,7 @@ def _one_core() -> Iterator[None]:
         move(cores)
 
 
-def repeat(call: Callable[[], Any], seconds: float) -> list[float]:
+def repeat(call: Callable[[], object], seconds: float) -> list[float]:
     """Returns the times (s) of calls after a first one, two of them at least."""
     call()
     took: list[float] = []

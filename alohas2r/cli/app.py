@@ -10,12 +10,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 import typer.exceptions
 from rich.console import Console
 from rich.markup import escape
 
+from alohas2r.core.types import Untyped
 from alohas2r.core.version import __version__
 from alohas2r.errors import Alohas2rError
 from alohas2r.sim import scene
@@ -54,7 +55,7 @@ app = typer.Typer(
     "a policy is.",
 )
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
 if TYPE_CHECKING:
     Task: TypeAlias = str
     Scene: TypeAlias = str
@@ -168,7 +169,7 @@ def policy_folder(name: str) -> pathlib.Path:
     return path
 
 
-def library(name: str) -> Any:
+def library(name: str) -> Untyped:
     """Imports a module of this package; what other packages print meanwhile is dropped.
 
     MuJoCo XLA, for one, tells stdout that Warp is not installed, which nobody asked.

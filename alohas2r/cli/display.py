@@ -9,12 +9,12 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import typer.exceptions
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from alohas2r.core.progress import Report
@@ -51,7 +51,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, every_s: float = 15.0) -> None:
         """Keeps the console; without a terminal there is a line every `every_s` seconds."""
         self._console, self._every_s = console, every_s
-        self._tasks: dict[str, Any] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
         self._figures: dict[str, dict[str, float]] = {}
         self._bars: Progress | None = None
@@ -120,9 +120,9 @@ def _short(number: float) -> str:
     return f"{number:.4g}"
 
 
-def show(result: Mapping[str, Any], title: str, as_json: bool) -> None:
+def show(result: Mapping[str, object], title: str, as_json: bool) -> None:
     """Prints a result on stdout: as JSON, or as a table."""
-    figures = plain({name: value for name, value in result.items() if name != "table"})
+    figures = {name: plain(value) for name, value in result.items() if name != "table"}
     if as_json:
         typer.echo(json.dumps(figures, allow_nan=False))
         return
@@ -134,7 +134,7 @@ def show(result: Mapping[str, Any], title: str, as_json: bool) -> None:
     Console().print(table)
 
 
-def _rows(figures: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+def _rows(figures: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
     for name, value in figures.items():
         label = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, Mapping) and value.keys() == {"rate", "low", "high"}:
@@ -150,13 +150,22 @@ def _rows(figures: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
             yield label, str(value)
 
 
-def plain(value: Any) -> Any:
+@runtime_checkable
+class _Listable(Protocol):
+    """An array or a scalar of numpy or jax."""
+
+    def tolist(self) -> object:
+        """Returns it as plain numbers, in lists where it has axes."""
+        ...
+
+
+def plain(value: object) -> object:
     """Turns what the library may report into what JSON has; a number that is not finite is null."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # arrays and scalars of numpy and jax
+    if isinstance(value, _Listable):  # arrays and scalars of numpy and jax
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
+from alohas2r.core.types import Array
 
-def shift_pictures(key: jax.Array, rgb: Any, depth: Any, pad: int) -> tuple[Any, Any]:
+
+def shift_pictures(key: jax.Array, rgb: Array, depth: Array, pad: int) -> tuple[Array, Array]:
     """Shifts pictures at random; the border is repeated where a picture leaves it (traceable).
 
     Args:
@@ -21,7 +21,7 @@ def shift_pictures(key: jax.Array, rgb: Any, depth: Any, pad: int) -> tuple[Any,
 
     """
 
-    def moved(pictures: Any) -> Any:
+    def moved(pictures: Array) -> Array:
         if pictures is None or pad == 0:
             return pictures
         flat = jnp.asarray(pictures).reshape(-1, *pictures.shape[2:])
@@ -30,10 +30,10 @@ def shift_pictures(key: jax.Array, rgb: Any, depth: Any, pad: int) -> tuple[Any,
     return moved(rgb), moved(depth)
 
 
-def random_shift(key: Any, pictures: Any, pad: int = 2) -> Any:
+def random_shift(key: Array, pictures: Array, pad: int = 2) -> Array:
     """Shifts every picture by up to `pad` pixels each way; what comes in repeats the edge (JAX).
 
-    Source: recipe, section 6; Yarats et al., Image Augmentation Is All You Need (2021).
+    Source: the published report; Yarats et al., Image Augmentation Is All You Need (2021).
 
     Args:
       key: a random key.

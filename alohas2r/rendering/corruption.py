@@ -11,18 +11,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.core.types import Array
 
 _SURFACE_STEP = 0.1  # of the depth; neighbours that differ by more belong to two surfaces
 
 
 @dataclasses.dataclass(frozen=True)
 class CorruptConfig:
-    """What a sensor does to pictures. Source of all values: recipe, section 6.
+    """What a sensor does to pictures. Source of all values: the published report.
 
     Attributes:
       pixel_noise: each colour of each pixel gets up to this much more light (of full scale).
@@ -82,7 +82,7 @@ def line_bank(
 ) -> np.ndarray:
     """Returns pictures of short random lines [line_bank, height, width], float16 m; 0 beside them.
 
-    Source: lines ("sticks") as depth noise: recipe, section 6; T. Lum et al., DextrAH-G (2024).
+    Source: lines ("sticks") as depth noise: the published report; T. Lum et al., DextrAH-G (2024).
     """
     config = config or CorruptConfig()
     random = np.random.default_rng(seed)
@@ -106,13 +106,13 @@ def line_bank(
 
 
 def corrupt(
-    key: Any,
-    rgb: Any,
-    depth: Any,
-    brightness: Any,
-    bank: Any,
+    key: Array,
+    rgb: Array,
+    depth: Array,
+    brightness: Array,
+    bank: Array,
     config: CorruptConfig | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """Makes rendered pictures look like a sensor's (JAX, traceable).
 
     Environment i depends on key and i alone, not on N. Depth is corrupted before it is cut off, as in a
@@ -139,7 +139,7 @@ def corrupt(
     if not key.ndim:
         key = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
 
-    def one(key: Any, rgb: Any, depth: Any, brightness: Any) -> tuple[Any, Any]:
+    def one(key: Array, rgb: Array, depth: Array, brightness: Array) -> tuple[Array, Array]:
         keys = jax.random.split(key, 6)
         depth = edge_dropout(keys[0], depth, config)
         depth = disparity_noise(keys[1], depth, config)
@@ -151,7 +151,7 @@ def corrupt(
     return jax.vmap(one)(key, rgb, depth, brightness)
 
 
-def random_words(key: Any, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
+def random_words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Returns three arrays of random 32-bit words for a random key; element i depends on key and i alone.
 
     Pictures need some ten thousand numbers each, for which JAX's own generator takes most of the time; noise needs
@@ -192,13 +192,13 @@ _INVERSE_ERF = (
 )
 
 
-def _uniform(words: Any) -> Any:
+def _uniform(words: Array) -> Array:
     """Turns words into float32 numbers in [0, 1)."""
     # Through a signed whole number, for which every processor has an instruction.
     return (words >> 8).astype(np.int32).astype(np.float32) * np.float32(2**-24)
 
 
-def _normal(words: Any) -> Any:
+def _normal(words: Array) -> Array:
     """Turns words into normally distributed float32 numbers.
 
     Source: M. Giles, Approximating the erfinv function (2010); `jax.lax.erf_inv` does the same with a slower log1p.
@@ -216,10 +216,10 @@ def _normal(words: Any) -> Any:
     return np.float32(math.sqrt(2)) * jnp.where(tail < 5, near, far) * even
 
 
-def colour_noise(key: Any, rgb: Any, brightness: Any, config: CorruptConfig) -> Any:
+def colour_noise(key: Array, rgb: Array, brightness: Array, config: CorruptConfig) -> Array:
     """Adds light to each pixel, then scales the brightness; [..., 3] uint8 in and out.
 
-    Source: recipe, section 6.
+    Source: the published report.
     """
     import jax.numpy as jnp
 
@@ -231,14 +231,14 @@ def colour_noise(key: Any, rgb: Any, brightness: Any, config: CorruptConfig) -> 
     return jnp.clip(jnp.round(bright), 0, 255).astype(jnp.uint8).reshape(rgb.shape)
 
 
-def edge_dropout(key: Any, depth: Any, config: CorruptConfig) -> Any:
+def edge_dropout(key: Array, depth: Array, config: CorruptConfig) -> Array:
     """Loses pixels where depth changes quickly, [..., H, W] (m).
 
-    Source: recipe, section 6: a stereo sensor loses what only one of its imagers sees.
+    Source: the published code: a stereo sensor loses what only one of its imagers sees.
     """
     import jax.numpy as jnp
 
-    square: Any = 0.0
+    square: Array = 0.0
     for axis in (-2, -1):
         length = depth.shape[axis]
         if length > 1:
@@ -264,7 +264,7 @@ def edge_dropout(key: Any, depth: Any, config: CorruptConfig) -> Any:
     return depth * jnp.sqrt(jnp.where(lost, 0.0, 1.0))
 
 
-def disparity_noise(key: Any, depth: Any, config: CorruptConfig) -> Any:
+def disparity_noise(key: Array, depth: Array, config: CorruptConfig) -> Array:
     """Looks a little beside each pixel, and adds noise and steps to the disparity, [..., H, W] (m).
 
     A stereo sensor measures disparity in whole steps; steps times depth is the focal length (pixels) times
@@ -283,7 +283,7 @@ def disparity_noise(key: Any, depth: Any, config: CorruptConfig) -> Any:
     shift = [jnp.clip(_normal(part) * config.shift, -1, 1) for part in words[:2]]
     nearest = [jnp.round(part) for part in shift]
 
-    def shares(shift: Any) -> tuple[Any, Any, Any]:
+    def shares(shift: Array) -> tuple[Array, Array, Array]:
         return jnp.maximum(-shift, 0), 1 - jnp.abs(shift), jnp.maximum(shift, 0)
 
     height, width = depth.shape[-2:]
@@ -307,16 +307,16 @@ def disparity_noise(key: Any, depth: Any, config: CorruptConfig) -> Any:
     return jnp.where(seen, config.disparity / disparity, 0.0)
 
 
-def random_dropout(key: Any, depth: Any, config: CorruptConfig) -> Any:
-    """Loses random pixels, [..., H, W]. Source: recipe, section 6."""
+def random_dropout(key: Array, depth: Array, config: CorruptConfig) -> Array:
+    """Loses random pixels, [..., H, W]. Source: the published report."""
     import jax.numpy as jnp
 
     lost = _uniform(random_words(key, depth.shape)[0]) < config.dropout
     return jnp.where(lost, 0.0, depth)
 
 
-def add_lines(key: Any, depth: Any, bank: Any) -> Any:
-    """Draws random lines over pictures [..., H, W] from a bank [K, H, W] (m). Source: recipe, section 6."""
+def add_lines(key: Array, depth: Array, bank: Array) -> Array:
+    """Draws random lines over pictures [..., H, W] from a bank [K, H, W] (m). Source: the published report."""
     import jax
     import jax.numpy as jnp
 
@@ -325,8 +325,8 @@ def add_lines(key: Any, depth: Any, bank: Any) -> Any:
     return jnp.where(lines > 0, lines, depth)
 
 
-def blackout(key: Any, depth: Any, config: CorruptConfig) -> Any:
-    """Loses whole pictures [..., H, W]. Source: recipe, section 6."""
+def blackout(key: Array, depth: Array, config: CorruptConfig) -> Array:
+    """Loses whole pictures [..., H, W]. Source: the published report."""
     import jax
     import jax.numpy as jnp
 

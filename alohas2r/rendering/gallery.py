@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mujoco.batch
 import numpy as np
 
 from alohas2r.config import check
 from alohas2r.core import assets
+from alohas2r.core.types import Array
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.errors import ConfigError
 from alohas2r.rendering import corruption, visual_randomization
@@ -61,7 +60,7 @@ def looks_grid(
     )
     goal = camera_contract.PreprocessConfig(size, size)
 
-    def half(rgb: Any, depth: Any) -> np.ndarray:
+    def half(rgb: Array, depth: Array) -> np.ndarray:
         rgb, depth = camera_contract.preprocess(np.asarray(rgb), np.asarray(depth), goal)
         shade = np.where(depth > 0, 1 - 0.85 * depth, 0)
         both = np.concatenate([rgb, np.repeat(shade[..., None], 3, -1)], 2)  # [N, C, 2 H, W, 3]

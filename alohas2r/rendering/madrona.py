@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
 
 import numpy as np
 
+from alohas2r.core.types import Array, Untyped
 from alohas2r.errors import BackendUnavailable, ConfigError
 from alohas2r.rendering import protocol as rendering_protocol
-from alohas2r.rendering.protocol import Frames, Looks
+from alohas2r.rendering.protocol import Frames, Looks, Source
 
 INSTALL = (
     "git clone --recursive https://github.com/shacklettbp/madrona_mjx; build it with CMake on a machine"
@@ -50,7 +50,7 @@ class MadronaRenderer:
 
     def __init__(
         self,
-        source: Any,
+        source: Source,
         width: int = 32,
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
@@ -95,12 +95,12 @@ class MadronaRenderer:
             **{name: value for name, value in options.items() if name in known},
         )
         self._all_cameras = "enabled_cameras" not in known
-        self._renderer: Any = None
+        self._renderer: Untyped = None
         self._worlds = 0
-        self._token: Any = None
+        self._token: Untyped = None
         self._looks: dict[str, np.ndarray] = {}
 
-    def render(self, poses: Any, looks: Looks | None = None) -> Frames:
+    def render(self, poses: Array, looks: Looks | None = None) -> Frames:
         """Draws every environment from every camera; see `Renderer.render`.
 
         Raises:
@@ -125,7 +125,7 @@ class MadronaRenderer:
         values.setdefault("geom_size", np.repeat(self.prepared.model.geom_size[None], n, 0))
         if not self.shadows:
             values["light_castshadow"] = np.zeros_like(values["light_castshadow"])
-        fields: dict[str, Any] = {
+        fields: dict[str, Array] = {
             name: jnp.asarray(value, getattr(self._model, name).dtype)
             for name, value in values.items()
         }
@@ -147,6 +147,6 @@ class MadronaRenderer:
             rgb, depth = rgb[:, self.prepared.camera_ids], depth[:, self.prepared.camera_ids]
         return Frames(rgb[..., :3].astype(np.uint8), depth[..., 0].astype(np.float32))
 
-    def _placed(self, model: Any, qpos: Any) -> Any:
+    def _placed(self, model: Untyped, qpos: Array) -> Untyped:
         data = self._mjx.kinematics(model, self._data.replace(qpos=qpos))
         return self._mjx.camlight(model, self._mjx.com_pos(model, data))

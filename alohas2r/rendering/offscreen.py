@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
 
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Untyped
 from alohas2r.errors import BackendUnavailable, ConfigError, did_you_mean
 
 _INSTALL = "install EGL (Debian: apt-get install libegl1 libgl1-mesa-dri)"
@@ -44,7 +44,7 @@ class Offscreen:
             )
         self.model = model
         self._rect = mujoco.MjrRect(0, 0, width, height)
-        self._gl: Any = _context(width, height)
+        self._gl: Untyped = _context(width, height)
         self._gl.make_current()
         self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
@@ -129,7 +129,7 @@ def free_camera(
     return camera
 
 
-def _context(width: int, height: int) -> Any:
+def _context(width: int, height: int) -> Untyped:
     """Returns the first OpenGL context that can be had."""
     chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
     if chosen in ("egl", "osmesa", "glfw"):

@@ -7,14 +7,14 @@ renderers: its shadows are soft-edged maps, and it clips what is nearer than the
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.rendering import protocol as rendering_protocol
 from alohas2r.rendering.offscreen import Offscreen, fixed_camera
-from alohas2r.rendering.protocol import Frames, Looks, Prepared
+from alohas2r.rendering.protocol import Frames, Looks, Prepared, Source
 
 
 class OpenGLBatchRenderer:
@@ -35,7 +35,7 @@ class OpenGLBatchRenderer:
 
     def __init__(
         self,
-        source: Any,
+        source: Source,
         width: int = 32,
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
@@ -65,7 +65,7 @@ class OpenGLBatchRenderer:
         """Frees the context; the renderer cannot be used afterwards."""
         self._view.close()
 
-    def render(self, poses: Any, looks: Looks | None = None) -> Frames:
+    def render(self, poses: Array, looks: Looks | None = None) -> Frames:
         """Draws every environment from every camera; see `Renderer.render`.
 
         Raises:

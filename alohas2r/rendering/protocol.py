@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.rendering import visual_randomization
 from alohas2r.sim import scene
@@ -21,7 +22,7 @@ class Renderer(Protocol):
     name: str
     prepared: Prepared
 
-    def render(self, poses: Any, looks: Looks | None = None) -> Frames:
+    def render(self, poses: Array, looks: Looks | None = None) -> Frames:
         """Draws every environment from every camera.
 
         Args:
@@ -40,14 +41,16 @@ GROUPS = (0, 2)  # geom groups that wrist cameras see; group 1 is detail for vid
 MAX_SIDE = 8192  # pixels; beyond it a picture is a mistake
 MAX_BYTES = 16 << 30  # of one call's pictures
 
-Looks = Mapping[str, Any]
+# What a renderer draws: a scene of this package, any other scene, or what `prepare` returned.
+Source: TypeAlias = "Scene | mujoco.MjSpec | Prepared"
+Looks = Mapping[str, Array]
 
 
 class Frames(NamedTuple):
     """Pictures of N environments from C cameras; the first row is on top."""
 
-    rgb: Any  # [N, C, H, W, 3] uint8
-    depth: Any  # [N, C, H, W] float32, metres along the optical axis; 0 where nothing is seen
+    rgb: Array  # [N, C, H, W, 3] uint8
+    depth: Array  # [N, C, H, W] float32, metres along the optical axis; 0 where nothing is seen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +74,7 @@ class Prepared:
 
 
 def prepare(
-    source: Scene | mujoco.MjSpec | Prepared,
+    source: Source,
     cameras: Sequence[str] | None = None,
     groups: Sequence[int] = GROUPS,
 ) -> Prepared:
@@ -146,7 +149,7 @@ def check_size(width: int, height: int) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def check_poses(prepared: Prepared, poses: Any, width: int, height: int) -> np.ndarray:
+def check_poses(prepared: Prepared, poses: Array, width: int, height: int) -> np.ndarray:
     """Returns poses as [N, nq] or [N, nq + 7 nmocap] float64.
 
     The mocap part is all positions, then all orientations (w, x, y, z), as in MuJoCo's state.

@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 from alohas2r.errors import BackendUnavailable, ConfigError, did_you_mean
-from alohas2r.rendering.protocol import Renderer
+from alohas2r.rendering.protocol import Renderer, Source
 from alohas2r.sim import scene
 
 # Name -> module and class.
@@ -25,7 +24,7 @@ BACKENDS = {
 RENDERERS = ("auto", "exact", *BACKENDS)
 
 
-def make_renderer(name: str, size: int, threads: int = 0, capacity: int = 0) -> Any:
+def make_renderer(name: str, size: int, threads: int = 0, capacity: int = 0) -> Renderer:
     """Creates a renderer of the wrist cameras' pictures of the insertion scene.
 
     Args:
@@ -40,7 +39,7 @@ def make_renderer(name: str, size: int, threads: int = 0, capacity: int = 0) -> 
     model = scene.load("insert")
     if name == "auto":
         name = default_backend()
-    options: dict[str, Any] = {"width": size, "height": size}
+    options: dict[str, object] = {"width": size, "height": size}
     if name in ("raycast", "exact"):
         options["threads"] = threads
     if name == "warp":
@@ -50,7 +49,7 @@ def make_renderer(name: str, size: int, threads: int = 0, capacity: int = 0) -> 
     return make(name, model, **options)
 
 
-def make(backend: str, source: Any, **options: Any) -> Renderer:
+def make(backend: str, source: Source, **options: object) -> Renderer:
     """Creates a renderer.
 
     Args:
@@ -78,7 +77,7 @@ def default_backend() -> str:
         return "raycast"
 
 
-def for_pictures(source: Any, **options: Any) -> Renderer:
+def for_pictures(source: Source, **options: object) -> Renderer:
     """Creates a renderer for videos and large pictures: OpenGL, or the ray caster where there is none.
 
     Args:

@@ -8,12 +8,13 @@ import pathlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import mujoco
 import numpy as np
 
 from alohas2r.core.files import make_folder, write_atomic
+from alohas2r.core.types import Untyped
 from alohas2r.embodiment import joints
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
 from alohas2r.rendering.offscreen import Offscreen, fixed_camera, free_camera
@@ -290,7 +291,7 @@ class _Sink:
             raise
 
 
-def _encoder() -> Any:
+def _encoder() -> Untyped:
     try:
         import av
     except ImportError as error:

@@ -12,11 +12,11 @@ import dataclasses
 import fnmatch
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.errors import ConfigError, ModelError, did_you_mean
 from alohas2r.sim.scene import Scene
 
@@ -61,7 +61,7 @@ class Look:
             raise ConfigError(f"The range of the look '{self.field}' is {self.low}..{self.high}.")
 
 
-# Source of the ranges: recipe, section 6.
+# Source of the ranges: the published report.
 BLUE_PARTS = ("socket-[BTLR]",)
 RED_PARTS = ("socket-W", "red_peg", "box")
 WRIST_CAMERAS = ("wrist_cam_left", "wrist_cam_right")
@@ -142,8 +142,8 @@ def elements(model: mujoco.MjModel, look: Look) -> list[int]:
 
 
 def sample_looks(
-    key: Any, n: int, scene: Scene | mujoco.MjModel, table: tuple[Look, ...] = TABLE
-) -> dict[str, Any]:
+    key: Array, n: int, scene: Scene | mujoco.MjModel, table: tuple[Look, ...] = TABLE
+) -> dict[str, Array]:
     """Draws the looks of n environments.
 
     Element i depends on the key and i alone, not on n.
@@ -175,7 +175,7 @@ def sample_looks(
 
 
 @functools.lru_cache(maxsize=16)
-def _sampler(model: mujoco.MjModel, table: tuple[Look, ...]) -> Any:
+def _sampler(model: mujoco.MjModel, table: tuple[Look, ...]) -> Array:
     """Returns a compiled function from a random key and the environments' numbers [n] to looks."""
     import jax
     import jax.numpy as jnp
@@ -194,7 +194,7 @@ def _sampler(model: mujoco.MjModel, table: tuple[Look, ...]) -> Any:
     counts = [ids.size * _draws(look) for look, ids in lines]
     turned = [3 * ids.size if look.kind == "rotation" else 0 for look, ids in lines]
 
-    def one(key: Any) -> dict[str, Any]:
+    def one(key: Array) -> dict[str, Array]:
         # One call each: every call of a random function takes the compiler a while.
         uniform_key, normal_key = jax.random.split(key)
         uniforms = jnp.split(jax.random.uniform(uniform_key, (sum(counts),)), np.cumsum(counts))
@@ -207,7 +207,7 @@ def _sampler(model: mujoco.MjModel, table: tuple[Look, ...]) -> Any:
         sample[BRIGHTNESS] = sample[BRIGHTNESS][0]
         return sample
 
-    def several(key: Any, numbers: Any) -> dict[str, Any]:
+    def several(key: Array, numbers: Array) -> dict[str, Array]:
         return jax.vmap(one)(jax.vmap(functools.partial(jax.random.fold_in, key))(numbers))
 
     return jax.jit(several)
@@ -223,7 +223,7 @@ def _draws(look: Look) -> int:
     return len(look.components) if look.kind in ("scale", "offset") else 1
 
 
-def _draw(look: Look, ids: np.ndarray, value: Any, uniform: Any, normal: Any) -> Any:
+def _draw(look: Look, ids: np.ndarray, value: Array, uniform: Array, normal: Array) -> Array:
     """Applies one line of the table to the field `value` of one environment.
 
     Args:
@@ -252,7 +252,7 @@ def _draw(look: Look, ids: np.ndarray, value: Any, uniform: Any, normal: Any) ->
     return value.at[where].set(drawn)
 
 
-def _rotated(value: Any, axis: Any, angle: Any) -> Any:
+def _rotated(value: Array, axis: Array, angle: Array) -> Array:
     """Turns directions [K, 3] or orientations [K, 4] about axes [K, 3] by angles [K, 1] (rad)."""
     import jax.numpy as jnp
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.core.types import Array, Untyped
 from alohas2r.errors import BackendUnavailable, ConfigError
 from alohas2r.rendering import protocol as rendering_protocol
-from alohas2r.rendering.protocol import Frames, Looks
+from alohas2r.rendering.protocol import Frames, Looks, Source
 
 _INSTALL = "pip install 'mujoco-mjx[warp]>=3.17'"
 
@@ -39,7 +39,7 @@ class WarpRenderer:
 
     def __init__(
         self,
-        source: Any,
+        source: Source,
         width: int = 32,
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
@@ -66,7 +66,7 @@ class WarpRenderer:
             raise BackendUnavailable(
                 f"Warp cannot draw this scene: {error}; {_INSTALL}."
             ) from error
-        self._context: Any = None
+        self._context: Untyped = None
         if capacity:
             self._open(capacity)
 
@@ -87,7 +87,7 @@ class WarpRenderer:
             use_precomputed_rays=True,
         )
 
-    def render(self, poses: Any, looks: Looks | None = None) -> Frames:
+    def render(self, poses: Array, looks: Looks | None = None) -> Frames:
         """Draws every environment from every camera; see `Renderer.render`.
 
         Raises:
@@ -114,7 +114,7 @@ class WarpRenderer:
         return Frames(*(np.concatenate(part)[:n] for part in zip(*parts, strict=True)))
 
     @functools.cached_property
-    def _draw(self) -> Any:
+    def _draw(self) -> Array:
         return jax.jit(self.draw)
 
     def draw(self, poses: jax.Array, looks: Looks | None = None) -> Frames:
@@ -140,7 +140,7 @@ class WarpRenderer:
         model = self._model.tree_replace(fields)
         axes = jax.tree.map(lambda _: None, self._model).tree_replace(dict.fromkeys(fields, 0))
 
-        def place(model: Any, moved: dict[str, Any]) -> Any:
+        def place(model: Untyped, moved: dict[str, Array]) -> Untyped:
             return mjx.forward(model, self._data.replace(**moved))
 
         data = jax.vmap(place, in_axes=(axes, 0))(model, self._moved(poses))

@@ -8,11 +8,13 @@ NumPy arrays (robot), JAX arrays (training, batched) and whatever else has NumPy
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.embodiment import joints
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import ModelError
@@ -59,7 +61,7 @@ def chains() -> tuple[Chain, ...]:
                 axis = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
         return Link(model.body_pos[body].copy(), rotation.reshape(3, 3), axis, slide)
 
-    found = []
+    arms = []
     for side in SIDES:
         hinge_ids = [lookup("joint", f"{side}/{joint}") for joint in joints.ARM_JOINTS]
         finger_ids = [lookup("joint", f"{side}/{joint}") for joint in joints.FINGER_JOINTS]
@@ -78,7 +80,7 @@ def chains() -> tuple[Chain, ...]:
         parents = [int(model.body_parentid[body]) for body in (*bodies[1:], palm, fingers[1])]
         if parents != [*bodies, palm] or model.body_parentid[model.body_parentid[bodies[0]]] != 0:
             raise ModelError(f"The {side} arm of scene_insert.xml is not one chain of six hinges.")
-        found.append(
+        arms.append(
             Chain(
                 hinges=tuple(hinges),
                 palm=link(palm, None),
@@ -91,10 +93,10 @@ def chains() -> tuple[Chain, ...]:
                 ),
             )
         )
-    return tuple(found)
+    return tuple(arms)
 
 
-def tip_midpoints(joint_position: Any, xp: Any = np) -> Any:
+def tip_midpoints(joint_position: Array, xp: ModuleType = np) -> Array:
     """Returns the midpoint between the two fingertips of each arm, in the world frame.
 
     Args:
@@ -126,7 +128,7 @@ def tip_midpoints(joint_position: Any, xp: Any = np) -> Any:
     return xp.stack(midpoints, axis=-2)
 
 
-def tip_heights(joint_position: Any, xp: Any = np) -> Any:
+def tip_heights(joint_position: Array, xp: ModuleType = np) -> Array:
     """Returns the height of each arm's fingertip midpoint above the world's origin.
 
     Args:

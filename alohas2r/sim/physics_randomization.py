@@ -16,7 +16,7 @@ STREAM = 0x5EED
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """The pick scene's block. Source: recipe, section 1.
+    """The pick scene's block. Source: the published report.
 
     Attributes:
       half_side: range of half the side of its square section (m).

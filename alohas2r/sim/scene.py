@@ -17,7 +17,7 @@ from alohas2r.core.assets import data_path
 from alohas2r.embodiment.joints import ACTUATORS, ARM_JOINTS, FINGER_JOINTS, SIDES
 from alohas2r.errors import ModelError, did_you_mean
 
-SUBSTEPS = 10  # physics steps of 5 ms per control step of 50 ms. Source: recipe, section 1.
+SUBSTEPS = 10  # physics steps of 5 ms per control step of 50 ms. Source: the published report.
 
 _GRIP = "_grip_pos"  # of the sensors that say which object an arm handles
 _BODIES = (int(mujoco.mjtObj.mjOBJ_BODY), int(mujoco.mjtObj.mjOBJ_XBODY))

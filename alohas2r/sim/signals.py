@@ -7,16 +7,15 @@ or is qpos, qvel or ctrl. The same function serves every engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.sim import geometry
 from alohas2r.sim.scene import Scene
-
-Array = jax.Array | np.ndarray
 
 
 class Readout(NamedTuple):
@@ -26,10 +25,10 @@ class Readout(NamedTuple):
     state one physics step earlier.
     """
 
-    qpos: Any  # [..., nq]
-    qvel: Any  # [..., nv]
-    ctrl: Any  # [..., nu]
-    sensordata: Any  # [..., nsensordata]
+    qpos: Array  # [..., nq]
+    qvel: Array  # [..., nv]
+    ctrl: Array  # [..., nu]
+    sensordata: Array  # [..., nsensordata]
 
 
 class Signals(NamedTuple):

@@ -9,9 +9,13 @@ import pathlib
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, TypeVar
+
+import jax
+import numpy as np
 
 from alohas2r.core import files
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import Alohas2rError, ModelError
 
 FORMAT = "alohas2r-bench-gpu"
@@ -84,6 +88,9 @@ TINY = Scale(
 )
 
 
+Result = TypeVar("Result")
+
+
 class Job:
     """What a phase is given, and what it has found so far.
 
@@ -91,12 +98,12 @@ class Job:
       description: the job as `bench_gpu` wrote it: "phase", "tiny", "seconds", "figures" (file), "scratch" (folder).
     """
 
-    def __init__(self, description: Mapping[str, Any]):
+    def __init__(self, description: JsonObject):
         self.phase: str = description["phase"]
         self.tiny: bool = description["tiny"]
         self.scale = TINY if self.tiny else FULL
         self.scratch = pathlib.Path(description["scratch"])
-        self.figures: dict[str, Any] = {}
+        self.figures: JsonObject = {}
         self._file = pathlib.Path(description["figures"])
         self._end = time.monotonic() + float(description["seconds"])
 
@@ -105,12 +112,12 @@ class Job:
         """Seconds after which nothing further should be begun."""
         return self._end - time.monotonic()
 
-    def note(self, **figures: Any) -> None:
+    def note(self, **figures: object) -> None:
         """Keeps figures, on disk as well, so that they outlast the process."""
         self.figures |= figures
         files.write_atomic(self._file, json.dumps(_plain(self.figures)).encode())
 
-    def each(self, units: Sequence[dict[str, Any]], measure: Callable[..., dict[str, Any]]) -> None:
+    def each(self, units: Sequence[JsonObject], measure: Callable[..., JsonObject]) -> None:
         """Measures one unit after the other while there is time; a failure leaves the others alone.
 
         Args:
@@ -120,7 +127,7 @@ class Job:
         Raises:
           ModelError: a unit has failed; the others are measured.
         """
-        rows: list[dict[str, Any]] = []
+        rows: list[JsonObject] = []
         failed: list[str] = []
         longest = 0.0
         for unit in units:
@@ -148,20 +155,20 @@ def said(error: BaseException) -> str:
     return (text if known else f"{type(error).__name__}: {text}")[:500]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Returns a value as JSON takes it: plain numbers, null where one is not finite."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain(np.asarray(value).tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def repeat(call: Callable[[], Any], seconds: float) -> tuple[float, list[float], Any]:
+def repeat(call: Callable[[], Result], seconds: float) -> tuple[float, list[float], Result]:
     """Calls something whose result is waited for.
 
     Returns:
@@ -170,7 +177,7 @@ def repeat(call: Callable[[], Any], seconds: float) -> tuple[float, list[float],
     """
     import jax
 
-    def timed() -> tuple[float, Any]:
+    def timed() -> tuple[float, Result]:
         started = time.monotonic()
         result = jax.block_until_ready(call())
         return time.monotonic() - started, result

@@ -16,11 +16,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from alohas2r.benchmarks.gpu.job import Job, Scene, repeat, said
 from alohas2r.core import progress
+from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.errors import BackendUnavailable, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from alohas2r.learning.ppo.presets import TrainConfig
+    from alohas2r.rendering.protocol import Prepared
 
 PACKAGES = (
     *(
@@ -52,10 +59,10 @@ def device(job: Job) -> None:
 
     from alohas2r.deployment import doctor
 
-    found = jax.devices()[0]
+    first = jax.devices()[0]
     cuda = wp.get_cuda_device_count()
     (line,) = doctor.gpu()
-    driver = line.text.rpartition(",")[2].strip() if found.platform == "gpu" else None
+    driver = line.text.rpartition(",")[2].strip() if first.platform == "gpu" else None
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/cpuinfo").read_text()
@@ -69,8 +76,8 @@ def device(job: Job) -> None:
     with contextlib.suppress(ImportError):  # without the extra "export"
         from alohas2r.learning.pipeline import PUBLISHED_S as published
     job.note(
-        platform=found.platform,
-        name=found.device_kind if found.platform == "gpu" else cpu,
+        platform=first.platform,
+        name=first.device_kind if first.platform == "gpu" else cpu,
         driver=driver,
         warp=str(wp.get_device()),
         cpu=cpu,
@@ -79,9 +86,9 @@ def device(job: Job) -> None:
         packages=versions,
         published_s=dict(published),
     )
-    if not job.tiny and (found.platform != "gpu" or not cuda):
+    if not job.tiny and (first.platform != "gpu" or not cuda):
         raise BackendUnavailable(
-            f"No NVIDIA GPU that both JAX and Warp can use (JAX: {found.platform}, Warp: {wp.get_device()}): install"
+            f"No NVIDIA GPU that both JAX and Warp can use (JAX: {first.platform}, Warp: {wp.get_device()}): install"
             " 'alohas2r[warp]' and 'jax[cuda13]'; --tiny runs everything small, on the CPU."
         )
 
@@ -99,7 +106,7 @@ def smoke(job: Job) -> None:
     job.each([{"name": name} for name in checks], lambda name: checks[name](job))
 
 
-def _same_physics(job: Job) -> dict[str, Any]:
+def _same_physics(job: Job) -> JsonObject:
     """Moves both arms alike on both engines, the objects falling freely far above them."""
     import numpy as np
 
@@ -116,7 +123,7 @@ def _same_physics(job: Job) -> dict[str, Any]:
     waves = np.sin(0.3 * np.arange(steps)[:, None, None] + phase)
     targets = loaded.home_ctrl + np.cumsum(ControlConfig().scale * waves, 0)
     targets = np.clip(targets, loaded.ctrl_low, loaded.ctrl_high)
-    found: dict[str, np.ndarray] = {}
+    visited: dict[str, np.ndarray] = {}
     first_s = 0.0
     for name in engines.ENGINES:
         started = time.monotonic()
@@ -130,9 +137,9 @@ def _same_physics(job: Job) -> dict[str, Any]:
             rows.append(np.asarray(readout.qpos))
             if name == "warp" and not step:
                 first_s = time.monotonic() - started
-        found[name] = np.stack(rows)
+        visited[name] = np.stack(rows)
     joints = np.concatenate([arm.qpos for arm in loaded.arms])
-    ours, theirs = found["warp"][..., joints], found["cpu"][..., joints]
+    ours, theirs = visited["warp"][..., joints], visited["cpu"][..., joints]
     difference, travel = float(np.abs(ours - theirs).max()), float(np.ptp(theirs, 0).max())
     if not difference <= JOINT_TOLERANCE or not travel > JOINT_TOLERANCE:
         raise ModelError(
@@ -147,7 +154,7 @@ def _same_physics(job: Job) -> dict[str, Any]:
     }
 
 
-def _same_pictures(job: Job) -> dict[str, Any]:
+def _same_pictures(job: Job) -> JsonObject:
     """Draws the same states with both renderers."""
     import numpy as np
 
@@ -174,7 +181,7 @@ def _same_pictures(job: Job) -> dict[str, Any]:
     }
 
 
-def _same_rates(job: Job) -> dict[str, Any]:
+def _same_rates(job: Job) -> JsonObject:
     """Evaluates the shipped teacher on both engines."""
     from alohas2r.core import assets
     from alohas2r.evaluation import evaluate
@@ -183,11 +190,11 @@ def _same_rates(job: Job) -> dict[str, Any]:
 
     protocol = modified(EVAL_V1, seconds=job.scale.check_s)
     teacher = assets.data_path("params") / "teacher"
-    found = {
+    tables = {
         name: evaluate.evaluate(teacher, job.scale.episodes, protocol=protocol, engine=name)
         for name in engines.ENGINES
     }
-    ours, theirs = found["warp"]["success"], found["cpu"]["success"]
+    ours, theirs = tables["warp"]["success"], tables["cpu"]["success"]
     if ours["low"] > theirs["high"] or theirs["low"] > ours["high"]:
         raise ModelError(
             f"the teacher succeeds in {ours['rate']:.0%} of the episodes, on the CPU in {theirs['rate']:.0%}"
@@ -197,14 +204,14 @@ def _same_rates(job: Job) -> dict[str, Any]:
         "protocol": protocol.name,
         "success": ours,
         "success_cpu": theirs,
-        "evaluation_s": found["warp"]["wall_s"],
+        "evaluation_s": tables["warp"]["wall_s"],
     }
 
 
 # Throughput
 
 
-def physics_settings(phase: Scene, environments: int) -> Any:
+def physics_settings(phase: Scene, environments: int) -> TrainConfig:
     """Returns the default training's configuration with another number of environments.
 
     Raises:
@@ -224,7 +231,7 @@ def _physics(job: Job, phase: Scene) -> None:
     from alohas2r.evaluation import episodes
     from alohas2r.learning.ppo import envs as ppo_envs
 
-    def measure(environments: int) -> dict[str, Any]:
+    def measure(environments: int) -> JsonObject:
         started = time.monotonic()
         env = ppo_envs.make_env(physics_settings(phase, environments), 0, engine="warp")
         engine, loaded = env.engine, env.engine.scene
@@ -237,7 +244,7 @@ def _physics(job: Job, phase: Scene) -> None:
         targets = jnp.clip(walk, jnp.asarray(loaded.ctrl_low), jnp.asarray(loaded.ctrl_high))
 
         @jax.jit
-        def run(physics: Any, targets: jax.Array) -> Any:
+        def run(physics: PyTree, targets: jax.Array) -> PyTree:
             return jax.lax.scan(lambda p, ctrl: (engine.step(p, ctrl)[0], None), physics, targets)
 
         first, took, last = repeat(lambda: run(physics, targets), job.scale.seconds)
@@ -254,7 +261,7 @@ def _physics(job: Job, phase: Scene) -> None:
     job.each([{"environments": count} for count in job.scale.environments], measure)
 
 
-def _views(count: int) -> tuple[Any, Any, dict[str, Any]]:
+def _views(count: int) -> tuple[Prepared, np.ndarray, dict[str, np.ndarray]]:
     """Returns the insertion scene as renderers want it, poses [count, nq], and looks."""
     import jax
     import numpy as np
@@ -279,11 +286,11 @@ def rendering(job: Job) -> None:
     prepared, all_poses, all_looks = _views(max(job.scale.environments))
     cameras = len(prepared.cameras)
 
-    def measure(environments: int, shadows: bool) -> dict[str, Any]:
+    def measure(environments: int, shadows: bool) -> JsonObject:
         poses = jax.device_put(np.asarray(all_poses[:environments], np.float32))
         sample = jax.device_put({name: value[:environments] for name, value in all_looks.items()})
         started = time.monotonic()
-        drawer: Any = renderers.make("warp", prepared, shadows=shadows, capacity=environments)
+        drawer: Array = renderers.make("warp", prepared, shadows=shadows, capacity=environments)
         built_s = time.monotonic() - started
         draw = jax.jit(drawer.draw)
         first, took, _ = repeat(lambda: draw(poses, sample), job.scale.seconds)
@@ -337,11 +344,11 @@ class _Clock:
             self._stopped = True
             signal.raise_signal(signal.SIGINT)  # as Ctrl-C: saves a checkpoint and returns
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         """Returns what is known by now: speed (None until two updates are done) and start-up time."""
         (first, done), *_ = self._marks
         begun = self._before[-1] if self._before else self._began
-        found: dict[str, Any] = {
+        known: JsonObject = {
             "steps_per_update": done,
             "updates": len(self._marks) - 1,
             "first_update_s": first - begun,
@@ -351,10 +358,10 @@ class _Clock:
         times = [mark[0] for mark in self._marks]
         if len(times) > 1:
             update = statistics.median(b - a for a, b in itertools.pairwise(times))
-            found |= {"steps_per_s": done / update, "jit_s": max(first - begun - update, 0.0)}
+            known |= {"steps_per_s": done / update, "jit_s": max(first - begun - update, 0.0)}
         if len(self._before) > 1:
-            found["before_s"] = self._before[-1] - self._before[0]
-        return found
+            known["before_s"] = self._before[-1] - self._before[0]
+        return known
 
     def finish(self) -> None:
         """Raises if there is no speed.
@@ -403,8 +410,8 @@ def _ppo(job: Job, phase: Scene) -> None:
     clock.finish()
     if job.scale.evaluate and job.left_s > 0:
         shipped = assets.data_path("params") / ("pick" if phase == "pick" else "teacher")
-        found = evaluate.evaluate(shipped, default.evaluation_episodes, engine="warp")
-        job.note(evaluation_s=found["wall_s"])
+        table = evaluate.evaluate(shipped, default.evaluation_episodes, engine="warp")
+        job.note(evaluation_s=table["wall_s"])
 
 
 def pretraining(job: Job) -> None:
@@ -465,10 +472,10 @@ def exporting(job: Job) -> None:
 
     out = job.scratch / "policy.onnx"
     samples = job.scale.verify_samples
-    found = onnx_export.export(assets.data_path("params") / "pick", out, verify_samples=samples)
+    exported = onnx_export.export(assets.data_path("params") / "pick", out, verify_samples=samples)
     job.note(
-        bytes=found["bytes"],
-        max_difference=found["verified"]["max_difference"],
+        bytes=exported["bytes"],
+        max_difference=exported["verified"]["max_difference"],
         read_back_difference=OnnxPolicy.load(out).verify(),
         tolerance=verify.TOLERANCE,
     )

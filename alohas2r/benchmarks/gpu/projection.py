@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from alohas2r.core.types import JsonObject
 
 
-def project(phases: Mapping[str, Any]) -> dict[str, Any]:
+def project(phases: JsonObject) -> JsonObject:
     """Projects how long the default presets take, from what was measured.
 
     A stage takes its preset's steps at the measured speed, its start-up (building, compiling, reading) as often as
@@ -22,11 +21,11 @@ def project(phases: Mapping[str, Any]) -> dict[str, Any]:
       checks); "total_s" of all, None if a stage is missing; "missing": those stages; "published_total_s".
     """
 
-    def figures(name: str) -> dict[str, Any]:
+    def figures(name: str) -> JsonObject:
         return phases.get(name, {}).get("figures", {})
 
     published = figures("device").get("published_s", {})
-    stages: dict[str, dict[str, Any]] = {}
+    stages: dict[str, JsonObject] = {}
     missing: list[str] = []
     sources = {
         "encoder": "pretrain",
@@ -35,23 +34,23 @@ def project(phases: Mapping[str, Any]) -> dict[str, Any]:
         "distill": "distill",
     }
     for stage, name in sources.items():
-        found = figures(name)
-        if not found.get("steps_per_s") or found.get("jit_s") is None:
+        measured = figures(name)
+        if not measured.get("steps_per_s") or measured.get("jit_s") is None:
             missing.append(stage)
             continue
-        preset = found["preset"]
-        if preset.get("before") and found.get("before_s") is not None:
-            stages["switch_states"] = {"total_s": preset["before"] * found["before_s"]}
-        start = preset["compilations"] * found["jit_s"]
-        evaluations = found.get("evaluation_s")
+        preset = measured["preset"]
+        if preset.get("before") and measured.get("before_s") is not None:
+            stages["switch_states"] = {"total_s": preset["before"] * measured["before_s"]}
+        start = preset["compilations"] * measured["jit_s"]
+        evaluations = measured.get("evaluation_s")
         if evaluations is not None:
             evaluations *= preset["evaluations"]
         stages[stage] = {
             "steps": preset["steps"],
-            "steps_per_s": found["steps_per_s"],
+            "steps_per_s": measured["steps_per_s"],
             "start_s": start,
             "evaluation_s": evaluations,
-            "total_s": preset["steps"] / found["steps_per_s"] + start + (evaluations or 0.0),
+            "total_s": preset["steps"] / measured["steps_per_s"] + start + (evaluations or 0.0),
             "published_s": published.get(stage),
         }
     kernels = 0.0

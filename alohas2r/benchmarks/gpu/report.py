@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from alohas2r.benchmarks.gpu.job import FORMAT, VERSION
 from alohas2r.core import figures
 from alohas2r.core import files as core_files
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
 
 MARKDOWN, THROUGHPUT, WALL = "gpu.md", "gpu_throughput.png", "gpu_wall.png"
@@ -29,12 +29,12 @@ LABELS = {
 }
 STAGES = ("encoder", "pick", "switch_states", "insert", "distill")
 
-Result = Mapping[str, Any]
+Result = JsonObject
 
 
 def bench_report(
     path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Reads a result and makes tables of it; with a folder, pictures as well.
 
     Args:
@@ -64,7 +64,7 @@ def bench_report(
     return {"markdown": text, "files": [str(file) for file in files]}
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load(path: str | os.PathLike[str]) -> JsonObject:
     """Reads the JSON file of `bench_gpu`.
 
     Raises:
@@ -139,11 +139,11 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _figures(result: Result, phase: str) -> dict[str, Any]:
+def _figures(result: Result, phase: str) -> JsonObject:
     return result["phases"].get(phase, {}).get("figures", {})
 
 
-def _rows(result: Result, phase: str) -> list[dict[str, Any]]:
+def _rows(result: Result, phase: str) -> list[JsonObject]:
     return _figures(result, phase).get("rows", [])
 
 
@@ -160,10 +160,10 @@ def _phases(result: Result) -> str:
 
 
 def _checks(result: Result) -> str:
-    found = {row["name"]: row for row in _rows(result, "smoke")}
+    checks = {row["name"]: row for row in _rows(result, "smoke")}
 
     def verdict(name: str, text: str) -> tuple[str, str, str]:
-        row = found.get(name)
+        row = checks.get(name)
         if row is None or "skipped" in row:
             return (name, NOT_MEASURED, "")
         if "error" in row:
@@ -195,7 +195,7 @@ def _checks(result: Result) -> str:
     return _table(("check", "outcome", "figures"), rows, right=False)
 
 
-def _cell(rows: list[dict[str, Any]], key: str, **which: Any) -> str:
+def _cell(rows: list[JsonObject], key: str, **which: object) -> str:
     """Returns a figure of the row that is meant, or why there is none."""
     for row in rows:
         if all(row.get(name) == value for name, value in which.items()):
@@ -207,7 +207,7 @@ def _cell(rows: list[dict[str, Any]], key: str, **which: Any) -> str:
     return NOT_MEASURED
 
 
-def _sizes(*tables: list[dict[str, Any]]) -> list[int]:
+def _sizes(*tables: list[JsonObject]) -> list[int]:
     return sorted({row["environments"] for rows in tables for row in rows})
 
 
@@ -249,24 +249,24 @@ def _rendering(result: Result) -> str:
 def _training(result: Result) -> str:
     rows = []
     for name in ("train_pick", "train_insert", "pretrain", "distill"):
-        found = _figures(result, name)
+        measured = _figures(result, name)
         unit = "pictures" if name == "pretrain" else "control steps"
-        speed = found.get("steps_per_s")
+        speed = measured.get("steps_per_s")
         rows.append(
             (
                 LABELS[name],
-                f"{found['environments']:,}" if "environments" in found else "",
+                f"{measured['environments']:,}" if "environments" in measured else "",
                 f"{_number(speed)} {unit}" if speed else NOT_MEASURED,
-                _number(found.get("jit_s")),
-                str(found.get("updates", "")),
+                _number(measured.get("jit_s")),
+                str(measured.get("updates", "")),
             )
         )
     return _table(("training", "environments", "per second", "start-up (s)", "updates timed"), rows)
 
 
 def _projection(result: Result) -> str:
-    found = result["projection"]
-    stages = found.get("stages", {})
+    projection = result["projection"]
+    stages = projection.get("stages", {})
     rows = []
     for name in STAGES:
         stage = stages.get(name, {})
@@ -281,9 +281,9 @@ def _projection(result: Result) -> str:
                 _number(published) if published else "",
             )
         )
-    kernels = found.get("kernels_s")
+    kernels = projection.get("kernels_s")
     rows.append(("Warp's kernels, once", "", "", "", _number(kernels), ""))
-    total, published = found.get("total_s"), found.get("published_total_s")
+    total, published = projection.get("total_s"), projection.get("published_total_s")
     rows.append(
         (
             "**total**",
@@ -364,15 +364,15 @@ def plot_wall(result: Result, path: str | os.PathLike[str]) -> pathlib.Path:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    found = result["projection"]
-    stages = found.get("stages", {})
+    projection = result["projection"]
+    stages = projection.get("stages", {})
     published = result["device"].get("published_s", {})
     name = result["device"].get("name", "unknown device")
     figure, axes = plt.subplots(figsize=(11, 2.6))
     colours = {stage: f"C{index}" for index, stage in enumerate((*STAGES, "kernels"))}
     here = {stage: stages[stage]["total_s"] for stage in STAGES if stage in stages}
-    if here and found.get("kernels_s"):
-        here["kernels"] = found["kernels_s"]
+    if here and projection.get("kernels_s"):
+        here["kernels"] = projection["kernels_s"]
     there = {stage: published[stage] for stage in STAGES if stage in published}
     named: set[str] = set()
     for row, times in ((1, here), (0, there)):
@@ -392,7 +392,7 @@ def plot_wall(result: Result, path: str | os.PathLike[str]) -> pathlib.Path:
         axes.axvline(
             total / 60, color="gray", ls="--", lw=1, label=f"published: {total / 60:.1f} min"
         )
-    missing = found.get("missing", [])
+    missing = projection.get("missing", [])
     lacking = f"\nwithout {', '.join(missing)}: {NOT_MEASURED}" if here and missing else ""
     axes.set_yticks([1, 0], [f"projected for\n{name}{lacking}", "published,\nRTX 4090"])
     axes.set(xlabel="wall time (min)", ylim=(-0.6, 1.6), title=f"whole pipeline{_warning(result)}")

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from alohas2r.benchmarks.gpu.job import (
     BUDGET_S,
@@ -35,6 +34,7 @@ from alohas2r.config import check
 from alohas2r.core import files
 from alohas2r.core import progress as core_progress
 from alohas2r.core import stop as core_stop
+from alohas2r.core.types import JsonObject
 from alohas2r.core.version import __version__
 from alohas2r.errors import ConfigError, did_you_mean
 
@@ -46,7 +46,7 @@ def bench_gpu(
     only: Sequence[str] = (),
     progress: core_progress.Progress | None = None,
     phases: Sequence[Phase] = PHASES,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Runs all phases and writes `out`/gpu.json, anew after each.
 
     Args:
@@ -75,7 +75,7 @@ def bench_gpu(
     started = time.monotonic()
     path = files.make_folder(out) / NAME
     chosen = [phase for phase in phases if not only or phase.name in (names[0], *only)]
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "format": FORMAT,
         "version": VERSION,
         "alohas2r": __version__,
@@ -114,7 +114,7 @@ def bench_gpu(
             elif share < phase.least_s:
                 reason = "out of time"
             if reason:
-                entry: dict[str, Any] = {"status": "skipped", "reason": reason, "wall_s": 0.0}
+                entry: JsonObject = {"status": "skipped", "reason": reason, "wall_s": 0.0}
             else:
                 entry = _run(
                     phase, tiny, share, min(left, 1.5 * share), pathlib.Path(scratch), stop
@@ -142,7 +142,7 @@ def _run(
     limit_s: float,
     scratch: pathlib.Path,
     stop: core_stop.StopSignal,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Runs a phase in a process of its own, which is killed after `limit_s`, and returns its entry."""
     job, figures_file = scratch / f"{phase.name}.job.json", scratch / f"{phase.name}.json"
     log_file = scratch / f"{phase.name}.log"
@@ -180,11 +180,11 @@ def _run(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
-    figures: dict[str, Any] = {}
+    figures: JsonObject = {}
     with contextlib.suppress(OSError, ValueError):
         figures = json.loads(figures_file.read_text())
     error = figures.pop("error", None)
-    entry: dict[str, Any] = {
+    entry: JsonObject = {
         "status": "ok",
         "wall_s": round(time.monotonic() - started, 1),
         "share_s": round(seconds, 1),

@@ -13,7 +13,7 @@ from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.policies import spec
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 from alohas2r.sim.engines import registry as engines
-from alohas2r.sim.engines.base import BufferConfig
+from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
 from alohas2r.tasks.insert.hold_out import HoldOutConfig
 

@@ -9,7 +9,7 @@ from alohas2r import config
 from alohas2r.envs.task import EnvConfig, TaskConfig
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.learning.ppo.config import PpoConfig
-from alohas2r.sim.engines.base import BufferConfig
+from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.insert.switch_states import CollectConfig
 from alohas2r.tasks.registry import find_task, task_names

@@ -35,7 +35,8 @@ from alohas2r.policies import artifact
 from alohas2r.policies import staged as policies_staged
 from alohas2r.policies import state as state_policy
 from alohas2r.sim.engines import registry as engines
-from alohas2r.sim.engines.base import BufferConfig, snapshot
+from alohas2r.sim.engines.base import snapshot
+from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.tasks.insert import switch_states
 from alohas2r.tasks.registry import find_task
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from alohas2r.core.types import Array, PyTree
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.spec import StudentSpec
 
@@ -26,14 +25,14 @@ class FrozenEncoder:
       encoder: its convolutions, "Conv_0" and so on, each with a "kernel" [side, side, in, out].
     """
 
-    def __init__(self, spec: StudentSpec, encoder: Any):
+    def __init__(self, spec: StudentSpec, encoder: PyTree):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
             _graph(spec, encoder).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
 
-    def __call__(self, rgb: Any) -> np.ndarray:
+    def __call__(self, rgb: Array) -> np.ndarray:
         """Encodes colour pictures [B, C, H, W, 3] uint8 -> [B, C, E], or [B, C, H', W', E] where places count."""
         pictures = np.asarray(rgb)
         flat = pictures.reshape(-1, *pictures.shape[2:])
@@ -41,7 +40,7 @@ class FrozenEncoder:
         return code.reshape(*pictures.shape[:2], *code.shape[1:])
 
 
-def _graph(spec: StudentSpec, encoder: Any) -> onnx.ModelProto:
+def _graph(spec: StudentSpec, encoder: PyTree) -> onnx.ModelProto:
     """Returns the encoder as an ONNX graph."""
     size = spec.cameras.size
     nodes = [

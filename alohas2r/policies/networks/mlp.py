@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from alohas2r.config import check
+from alohas2r.core.types import PyTree
 from alohas2r.policies import spec
 
 ACTIVATIONS = {name: getattr(nn, name) for name in spec.ACTIVATIONS}
@@ -74,7 +75,7 @@ def value_network(config: NetworkConfig) -> MLP:
     return MLP(config.value, 1, config.activation)
 
 
-def apply(network: nn.Module, params: Any, inputs: jax.Array) -> jax.Array:
+def apply(network: nn.Module, params: PyTree, inputs: jax.Array) -> jax.Array:
     """Runs a network that has one output and no state of its own."""
     return cast(jax.Array, network.apply(params, inputs))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -12,21 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.policies.networks import mlp
 from alohas2r.policies.spec import StudentSpec
 
-# Filters' side and stride of the colour encoder. Source: recipe, section 6.
+# Filters' side and stride of the colour encoder. Source: the published report.
 ENCODER_LAYERS = ((8, 4), (4, 2), (3, 1))
 # Those of the depth-only network, whose last pictures are 4 x 4: about 400,000 parameters in all.
 DEPTH_LAYERS = ((8, 4), (4, 2), (3, 2))
 AUXILIARY_SCALE = 0.1  # m; size of one unit of the predicted object positions
 
-Tree = Any
 
-
-def scale_rgb(rgb: Any) -> Any:
+def scale_rgb(rgb: Array) -> Array:
     """Turns colours [..., H, W, 3] uint8 into numbers in 0..1, float32; see `images.preprocess`."""
     rgb = jnp.asarray(rgb)
     height, width = rgb.shape[-3:-1]
@@ -36,7 +35,7 @@ def scale_rgb(rgb: Any) -> Any:
     ]
 
 
-def scale_depth(depth: Any, cutoff: float) -> Any:
+def scale_depth(depth: Array, cutoff: float) -> Array:
     """Turns depth [..., H, W] (m) into 0..1; what is beyond the cut-off is 0; see `images.preprocess`."""
     depth = jnp.asarray(depth)
     height, width = depth.shape[-2:]
@@ -45,7 +44,7 @@ def scale_depth(depth: Any, cutoff: float) -> Any:
     return camera_contract.preprocess(black, depth, settings)[1]
 
 
-def reduce_nearest(pictures: Any, side: int) -> Any:
+def reduce_nearest(pictures: Array, side: int) -> Array:
     """Picks the pixel nearest to the centre of each cell: [..., S, S] -> [..., side, side]."""
     if pictures.shape[-1] % side == 0:  # the same as below, in a slice instead of two gathers
         step = pictures.shape[-1] // side
@@ -178,11 +177,11 @@ class Head(nn.Module):
 
 def init(
     spec: StudentSpec, key: jax.Array, auxiliary: bool = False, ahead: int = 0
-) -> dict[str, Tree]:
+) -> dict[str, PyTree]:
     """Returns random parameters: "head", and "encoder" where colour is observed."""
     encoder_key, head_key = jax.random.split(key)
     size, network = spec.cameras.size, spec.network
-    params: dict[str, Tree] = {}
+    params: dict[str, PyTree] = {}
     if spec.has_rgb:
         picture = jnp.zeros((1, size, size, 3))
         params["encoder"] = Encoder(network.filters).init(encoder_key, picture)["params"]
@@ -198,21 +197,23 @@ def init(
     return params
 
 
-def encode(spec: StudentSpec, encoder: Tree, rgb: Any) -> jax.Array:
+def encode(spec: StudentSpec, encoder: PyTree, rgb: Array) -> jax.Array:
     """Encodes colour pictures [B, C, H, W, 3] uint8 -> [B, C, E], or [B, C, H', W', E] where places count."""
     flat = scale_rgb(rgb).reshape(-1, *rgb.shape[2:])
-    found = Encoder(spec.network.filters, not spec.network.places).apply({"params": encoder}, flat)
-    encoded = cast(jax.Array, found)
+    features = Encoder(spec.network.filters, not spec.network.places).apply(
+        {"params": encoder}, flat
+    )
+    encoded = cast(jax.Array, features)
     return encoded.reshape(*rgb.shape[:2], *encoded.shape[1:])
 
 
 def head(
     spec: StudentSpec,
-    params: Tree,
-    rgb: Any,
-    depth: Any,
-    features: Any,
-    switched: Any,
+    params: PyTree,
+    rgb: Array,
+    depth: Array,
+    features: Array,
+    switched: Array,
     auxiliary: bool = False,
     ahead: int = 0,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -230,11 +231,13 @@ def head(
       As `Head`.
     """
     depth = None if depth is None else scale_depth(depth, spec.cameras.depth_cutoff)
-    found = Head(spec, auxiliary, ahead).apply({"params": params}, rgb, depth, features, switched)
-    return cast(Any, found)
+    output = Head(spec, auxiliary, ahead).apply({"params": params}, rgb, depth, features, switched)
+    return cast(Array, output)
 
 
-def forward(spec: StudentSpec, weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> jax.Array:
+def forward(
+    spec: StudentSpec, weights: Mapping[str, Array], inputs: Mapping[str, Array]
+) -> jax.Array:
     """Computes actions [B, n] in [-1, 1] from raw pictures and features; pure JAX.
 
     Args:
@@ -255,13 +258,15 @@ def forward(spec: StudentSpec, weights: Mapping[str, Any], inputs: Mapping[str, 
     return jnp.tanh(logits)
 
 
-def flatten(params: Mapping[str, Tree], mean: Any, std: Any) -> dict[str, np.ndarray]:
+def flatten(params: Mapping[str, PyTree], mean: Array, std: Array) -> dict[str, np.ndarray]:
     """Returns weights by name for a StudentPolicy; what only training needs is left out."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    found = {name: value for name, value in flat.items() if not name.startswith("head/objects")}
-    return {name: np.asarray(value) for name, value in (found | {"mean": mean, "std": std}).items()}
+    weights = {name: value for name, value in flat.items() if not name.startswith("head/objects")}
+    return {
+        name: np.asarray(value) for name, value in (weights | {"mean": mean, "std": std}).items()
+    }
 
 
-def tree_of(weights: Mapping[str, Any]) -> dict[str, Any]:
+def tree_of(weights: Mapping[str, Array]) -> dict[str, Array]:
     """Returns weights by name as a tree: "mean", "std", "head", and "encoder" where colour is observed."""
     return traverse_util.unflatten_dict(dict(weights), sep="/")

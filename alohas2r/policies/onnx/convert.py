@@ -7,12 +7,12 @@ import functools
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax.extend.core
 import numpy as np
 import onnx
 
+from alohas2r.core.types import Array, JsonObject
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.onnx.interface import OUTPUT, Interface
 from alohas2r.policies.onnx.network import Network
@@ -41,13 +41,13 @@ def convert(network: Network, opset: int = OPSET, fp16: bool = False) -> onnx.Mo
     specs = [jax.ShapeDtypeStruct(np.shape(network.weights[name]), np.float32) for name in names]
     specs += _specs(network.interface)
 
-    def flat(*values: Any, rows: bool = False) -> Any:
+    def flat(*values: Array, rows: bool = False) -> Array:
         given = dict(zip((*names, *inputs), values, strict=True))
         weights = {name: given.pop(name) for name in names}
         if not rows:
             return network.apply(weights, given)
 
-        def one(row: Mapping[str, Any]) -> Any:
+        def one(row: Mapping[str, Array]) -> Array:
             batch = {name: value[None] for name, value in row.items()}
             return network.apply(weights, batch)[0]
 
@@ -104,7 +104,7 @@ def _unpatched(*packages: str) -> Iterator[None]:
     jax2onnx leaves some of JAX's functions replaced (jax.numpy.cumsum by one that takes fewer
     arguments) and attributes of its own on flax's classes; whoever exports goes on with JAX.
     """
-    before: list[tuple[Any, dict[str, Any]]] = []
+    before: list[tuple[Array, JsonObject]] = []
     for name, module in list(sys.modules.items()):
         path = name.split(".")
         if module is None or path[0] not in packages or any(part[:1] == "_" for part in path):

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-from typing import Any
 
 import jax.extend.core
 import numpy as np
@@ -22,6 +21,7 @@ import onnx
 from alohas2r import config
 from alohas2r.config import check
 from alohas2r.core import files
+from alohas2r.core.types import JsonObject
 from alohas2r.core.version import __version__
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.onnx import container
@@ -41,7 +41,7 @@ def export(
     fp16: bool = False,
     verify_samples: int = 256,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Exports a policy artifact; the file is written only if it is verified.
 
     Args:
@@ -72,7 +72,7 @@ def export_network(
     opset: int = OPSET,
     fp16: bool = False,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Exports any policy that is given as a JAX function; see `export`.
 
     Returns:
@@ -142,16 +142,16 @@ def _check_opset(opset: int) -> None:
 
 def _check(network: Network, fp16: bool) -> dict[str, np.ndarray]:
     """Returns the recorded sequence; with float16 weights, actions as these give them."""
-    found = {name: np.asarray(value[:CHECK_STEPS]) for name, value in network.check.items()}
+    recorded = {name: np.asarray(value[:CHECK_STEPS]) for name, value in network.check.items()}
     if not fp16:
-        return found
+        return recorded
     rounded = {
         name: narrow(value, fp16).astype(np.float32) for name, value in network.weights.items()
     }
     compiled, state = jax.jit(network.apply), None
-    actions = np.empty_like(found[OUTPUT])
+    actions = np.empty_like(recorded[OUTPUT])
     for step in range(len(actions)):
-        values = {one.name: found[one.name][step] for one in network.interface.inputs}
+        values = {one.name: recorded[one.name][step] for one in network.interface.inputs}
         state, inputs = network.interface.remember(state, values)
         actions[step] = compiled(rounded, {name: value[None] for name, value in inputs.items()})[0]
-    return {**found, OUTPUT: actions}
+    return {**recorded, OUTPUT: actions}

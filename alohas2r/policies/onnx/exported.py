@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
 
 from alohas2r import config
 from alohas2r.errors import ArtifactError, ConfigError
@@ -44,7 +43,7 @@ def load(path: str | os.PathLike[str]) -> ExportedPolicy:
         described = file.description["parts"]["insert"] if kind == "staged" else file.description
         if kind not in ("state", "staged", "student"):
             raise ValueError(f"kind '{kind}'")
-        of: type[Any] = StudentSpec if kind == "student" else PolicySpec
+        of: type[StudentSpec] | type[PolicySpec] = StudentSpec if kind == "student" else PolicySpec
         fields = {field.name: described[field.name] for field in dataclasses.fields(of)}
         return ExportedPolicy(file, kind, config.from_dict(of, fields))
     except (ConfigError, KeyError, TypeError, ValueError) as error:

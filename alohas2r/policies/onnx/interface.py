@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ class Input:
             f"the parts of '{self.name}' have {sizes} values in all, its shape is {self.shape}",
         )
 
-    def read(self, value: Any) -> np.ndarray:
+    def read(self, value: object) -> np.ndarray:
         """Returns a value as an array of this shape and dtype.
 
         Floating-point numbers of another width are converted, nothing else is.
@@ -173,9 +172,9 @@ class Interface:
         Returns:
           The new memory and the network's inputs.
         """
-        found, states = dict(values), []
+        inputs, states = dict(values), []
         for index, memory in enumerate(self.memories):
-            newest = found.pop(memory.observation)
+            newest = inputs.pop(memory.observation)
             before = (
                 embodiment_history.init(memory.history, len(newest), np)
                 if state is None
@@ -183,8 +182,8 @@ class Interface:
             )
             after, features = embodiment_history.update(memory.history, before, newest, np)
             states.append(after)
-            found[memory.feature] = features
-        return tuple(states), found
+            inputs[memory.feature] = features
+        return tuple(states), inputs
 
 
 def squares(array: np.ndarray) -> float:

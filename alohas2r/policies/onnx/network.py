@@ -8,12 +8,12 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from alohas2r import config
+from alohas2r.core.types import Array, JsonObject
 from alohas2r.policies import artifact, vision
 from alohas2r.policies import staged as policies_staged
 from alohas2r.policies.networks import vision as vision_network
@@ -39,11 +39,11 @@ class Network:
       samples: realistic network inputs, each of `interface.network_inputs` as [S, ...].
     """
 
-    apply: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+    apply: Callable[[Mapping[str, Array], Mapping[str, Array]], Array]
     weights: Arrays
     interface: Interface
-    action: Mapping[str, Any]
-    description: Mapping[str, Any]
+    action: JsonObject
+    description: JsonObject
     check: Arrays
     samples: Arrays
 
@@ -70,7 +70,7 @@ def load_network(policy_path: str | os.PathLike[str], samples: int = 256, seed: 
 
 def state_network(
     loaded: policies_staged.AnyPolicy,
-    description: Mapping[str, Any],
+    description: JsonObject,
     recorded: Arrays,
     samples: int,
     seed: int = 0,
@@ -100,7 +100,7 @@ def state_network(
     else:
         weights = dict(loaded.weights)
 
-    def apply(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+    def apply(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> Array:
         if not isinstance(loaded, StagedPolicy):
             return _with_weights(loaded, weights, "").apply(inputs["features"], jnp)
         other = copy.copy(loaded)
@@ -119,7 +119,7 @@ def state_network(
     )
 
 
-def _with_weights(part: StatePolicy, weights: Mapping[str, Any], prefix: str) -> StatePolicy:
+def _with_weights(part: StatePolicy, weights: Mapping[str, Array], prefix: str) -> StatePolicy:
     other = copy.copy(part)
     other.weights = {name: weights[prefix + name] for name in part.weights}
     return other
@@ -127,7 +127,7 @@ def _with_weights(part: StatePolicy, weights: Mapping[str, Any], prefix: str) ->
 
 def student_network(
     loaded: vision.StudentPolicy,
-    description: Mapping[str, Any],
+    description: JsonObject,
     recorded: Arrays,
     samples: int,
     seed: int = 0,

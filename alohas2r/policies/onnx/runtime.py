@@ -14,12 +14,12 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from alohas2r.config import from_dict
+from alohas2r.core.types import Array, JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.onnx.container import (
     CHECK_KEY,
@@ -57,25 +57,25 @@ class OnnxPolicy:
         self._session = session
         self._memory: State | None = None
         try:
-            self.export: dict[str, Any] = json.loads(metadata[EXPORT_KEY])
+            self.export: JsonObject = json.loads(metadata[EXPORT_KEY])
             version = int(self.export["format_version"])
             if version > FORMAT_VERSION:
                 raise ArtifactError(
                     f"{path} has format {version}; this alohas2r reads up to {FORMAT_VERSION}: "
                     "upgrade alohas2r."
                 )
-            self.description: dict[str, Any] = json.loads(metadata[DESCRIPTION_KEY])
+            self.description: JsonObject = json.loads(metadata[DESCRIPTION_KEY])
             self.hash = str(self.description["hash"])
-            self.action: dict[str, Any] = self.export["action"]
+            self.action: JsonObject = self.export["action"]
             self.interface = from_dict(Interface, self.export["interface"])
             self._check = unpack(metadata[CHECK_KEY])
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise ArtifactError(f"{path} is no exported policy ({error!r}).") from error
         self._inputs = {one.name: one for one in self.interface.inputs}
         wanted = {one.name: [*one.shape] for one in self.interface.network_inputs}
-        found = {one.name: [*one.shape[1:]] for one in session.get_inputs()}
-        if found != wanted or not {OUTPUT, *self._inputs} <= self._check.keys():
-            raise ArtifactError(f"{path} is no exported policy: its network takes {found}.")
+        shapes = {one.name: [*one.shape[1:]] for one in session.get_inputs()}
+        if shapes != wanted or not {OUTPUT, *self._inputs} <= self._check.keys():
+            raise ArtifactError(f"{path} is no exported policy: its network takes {shapes}.")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], threads: int = 1) -> OnnxPolicy:
@@ -128,7 +128,7 @@ class OnnxPolicy:
         """Forgets the past."""
         self._memory = None
 
-    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+    def act(self, observation: Mapping[str, Array]) -> np.ndarray:
         """Returns the action for one observation and remembers it.
 
         An observation that is refused leaves the memory as it was.
@@ -187,7 +187,7 @@ class OnnxPolicy:
             )
         return difference
 
-    def _read(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _read(self, observation: Mapping[str, Array]) -> dict[str, np.ndarray]:
         if not isinstance(observation, Mapping):
             raise ArtifactError(
                 f"The observation must be a mapping with the keys {', '.join(self._inputs)}, "
@@ -196,10 +196,10 @@ class OnnxPolicy:
         if observation.keys() != self._inputs.keys():
             missing = [name for name in self._inputs if name not in observation]
             unknown = [str(name)[:80] for name in observation if name not in self._inputs]
-            found = [f"lacks {', '.join(missing)}"] if missing else []
-            found += [f"has the unknown {', '.join(unknown[:8])}"] if unknown else []
+            faults = [f"lacks {', '.join(missing)}"] if missing else []
+            faults += [f"has the unknown {', '.join(unknown[:8])}"] if unknown else []
             wanted = "; ".join(
                 f"{one.name} {one.dtype} {list(one.shape)}" for one in self._inputs.values()
             )
-            raise ArtifactError(f"The observation {' and '.join(found)}. It must have: {wanted}.")
+            raise ArtifactError(f"The observation {' and '.join(faults)}. It must have: {wanted}.")
         return {name: one.read(observation[name]) for name, one in self._inputs.items()}

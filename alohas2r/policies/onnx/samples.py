@@ -37,14 +37,14 @@ def wrist_views(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     # Of the ray casters the one that starts quickest; all draw the same.
     options = {"width": size, "height": size, "shadows": False, "threads": 1, "caster": "mujoco"}
     frames = renderers.make("raycast", loaded, **options).render(poses)
-    found = {
+    views = {
         f"{side}_rgb": frames.rgb[:, index] for index, side in enumerate(embodiment_joints.SIDES)
     }
-    found |= {
+    views |= {
         f"{side}_depth": frames.depth[:, index]
         for index, side in enumerate(embodiment_joints.SIDES)
     }
-    return found
+    return views
 
 
 def random_flags(recorded: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -60,12 +60,12 @@ def random_features(
     size = recorded.shape[1]
     mean, std = weights["mean"][:size], weights["std"][:size]
     noise = np.random.default_rng(seed).normal(size=(samples, size))
-    found, state, value = [], history.init(remembered, size, np), noise[0]
+    rows, state, value = [], history.init(remembered, size, np), noise[0]
     for step in range(samples):
         if step == len(recorded):  # a new episode
             state = history.init(remembered, size, np)
         value = 0.8 * value + 0.6 * noise[step]
         observed = recorded[step] if step < len(recorded) else mean + std * value
         state, features = history.update(remembered, state, np.float32(observed), np)
-        found.append(features)
-    return np.stack(found)
+        rows.append(features)
+    return np.stack(rows)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.extend.core
 import numpy as np
 import onnx
 import onnxruntime
 
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.onnx.convert import narrow
 from alohas2r.policies.onnx.interface import OUTPUT, Input
@@ -38,7 +38,7 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
         ) from error
 
 
-def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> dict[str, Any]:
+def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> JsonObject:
     """Compares a converted model with the JAX function that it came from.
 
     On the samples, in batches of several sizes; then, after each weight tensor in turn has got 10%
@@ -79,7 +79,7 @@ def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> dict[str,
     def reference(weights: Arrays, inputs: Arrays) -> np.ndarray:
         return np.asarray(compiled(weights, inputs))
 
-    def found(session: onnxruntime.InferenceSession, inputs: Arrays) -> np.ndarray:
+    def run(session: onnxruntime.InferenceSession, inputs: Arrays) -> np.ndarray:
         return np.asarray(session.run([OUTPUT], dict(inputs))[0])
 
     def compare(wanted: np.ndarray, actions: np.ndarray, when: str) -> float:
@@ -105,7 +105,7 @@ def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> dict[str,
         for first in (0, count - batch):
             rows = {name: value[first : first + batch] for name, value in samples.items()}
             wanted, when = plain[first : first + batch], f"in a batch of {batch}"
-            differences.append(compare(wanted, found(session, rows), when))
+            differences.append(compare(wanted, run(session, rows), when))
 
     def react(wanted: np.ndarray, actions: np.ndarray, what: str) -> None:
         differences.append(compare(wanted, actions, f"when {what} is disturbed"))
@@ -120,13 +120,13 @@ def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> dict[str,
         other.CopyFrom(model)
         other.graph.initializer[places[name]].CopyFrom(onnx.numpy_helper.from_array(noisy, name))
         wanted = reference({**wide, name: noisy.astype(np.float32)}, samples)
-        react(wanted, found(_session(other), samples), f"the weight '{name}'")
+        react(wanted, run(_session(other), samples), f"the weight '{name}'")
     silent: dict[str, list[int]] = {}
     for one in network.interface.network_inputs:
         for what, noisy in _disturbed(one, samples[one.name], draw):
             changed = {**samples, one.name: noisy}
-            react(reference(wide, changed), found(session, changed), what)
-        if dead := _silent(one, samples, lambda rows: found(session, rows)):
+            react(reference(wide, changed), run(session, changed), what)
+        if dead := _silent(one, samples, lambda rows: run(session, rows)):
             silent[one.name] = dead
     return {
         "samples": count,
@@ -164,13 +164,13 @@ def _disturbed(
     noise = _step(values) * draw.normal(size=values.shape)
     if not one.parts:
         return [(name, (values + noise).astype(np.float32))]
-    found, first = [], 0
+    disturbed, first = [], 0
     for part in one.parts:
         noisy = values.copy()
         noisy[:, first : first + part.size] += noise[:, first : first + part.size]
-        found.append((f"{name} ({part.name})", noisy))
+        disturbed.append((f"{name} ({part.name})", noisy))
         first += part.size
-    return found
+    return disturbed
 
 
 def _silent(one: Input, samples: Arrays, run: Callable[[Arrays], np.ndarray]) -> list[int]:

@@ -5,13 +5,12 @@ Slower, but it knows all kinds of geoms, and it is the yardstick of the vectoriz
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import mujoco.batch
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.rendering.protocol import Prepared
 from alohas2r.rendering.raycast import shading
 from alohas2r.rendering.raycast.shading import SHADOW_GAP, SHADOW_LIFT, Light, Surface
@@ -58,16 +57,16 @@ class ExactDrawing:
         hit = (number.reshape(depth.shape) >= 0) & (depth < far)
         turned = np.einsum("ecij,ecri->ecrj", rotation, normal.reshape(direction.shape))
 
-        def tiles(values: np.ndarray, dtype: Any) -> np.ndarray:
+        def tiles(values: np.ndarray, dtype: type) -> np.ndarray:
             return values.reshape(-1, x.shape[-1]).astype(dtype)
 
-        found = (
+        hits = (
             tiles(np.where(hit, depth, 0), np.float32),
             tiles(hit, bool),
             tiles(np.maximum(number, 0), np.int32),
             [tiles(turned[..., k], np.float32) for k in range(3)],
         )
-        light, to_light, reach = self._light(scene, x, y, found)
+        light, to_light, reach = self._light(scene, x, y, hits)
         hidden = np.zeros(light.asked.shape, bool)
         if self.shadows:
             point = start + direction * distance.reshape(depth.shape)[..., None]
@@ -81,23 +80,25 @@ class ExactDrawing:
                 limit = np.asarray(reach[index]).reshape(self.chunk, -1)
                 met, which, _ = _front(batch, point.reshape(shape), aim.reshape(shape), asked)
                 hidden[index] = (asked & (which >= 0) & (met < limit)).reshape(hidden[index].shape)
-        return np.asarray(self._compose(scene, x, y, found, light, hidden)), found[0]
+        return np.asarray(self._compose(scene, x, y, hits, light, hidden)), hits[0]
 
-    def _surface(self, x: Any, y: Any, found: Any) -> Surface:
-        depth, hit, number, normal = found
+    def _surface(self, x: Array, y: Array, hits: Array) -> Surface:
+        depth, hit, number, normal = hits
         tile = jnp.arange(self.chunk * self.cameras * self.per_view)
         row = tile % (self.cameras * self.per_view)
         ray = (x.reshape(-1, x.shape[-1])[row], y.reshape(-1, y.shape[-1])[row], np.float32(-1))
         view = tile // self.per_view
         return Surface(view, view // self.cameras, ray, depth, hit, number, normal)
 
-    def _lit(self, scene: dict[str, Any], x: Any, y: Any, found: Any) -> tuple[Light, Any, Any]:
+    def _lit(
+        self, scene: dict[str, Array], x: Array, y: Array, hits: Array
+    ) -> tuple[Light, Array, Array]:
         """Returns light, directions to it and reach of shadow rays, each with a leading axis L."""
-        surface = self._surface(x, y, found)
+        surface = self._surface(x, y, hits)
         places = shading.lights_in_view(scene)
         point = [surface.depth * part for part in surface.ray]
 
-        def one(light: Any) -> tuple[Light, Any, Any]:
+        def one(light: Array) -> tuple[Light, Array, Array]:
             to_light, distance = shading.rays_to_light(
                 self.model, places, surface.view, light, point
             )
@@ -110,9 +111,9 @@ class ExactDrawing:
         return jax.lax.map(one, jnp.arange(self.model.nlight))
 
     def _colours(
-        self, scene: dict[str, Any], x: Any, y: Any, found: Any, light: Light, hidden: Any
-    ) -> Any:
-        some = shading.pixels(self.model, self._surface(x, y, found))
+        self, scene: dict[str, Array], x: Array, y: Array, hits: Array, light: Light, hidden: Array
+    ) -> Array:
+        some = shading.pixels(self.model, self._surface(x, y, hits))
         if not self.model.nlight:
             return shading.compose(self.model, scene, some, None, None)
         return shading.compose(self.model, scene, some, light, hidden)

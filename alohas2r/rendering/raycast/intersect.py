@@ -10,27 +10,28 @@ for a cylinder 0 for the round side and 1 for an end, for a convex body the numb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Vec = Sequence[Any]  # three arrays
+from alohas2r.core.types import Array
+
+Vec = Sequence[Array]  # three arrays
 
 FAR = np.float32(1e30)
 _TINY = np.float32(1e-12)
 
 
-def _away_from_zero(value: Any) -> Any:
+def _away_from_zero(value: Array) -> Array:
     return jnp.where(jnp.abs(value) < _TINY, _TINY, value)
 
 
-def _accept(condition: Any, t: Any) -> Any:
+def _accept(condition: Array, t: Array) -> Array:
     return jnp.where(condition & (t > 0), t, FAR)
 
 
-def plane(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
+def plane(origin: Vec, direction: Vec, size: Vec) -> tuple[Array, Array]:
     """The upper side of a plane, limited to half sizes size[0], size[1] where these are positive."""
     t = -origin[2] / jnp.where(direction[2] < 0, direction[2], -_TINY)
     inside = direction[2] < 0
@@ -40,11 +41,11 @@ def plane(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
     return _accept(inside, t), 0
 
 
-def box(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
+def box(origin: Vec, direction: Vec, size: Vec) -> tuple[Array, Array]:
     """A box of half sizes `size`, as the common part of three slabs."""
-    enter: Any = -FAR
-    leave: Any = FAR
-    axis: Any = 0
+    enter: Array = -FAR
+    leave: Array = FAR
+    axis: Array = 0
     for index in range(3):
         inverse = 1 / _away_from_zero(direction[index])
         middle, half = -origin[index] * inverse, jnp.abs(size[index] * inverse)
@@ -53,7 +54,7 @@ def box(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
     return _accept(enter <= leave, enter), axis
 
 
-def ellipsoid(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
+def ellipsoid(origin: Vec, direction: Vec, size: Vec) -> tuple[Array, Array]:
     """An ellipsoid of half axes `size`: the unit sphere in scaled space."""
     point = [origin[axis] / size[axis] for axis in range(3)]
     step = [direction[axis] / size[axis] for axis in range(3)]
@@ -65,12 +66,12 @@ def ellipsoid(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
     return _accept(discriminant >= 0, t), 0
 
 
-def sphere(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
+def sphere(origin: Vec, direction: Vec, size: Vec) -> tuple[Array, Array]:
     """A sphere of radius size[0]."""
     return ellipsoid(origin, direction, (size[0], size[0], size[0]))
 
 
-def _round_side(origin: Vec, direction: Vec, radius: Any) -> tuple[Any, Any, Any]:
+def _round_side(origin: Vec, direction: Vec, radius: Array) -> tuple[Array, Array, Array]:
     """Entry, exit and discriminant of an endless cylinder about z."""
     a = jnp.maximum(direction[0] ** 2 + direction[1] ** 2, _TINY)
     b = direction[0] * origin[0] + direction[1] * origin[1]
@@ -80,7 +81,7 @@ def _round_side(origin: Vec, direction: Vec, radius: Any) -> tuple[Any, Any, Any
     return (-b - root) / a, (-b + root) / a, discriminant
 
 
-def cylinder(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
+def cylinder(origin: Vec, direction: Vec, size: Vec) -> tuple[Array, Array]:
     """A cylinder about z of radius size[0] and half length size[1]."""
     side, side_leave, discriminant = _round_side(origin, direction, size[0])
     inverse = 1 / _away_from_zero(direction[2])
@@ -90,7 +91,7 @@ def cylinder(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
     return _accept((discriminant >= 0) & (t <= leave), t), flat
 
 
-def capsule(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
+def capsule(origin: Vec, direction: Vec, size: Vec) -> tuple[Array, Array]:
     """A capsule about z of radius size[0] and half length size[1] without its caps.
 
     A capsule is convex, so a line enters it once: through the round side, or, where the line enters
@@ -110,7 +111,7 @@ def capsule(origin: Vec, direction: Vec, size: Vec) -> tuple[Any, Any]:
     return _accept(hit, jnp.where(on_side, side, cap)), 0
 
 
-PRIMITIVES: dict[str, Callable[[Vec, Vec, Vec], tuple[Any, Any]]] = {
+PRIMITIVES: dict[str, Callable[[Vec, Vec, Vec], tuple[Array, Array]]] = {
     "plane": plane,
     "sphere": sphere,
     "capsule": capsule,
@@ -120,7 +121,7 @@ PRIMITIVES: dict[str, Callable[[Vec, Vec, Vec], tuple[Any, Any]]] = {
 }
 
 
-def convex(slopes: Sequence[Any], gaps: Sequence[Any], bits: int) -> Any:
+def convex(slopes: Sequence[Array], gaps: Sequence[Array], bits: int) -> Array:
     """A convex body as the common part of half spaces normal . x <= offset.
 
     Args:
@@ -131,8 +132,8 @@ def convex(slopes: Sequence[Any], gaps: Sequence[Any], bits: int) -> Any:
     Returns:
       The ray parameter of the entry, marked with the face as by `mark`.
     """
-    enter: Any = mark(-FAR, 0, bits)
-    leave: Any = FAR
+    enter: Array = mark(-FAR, 0, bits)
+    leave: Array = FAR
     for face, (slope, gap) in enumerate(zip(slopes, gaps, strict=True)):
         slope = _away_from_zero(slope)
         crossing = gap / slope
@@ -142,7 +143,7 @@ def convex(slopes: Sequence[Any], gaps: Sequence[Any], bits: int) -> Any:
     return _accept(enter <= leave, enter)
 
 
-def mark(value: Any, code: Any, bits: int) -> Any:
+def mark(value: Array, code: Array, bits: int) -> Array:
     """Replaces the low bits of float32 numbers by a code; costs a relative error of 2^(bits - 23).
 
     One array of marked numbers, rather than one of numbers and one of codes, lets the compiler work
@@ -152,22 +153,22 @@ def mark(value: Any, code: Any, bits: int) -> Any:
     return _floats(raw | code)
 
 
-def unmark(value: Any, bits: int) -> tuple[Any, Any]:
+def unmark(value: Array, bits: int) -> tuple[Array, Array]:
     """Returns the numbers, rounded to the middle of what the mark took, and the codes."""
     raw = _bits(value)
     number = _floats((raw & np.int32(-(1 << bits))) | np.int32(1 << bits >> 1))
     return number, raw & np.int32((1 << bits) - 1)
 
 
-def _bits(value: Any) -> Any:
+def _bits(value: Array) -> Array:
     return lax.bitcast_convert_type(value, jnp.int32)
 
 
-def _floats(raw: Any) -> Any:
+def _floats(raw: Array) -> Array:
     return lax.bitcast_convert_type(raw, jnp.float32)
 
 
-def round_normal(kind: str, point: Vec, size: Vec) -> tuple[Any, Any, Any]:
+def round_normal(kind: str, point: Vec, size: Vec) -> tuple[Array, Array, Array]:
     """Returns the outward unit normal of a round surface at a point on it, in the geom's frame.
 
     Args:

@@ -8,13 +8,12 @@ thousands of rays meet a geom each at a time.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Array, PyTree
 from alohas2r.rendering.protocol import Prepared
 from alohas2r.rendering.raycast import intersect, shading
 from alohas2r.rendering.raycast.shading import SHADOW_GAP, SHADOW_LIFT, Light, Surface, dot
@@ -33,38 +32,40 @@ class Drawing:
 
     Args:
       prepared: the model.
-      found: its geometry.
+      geometry: its geoms.
       chunk: number of environments, E.
       tiles: per view.
       shadows: whether lights that cast shadows do.
     """
 
-    def __init__(self, prepared: Prepared, found: Geometry, chunk: int, tiles: int, shadows: bool):
-        self.model, self.geometry = prepared.model, found
+    def __init__(
+        self, prepared: Prepared, geometry: Geometry, chunk: int, tiles: int, shadows: bool
+    ):
+        self.model, self.geometry = prepared.model, geometry
         self.chunk, self.cameras, self.per_view = chunk, len(prepared.cameras), tiles
         self.views, self.tiles = chunk * self.cameras, chunk * self.cameras * tiles
         self.shadows = shadows and self.model.nlight > 0
         self.group = min(GROUP, self.tiles)
-        self.kinds = [kind for kind in (*intersect.PRIMITIVES, "mesh") if kind in found.ids]
+        self.kinds = [kind for kind in (*intersect.PRIMITIVES, "mesh") if kind in geometry.ids]
         # Geoms that are tested in one loop: of one kind, and as many as a set has bits.
         self.batches = [
-            (kind, start, found.ids[kind][start : start + 32])
+            (kind, start, geometry.ids[kind][start : start + 32])
             for kind in self.kinds
-            for start in range(0, len(found.ids[kind]), 32)
+            for start in range(0, len(geometry.ids[kind]), 32)
         ]
         # Flat faces are numbered through; a round surface takes the first number of its geom.
-        self.bits = max(2, (found.faces.shape[1] - 1).bit_length())
-        faces = {"box": 3, "cylinder": 2, "mesh": found.faces.shape[1]}
+        self.bits = max(2, (geometry.faces.shape[1] - 1).bit_length())
+        faces = {"box": 3, "cylinder": 2, "mesh": geometry.faces.shape[1]}
         self.first_face = np.zeros(self.model.ngeom, np.int32)
         count = 0
         for kind in self.kinds:
-            for geom in found.ids[kind]:
+            for geom in geometry.ids[kind]:
                 self.first_face[geom] = count
                 count += faces.get(kind, 1)
         # XLA's own threads would compete with the renderer's.
         self.run = jax.jit(self._draw, compiler_options={"xla_cpu_multi_thread_eigen": False})
 
-    def _draw(self, scene: dict[str, Any], x: Any, y: Any) -> tuple[Any, Any, Any]:
+    def _draw(self, scene: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array, Array]:
         """Draws one strip.
 
         Args:
@@ -82,13 +83,13 @@ class Drawing:
         rays_x, rays_y = x.reshape(-1, TILE**2), y.reshape(-1, TILE**2)
         lights = self.model.nlight
 
-        def cast(tile: Any) -> tuple[Any, ...]:
+        def cast(tile: Array) -> tuple[Array, ...]:
             row = tile % (self.cameras * self.per_view)
             ray = (rays_x[row], rays_y[row], np.float32(-1))
             surface = self._surface(seen_from, [part[tile] for part in sets], tile, ray)
             point = [surface.depth * part for part in ray]
 
-            def one(light: Any) -> Light:
+            def one(light: Array) -> Light:
                 way = shading.rays_to_light(self.model, places, surface.view, light, point)
                 return shading.illuminate(self.model, scene, places, surface, light, *way)
 
@@ -111,7 +112,7 @@ class Drawing:
         )
         return colours.reshape(-1, TILE**2), depth.reshape(-1, TILE**2), tiles
 
-    def _place(self, scene: dict[str, Any]) -> dict[str, Any]:
+    def _place(self, scene: dict[str, Array]) -> dict[str, Array]:
         """Turns the geoms into the views' frames.
 
         Returns:
@@ -129,10 +130,10 @@ class Drawing:
         offset = [self.geometry.center[:, a] - origin[a] for a in range(3)]
         middle = [sum(turn[a][b] * offset[a] for a in range(3)) for b in range(3)]
 
-        def flat(parts: list[Any]) -> Any:
+        def flat(parts: list[Array]) -> Array:
             return jnp.stack(parts, -1).reshape(self.views, -1, len(parts))
 
-        def repeated(values: Any) -> Any:
+        def repeated(values: Array) -> Array:
             return jnp.broadcast_to(values[:, None], apart.shape).reshape(self.views, -1, 3)
 
         matrix = flat([turn[a][b] for a in range(3) for b in range(3)])
@@ -144,7 +145,7 @@ class Drawing:
             "normals": self._normals(matrix),
         }
 
-    def _half_sizes(self, size: Any) -> Any:
+    def _half_sizes(self, size: Array) -> Array:
         """Returns half sizes [E, G, 3] of the geoms' bounding boxes from their sizes [E, G, 3]."""
         radius, length = size[..., 0], size[..., 1]
         by_kind = {
@@ -165,7 +166,7 @@ class Drawing:
         mask[self.geometry.ids[kind]] = True
         return mask
 
-    def _normals(self, matrix: Any) -> Any:
+    def _normals(self, matrix: Array) -> Array:
         """Returns the normals [V, faces, 3] of all flat faces from the geoms' turns [V, G, 9]."""
         parts = []
         for kind in self.kinds:
@@ -180,7 +181,7 @@ class Drawing:
             parts.append(jnp.reshape(normals, (self.views, -1, 3)))
         return jnp.concatenate(parts, 1)
 
-    def _seen(self, seen_from: dict[str, Any], x: Any, y: Any) -> Any:
+    def _seen(self, seen_from: dict[str, Array], x: Array, y: Array) -> Array:
         """Returns which geoms' bounding boxes reach into which tile's frustum, [T, G] bool."""
         low_x, high_x, low_y, high_y = x.min(-1), x.max(-1), y.min(-1), y.max(-1)  # [C, B]
         inward = [
@@ -193,12 +194,12 @@ class Drawing:
         shape = (self.chunk, self.cameras, 1, self.model.ngeom)
         middle = seen_from["middle"].reshape(*shape, 3)
         axes = seen_from["axes"].reshape(*shape, 3, 3)
-        seen: Any = self._mask("plane") if "plane" in self.kinds else False
-        inside: Any = True
+        seen = self._mask("plane") if "plane" in self.kinds else np.zeros((), bool)
+        inside = True
         for along, up, edge in inward:
             edge = edge[None, :, :, None]
 
-            def project(v: Any, along: int = along, up: int = up, edge: Any = edge) -> Any:
+            def project(v: Array, along: int = along, up: int = up, edge: Array = edge) -> Array:
                 flat = v[..., 0] * along if along else v[..., 1] * up if up else 0
                 return flat + edge * v[..., 2]
 
@@ -206,7 +207,7 @@ class Drawing:
             inside = inside & (project(middle) + reach >= -np.float32(1e-5))
         return (inside | seen).reshape(self.tiles, -1)
 
-    def _sets(self, chosen: Any) -> Sets:
+    def _sets(self, chosen: Array) -> Sets:
         """Returns chosen geoms [T, G] bool as sets."""
         sets = []
         for _, _, ids in self.batches:
@@ -214,7 +215,7 @@ class Drawing:
             sets.append(jnp.where(chosen[:, ids], bits, 0).sum(-1, dtype=jnp.uint32))
         return tuple(sets)
 
-    def _work(self, sets: Sets) -> Any:
+    def _work(self, sets: Sets) -> Array:
         """Returns how much work the geoms of sets are."""
         per_geom = {"mesh": max(1, self.geometry.faces.shape[1] // 6)}
         return sum(
@@ -222,7 +223,7 @@ class Drawing:
             for part, (kind, _, _) in zip(sets, self.batches, strict=True)
         )
 
-    def _entry(self, kind: str, rows: Any, local: Any, start: Any, direction: Any) -> Any:
+    def _entry(self, kind: str, rows: Array, local: Array, start: Array, direction: Array) -> Array:
         """Returns marked ray parameters [T, P] of the entry into one geom per tile.
 
         Args:
@@ -253,7 +254,9 @@ class Drawing:
         )
         return intersect.mark(t, face, self.bits)
 
-    def _surface(self, seen_from: dict[str, Any], sets: Any, tile: Any, ray: Any) -> Surface:
+    def _surface(
+        self, seen_from: dict[str, Array], sets: Array, tile: Array, ray: Array
+    ) -> Surface:
         """Returns what is nearest in each pixel of a group of tiles."""
         view = tile // self.per_view
         marked, number = self._nearest(seen_from, sets, view, ray)
@@ -265,14 +268,14 @@ class Drawing:
         return Surface(view, view // self.cameras, ray, depth, hit, number, normal)
 
     def _nearest(
-        self, seen_from: dict[str, Any], sets: Any, view: Any, ray: Any
-    ) -> tuple[Any, Any]:
+        self, seen_from: dict[str, Array], sets: Array, view: Array, ray: Array
+    ) -> tuple[Array, Array]:
         """Returns marked depths and geom ids [T, P] of what is nearest; -1 for nothing."""
         shape = ray[0].shape
         far = float(self.model.vis.map.zfar * self.model.stat.extent)
         tie = np.float32(2.0 ** (self.bits - 22))
 
-        def nearer(best: Any, t: Any, geom: Any) -> Any:
+        def nearer(best: Array, t: Array, geom: Array) -> Array:
             # Of geoms that are equally near the one with the highest number is seen, as in Warp.
             margin = tie * best[0]
             won = (t < best[0] - margin) | ((t <= best[0] + margin) & (geom[:, None] > best[1]))
@@ -281,7 +284,7 @@ class Drawing:
         best = (jnp.full(shape, far, jnp.float32), jnp.full(shape, -1))
         for left, batch in zip(sets, self.batches, strict=True):
 
-            def test(state: Any, batch: Any = batch) -> Any:
+            def test(state: PyTree, batch: Array = batch) -> Array:
                 # The last geom's parameters are compared only now, when they lie in memory: compared
                 # where they arise, they would be computed anew for each array that follows from them.
                 left, best, t, geom = state
@@ -295,13 +298,13 @@ class Drawing:
 
     def _next(
         self,
-        seen_from: dict[str, Any],
-        batch: Any,
-        left: Any,
-        view: Any,
-        start: Any,
-        direction: Any,
-    ) -> tuple[Any, Any]:
+        seen_from: dict[str, Array],
+        batch: Array,
+        left: Array,
+        view: Array,
+        start: Array,
+        direction: Array,
+    ) -> tuple[Array, Array]:
         """Tests the first geom of each tile's set of a batch.
 
         Returns:
@@ -314,8 +317,14 @@ class Drawing:
         return jnp.where((left > 0)[:, None], t, intersect.FAR), number
 
     def _normal(
-        self, seen_from: dict[str, Any], view: Any, number: Any, face: Any, depth: Any, ray: Any
-    ) -> list[Any]:
+        self,
+        seen_from: dict[str, Array],
+        view: Array,
+        number: Array,
+        face: Array,
+        depth: Array,
+        ray: Array,
+    ) -> list[Array]:
         """Returns the unit normals of the surfaces hit, towards the camera; three arrays [T, P]."""
         normals, geoms = seen_from["normals"], seen_from["geom"].reshape(-1, 15)
         where = view[:, None] * normals.shape[1] + jnp.asarray(self.first_face)[number] + face
@@ -336,7 +345,7 @@ class Drawing:
         return [part * flip for part in normal]
 
     def _between(
-        self, seen_from: dict[str, Any], places: Any, view: Any, span: Any, some: Any
+        self, seen_from: dict[str, Array], places: Array, view: Array, span: Array, some: Array
     ) -> Sets:
         """Returns the geoms that reach into the space between what tiles show and the lights, [L, T].
 
@@ -351,7 +360,7 @@ class Drawing:
         sun = self.model.light_type == int(mujoco.mjtLightType.mjLIGHT_DIRECTIONAL)
         ahead = np.array([0, 0, -_AHEAD], np.float32)
 
-        def one(args: Any) -> Sets:
+        def one(args: Array) -> Sets:
             endless, place, aim, some = args  # place and aim: [V, 3]
             place = jnp.where(endless, 0, place)
             down = unit([jnp.where(endless, aim[:, k], ahead[k] - place[:, k]) for k in range(3)])
@@ -365,7 +374,7 @@ class Drawing:
             boxes = [seen_from["middle"][..., k] - place[:, k, None] for k in range(3)]
             axes = [[seen_from["axes"][:, :, a, k] for k in range(3)] for a in range(3)]
 
-            def along(vector: Any, pick: Any) -> list[Any]:
+            def along(vector: Array, pick: Array) -> list[Array]:
                 return [dot([part[pick] for part in to], vector) for to in frame]
 
             each = (slice(None), None)
@@ -377,15 +386,15 @@ class Drawing:
             boxes = [part[view] for part in boxes]  # [T, G]
             axes = [[part[view] for part in axis] for axis in axes]
 
-            def within(across: int | None, tilt: Any, rest: Any) -> Any:
+            def within(across: int | None, tilt: Array, rest: Array) -> Array:
                 """Which boxes reach into (across - tilt * down) . x + rest >= 0 (down if None)."""
 
-                def project(parts: Any) -> Any:
+                def project(parts: Array) -> Array:
                     return parts[2] * -tilt + (0 if across is None else parts[across])
 
                 return sum(jnp.abs(project(axis)) for axis in axes), project(boxes) + rest
 
-            near: Any = True
+            near: Array = True
             extent, middle = within(None, 1, highest)
             near = near & (middle + extent >= -_SLACK)
             for across in (0, 1):
@@ -405,8 +414,14 @@ class Drawing:
         return jax.lax.map(one, (jnp.asarray(sun), jnp.swapaxes(places[0], 0, 1), aims, some))
 
     def _planes(
-        self, seen_from: dict[str, Any], near: Any, view: Any, endless: Any, place: Any, aim: Any
-    ) -> Any:
+        self,
+        seen_from: dict[str, Array],
+        near: Array,
+        view: Array,
+        endless: Array,
+        place: Array,
+        aim: Array,
+    ) -> Array:
         """Returns `near` [T, G] with the planes in it whose upper sides rays to a light can meet.
 
         Only rays that come down on a plane can: those to a sun below it, or from a geom that reaches
@@ -418,7 +433,7 @@ class Drawing:
             rows = seen_from["geom"][:, plane]
             up = [rows[:, None, 6 + k] for k in range(3)]
 
-            def height(points: Any, up: Any = up) -> Any:
+            def height(points: Array, up: Array = up) -> Array:
                 return dot([points[..., k] for k in range(3)], up)
 
             reach = sum(jnp.abs(height(axes[:, :, a])) for a in range(3))
@@ -429,8 +444,14 @@ class Drawing:
         return near
 
     def _hidden(
-        self, seen_from: dict[str, Any], places: Any, view: Any, start: Any, span: Any, asked: Any
-    ) -> Any:
+        self,
+        seen_from: dict[str, Array],
+        places: Array,
+        view: Array,
+        start: Array,
+        span: Array,
+        asked: Array,
+    ) -> Array:
         """Returns where something stands between points and lights, like `asked`.
 
         Args:
@@ -445,26 +466,30 @@ class Drawing:
         start = [part.reshape(groups * tiles, pixels) for part in start]
         asked = asked.reshape(-1, pixels)
 
-        def blocked(batch: Any, left: Any) -> Any:
+        def blocked(batch: Array, left: Array) -> Array:
             """Returns where a geom of each pair's set is in the way, [L * n * T, P]."""
             work = _size(left)
             order = ordered(work, self.group)
 
-            def test_group(index: Any, hidden: Any) -> Any:
+            def test_group(index: Array, hidden: Array) -> Array:
                 pair = jax.lax.dynamic_slice_in_dim(order, index * self.group, self.group)
                 light, row = pair // (groups * tiles), pair % (groups * tiles)
                 begin = [part[row] for part in start]
                 way = shading.rays_to_light(self.model, places, view[row], light, begin)
                 to_light, reach = way[0], way[1] - np.float32(SHADOW_GAP)
-                found = ~asked[(row // tiles * lights + light) * tiles + row % tiles]
+                blocked_rays = ~asked[(row // tiles * lights + light) * tiles + row % tiles]
 
-                def test(state: Any) -> Any:
-                    left, found = state
+                def test(state: PyTree) -> Array:
+                    left, blocked_rays = state
                     t, _ = self._next(seen_from, batch, left, view[row], begin, to_light)
-                    return left & (left - 1), found | (t < reach)
+                    return left & (left - 1), blocked_rays | (t < reach)
 
-                _, found = jax.lax.while_loop(lambda s: (s[0] > 0).any(), test, (left[pair], found))
-                return jax.lax.dynamic_update_slice_in_dim(hidden, found, index * self.group, 0)
+                _, blocked_rays = jax.lax.while_loop(
+                    lambda s: (s[0] > 0).any(), test, (left[pair], blocked_rays)
+                )
+                return jax.lax.dynamic_update_slice_in_dim(
+                    hidden, blocked_rays, index * self.group, 0
+                )
 
             first = (work == 0).sum() // self.group  # what comes before has nothing in its way
             hidden = jnp.zeros((len(order), pixels), bool)
@@ -473,14 +498,14 @@ class Drawing:
 
         # One pair of a light and a tile after the other. Each batch of geoms has groups of its own:
         # what has many boxes in its way seldom has as many meshes.
-        hidden: Any = False
+        hidden: Array = False
         for batch, part in zip(self.batches, between, strict=True):
             hidden |= blocked(batch, part.reshape(-1))
         hidden = jnp.swapaxes(hidden.reshape(lights, groups, tiles, pixels), 0, 1)
         return hidden & asked.reshape(groups, lights, tiles, pixels)
 
 
-def _span(surface: Surface, ray: Any) -> Any:
+def _span(surface: Surface, ray: Array) -> Array:
     """Returns the corners [T, 8, 3] of the slab of each tile's frustum that holds what it shows."""
     far = jnp.where(surface.hit, surface.depth, 0).max(1) + np.float32(SHADOW_LIFT)
     near = jnp.where(surface.hit, surface.depth, far[:, None]).min(1) - np.float32(SHADOW_LIFT)
@@ -492,11 +517,11 @@ def _span(surface: Surface, ray: Any) -> Any:
     return jnp.stack(corners, 1)
 
 
-def _size(bits: Any) -> Any:
+def _size(bits: Array) -> Array:
     """Returns how many elements sets have."""
     return jax.lax.population_count(bits).astype(jnp.int32)
 
 
-def _lowest(bits: Any) -> Any:
+def _lowest(bits: Array) -> Array:
     """Returns the lowest element of sets; 32 for an empty one."""
     return _size((bits & -bits) - 1)

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-from typing import Any
 
 import jax
 import mujoco.batch
 import numpy as np
 
 from alohas2r.core import threads as core_threads
+from alohas2r.core.types import Array
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.rendering import protocol as rendering_protocol
-from alohas2r.rendering.protocol import Frames, Looks, Prepared
+from alohas2r.rendering.protocol import Frames, Looks, Prepared, Source
 from alohas2r.rendering.raycast import kernel
 from alohas2r.rendering.raycast import tiles as raycast_tiles
 from alohas2r.rendering.raycast.exact import ExactDrawing
@@ -37,9 +37,9 @@ def _geometry(prepared: Prepared) -> raycast_tiles.Geometry | str:
 @functools.lru_cache(maxsize=8)
 def _drawing(prepared: Prepared, chunk: int, tiles: int, shadows: bool) -> kernel.Drawing:
     """Returns what renderers of the same model and size share: compiling it takes seconds."""
-    found = _geometry(prepared)
-    assert not isinstance(found, str)
-    return kernel.Drawing(prepared, found, chunk, tiles, shadows)
+    geometry = _geometry(prepared)
+    assert not isinstance(geometry, str)
+    return kernel.Drawing(prepared, geometry, chunk, tiles, shadows)
 
 
 class RaycastRenderer:
@@ -66,7 +66,7 @@ class RaycastRenderer:
 
     def __init__(
         self,
-        source: Any,
+        source: Source,
         width: int = 32,
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
@@ -81,22 +81,22 @@ class RaycastRenderer:
         self.width, self.height = rendering_protocol.check_size(width, height)
         self.shadows = shadows
         self.threads = threads or len(core_threads.cores())
-        found = _geometry(self.prepared)
-        if isinstance(found, str) and caster == "vector":
-            raise ConfigError(f"{found}: only the caster 'mujoco' knows it.")
-        self.caster = "mujoco" if isinstance(found, str) or caster == "mujoco" else "vector"
+        geometry = _geometry(self.prepared)
+        if isinstance(geometry, str) and caster == "vector":
+            raise ConfigError(f"{geometry}: only the caster 'mujoco' knows it.")
+        self.caster = "mujoco" if isinstance(geometry, str) or caster == "mujoco" else "vector"
         self._rays = raycast_tiles.rays(self.prepared, self.width, self.height)
         tiles = self._rays.x.shape[2]
         self._chunk = max(1, raycast_tiles.MOST_TILES // (len(self.prepared.cameras) * tiles))
         self._chunk = min(self._chunk, batch) if batch > 0 else self._chunk
-        if self.caster == "mujoco" or isinstance(found, str):
-            self._drawing: Any = ExactDrawing(self.prepared, self._chunk, tiles, shadows)
+        if self.caster == "mujoco" or isinstance(geometry, str):
+            self._drawing: Array = ExactDrawing(self.prepared, self._chunk, tiles, shadows)
         else:
             self._drawing = _drawing(self.prepared, self._chunk, tiles, shadows)
         self._cpu = jax.devices("cpu")[0]
         self._workers = [Worker(self.prepared, self._chunk) for _ in range(self.threads)]
 
-    def render(self, poses: Any, looks: Looks | None = None) -> Frames:
+    def render(self, poses: Array, looks: Looks | None = None) -> Frames:
         """Draws every environment from every camera.
 
         Args:
@@ -200,7 +200,7 @@ class Worker:
             target[:] = looks[name]
         self.batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_POS))
         n, cameras = len(poses), self.prepared.camera_ids
-        scene: dict[str, Any] = {
+        scene: dict[str, Array] = {
             name: np.asarray(value, np.float32).reshape(n, -1, 3)
             for name, value in self._found.items()
         }

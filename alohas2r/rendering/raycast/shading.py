@@ -10,12 +10,14 @@ Arrays are [T, P]: P pixels of T tiles, one tile being part of one view (camera 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+
+from alohas2r.core.types import Array
 
 SHADOW_FRACTION = 0.3  # of a light's contribution that reaches a point in shadow
 SHADOW_LIFT = 1e-4  # m; shadow rays start this far above the surface
@@ -25,36 +27,36 @@ MAX_SHININESS = 128.0
 DEFAULT_SPECULAR, DEFAULT_SHININESS, DEFAULT_EMISSION = 0.5, 64.0, 0.0
 NO_LIGHT_AMBIENT = 0.3
 
-Vec = Any  # three arrays
+Vec = Array  # three arrays
 
 
 class Surface(NamedTuple):
     """What T tiles of P pixels show."""
 
-    view: Any  # [T] number of the view, E * C in all
-    env: Any  # [T] number of the environment
+    view: Array  # [T] number of the view, E * C in all
+    env: Array  # [T] number of the environment
     ray: Vec  # x, y, -1: directions of the rays; a ray's parameter is the planar depth
-    depth: Any  # [T, P] m; 0 where nothing is seen
-    hit: Any  # [T, P] bool
-    number: Any  # [T, P] geom id; 0 where nothing is seen
+    depth: Array  # [T, P] m; 0 where nothing is seen
+    hit: Array  # [T, P] bool
+    number: Array  # [T, P] geom id; 0 where nothing is seen
     normal: Vec  # towards the camera
 
 
 class Light(NamedTuple):
     """What one light does to surfaces if nothing stands in its way."""
 
-    diffuse: Any  # [T, P]
-    gloss: Any  # [T, P]
-    asked: Any  # [T, P] bool: whether it matters if something stands in the way
+    diffuse: Array  # [T, P]
+    gloss: Array  # [T, P]
+    asked: Array  # [T, P] bool: whether it matters if something stands in the way
 
 
 class Pixels(NamedTuple):
     """What `compose` needs of a surface."""
 
-    env: Any  # [T]
-    hit: Any  # [T, P] bool
-    number: Any  # [T, P]
-    head: tuple[Any, Any]  # diffuse and specular light [T, P] of the headlight
+    env: Array  # [T]
+    hit: Array  # [T, P] bool
+    number: Array  # [T, P]
+    head: tuple[Array, Array]  # diffuse and specular light [T, P] of the headlight
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,17 +70,17 @@ class Materials:
 
 def materials(model: mujoco.MjModel) -> Materials:
     """Returns the geoms' materials."""
-    found = np.array(
+    table = np.array(
         [[DEFAULT_SPECULAR, DEFAULT_SHININESS, DEFAULT_EMISSION]] * model.ngeom, np.float32
     )
     for geom, number in enumerate(model.geom_matid):
         if number >= 0:
             shininess = model.mat_shininess[number] * MAX_SHININESS
-            found[geom] = model.mat_specular[number], shininess, model.mat_emission[number]
-    return Materials(*found.T.copy())
+            table[geom] = model.mat_specular[number], shininess, model.mat_emission[number]
+    return Materials(*table.T.copy())
 
 
-def lights_in_view(scene: dict[str, Any]) -> tuple[Any, Any]:
+def lights_in_view(scene: dict[str, Array]) -> tuple[Array, Array]:
     """Returns places and directions [E * C, L, 3] of the lights in the cameras' frames.
 
     Args:
@@ -88,7 +90,7 @@ def lights_in_view(scene: dict[str, Any]) -> tuple[Any, Any]:
     apart = scene["light_xpos"][:, None] - scene["cam_xpos"][:, :, None]
     aim = jnp.broadcast_to(scene["light_xdir"][:, None], apart.shape)
 
-    def turned(vector: Any) -> Any:
+    def turned(vector: Array) -> Array:
         parts = [sum(rotation[..., k, b] * vector[..., k] for k in range(3)) for b in range(3)]
         return jnp.stack(parts, -1).reshape(vector.shape[0] * vector.shape[1], *vector.shape[2:])
 
@@ -96,8 +98,8 @@ def lights_in_view(scene: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def rays_to_light(
-    model: mujoco.MjModel, places: tuple[Any, Any], view: Any, light: Any, point: Vec
-) -> tuple[Vec, Any]:
+    model: mujoco.MjModel, places: tuple[Array, Array], view: Array, light: Array, point: Vec
+) -> tuple[Vec, Array]:
     """Returns unit directions from points to a light and how far it is, [T, P] m.
 
     Args:
@@ -118,12 +120,12 @@ def rays_to_light(
 
 def illuminate(
     model: mujoco.MjModel,
-    scene: dict[str, Any],
-    places: tuple[Any, Any],
+    scene: dict[str, Array],
+    places: tuple[Array, Array],
     surface: Surface,
-    light: Any,
+    light: Array,
     to_light: Vec,
-    distance: Any,
+    distance: Array,
 ) -> Light:
     """Returns what a light does.
 
@@ -168,8 +170,8 @@ def pixels(model: mujoco.MjModel, surface: Surface) -> Pixels:
 
 
 def compose(
-    model: mujoco.MjModel, scene: dict[str, Any], some: Pixels, light: Light | None, hidden: Any
-) -> Any:
+    model: mujoco.MjModel, scene: dict[str, Array], some: Pixels, light: Light | None, hidden: Array
+) -> Array:
     """Returns the pixels' colours [T, P] as 0xBBGGRR; 0 where nothing is seen.
 
     Args:
@@ -181,8 +183,8 @@ def compose(
       hidden: [L, T, P] bool, whether something stands between a point and a light; None for nothing.
     """
     head = model.vis.headlight
-    glow: list[Any] = [_pick(materials(model).emission, some.number)] * 3
-    shine: list[Any] = [np.float32(0)] * 3
+    glow: list[Array] = [_pick(materials(model).emission, some.number)] * 3
+    shine: list[Array] = [np.float32(0)] * 3
     if head.active:
         for k in range(3):
             glow[k] = (
@@ -204,40 +206,42 @@ def compose(
             glow[k] += diffuse * scene["light_diffuse"][:, number, k][some.env][:, None]
             shine[k] += gloss * scene["light_specular"][:, number, k][some.env][:, None]
     row = some.env[:, None] * model.ngeom + some.number
-    packed: Any = 0
+    packed: Array = 0
     for k in range(3):
         value = jnp.clip(scene["rgb"][:, :, k].reshape(-1)[row] * glow[k] + shine[k], 0, 1)
         packed |= (value * np.float32(255)).astype(jnp.int32) << (8 * k)
     return jnp.where(some.hit, packed, 0)
 
 
-def _reflect(found: Materials, surface: Surface, to_light: Vec, weight: Any) -> tuple[Any, Any]:
+def _reflect(
+    material: Materials, surface: Surface, to_light: Vec, weight: Array
+) -> tuple[Array, Array]:
     """Returns diffuse and specular light [T, P] from one direction."""
     inverse = jax.lax.rsqrt(surface.ray[0] ** 2 + surface.ray[1] ** 2 + 1)
     middle = [a - b * inverse for a, b in zip(to_light, surface.ray, strict=True)]
     facing = jnp.maximum(dot(surface.normal, to_light), 0)
     scale = jax.lax.rsqrt(jnp.maximum(dot(middle, middle), np.float32(1e-20)))
     specular, shininess = (
-        _pick(found.specular, surface.number),
-        _pick(found.shininess, surface.number),
+        _pick(material.specular, surface.number),
+        _pick(material.shininess, surface.number),
     )
     gloss = power(jnp.maximum(dot(surface.normal, middle) * scale, 0), shininess) * specular
     shiny = (facing > 0) & (specular > 0) & (shininess > 0)
     return facing * weight, jnp.where(shiny, gloss * weight, 0)
 
 
-def dot(a: Vec, b: Vec) -> Any:
+def dot(a: Vec, b: Vec) -> Array:
     """Returns the dot products of vectors given as three arrays each."""
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def power(base: Any, exponent: Any) -> Any:
+def power(base: Array, exponent: Array) -> Array:
     """Returns max(base, 0) ** exponent for exponents that are not negative; 0 ** 0 is 1."""
     result = jnp.exp(jnp.log(jnp.maximum(base, np.float32(1e-30))) * exponent)
     return jnp.where((base <= 0) & (exponent > 0), 0, result)
 
 
-def _pick(values: np.ndarray, number: Any) -> Any:
+def _pick(values: np.ndarray, number: Array) -> Array:
     """Returns values[number], without looking up what is the same everywhere."""
     if (values == values[0]).all():
         return values[0]

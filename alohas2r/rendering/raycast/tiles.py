@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.rendering.protocol import Prepared
 from alohas2r.rendering.raycast import intersect
 from alohas2r.rendering.raycast.shading import dot
@@ -29,7 +29,7 @@ _KINDS = {
 }
 _MOST_FACES = 256  # of a convex mesh
 
-Sets = tuple[Any, ...]  # per batch of geoms, [T] uint32: bit k stands for the batch's geom k
+Sets = tuple[Array, ...]  # per batch of geoms, [T] uint32: bit k stands for the batch's geom k
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def pinhole(
     return left + (right - left) * u, top + (bottom - top) * v
 
 
-def ordered(work: Any, group: int) -> Any:
+def ordered(work: Array, group: int) -> Array:
     """Returns the numbers of [T] amounts of work from the least to the most, filled up to whole groups.
 
     A group is done when its last tile is; so tiles with equal work go together.
@@ -149,12 +149,12 @@ def ordered(work: Any, group: int) -> Any:
     return jnp.concatenate([order, jnp.repeat(order[-1:], -count % group)])
 
 
-def cross(a: Any, b: Any) -> list[Any]:
+def cross(a: Array, b: Array) -> list[Array]:
     """Returns the cross product of two vectors given by their parts."""
     return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 
 
-def unit(a: Any) -> list[Any]:
+def unit(a: Array) -> list[Array]:
     """Returns a vector, given by its parts, at length one."""
     scale = jax.lax.rsqrt(jnp.maximum(dot(a, a), np.float32(1e-20)))
     return [part * scale for part in a]

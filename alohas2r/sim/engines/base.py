@@ -2,72 +2,105 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from alohas2r.config import check
+from alohas2r.core.types import Array
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Readout
 
 
-@dataclasses.dataclass(frozen=True)
-class BufferConfig:
-    """Sizes of the buffers of the engine `warp`; the engine `cpu` needs none.
+class PhysicsState(Protocol):
+    """The state of N simulations: a NamedTuple of arrays, numpy's or JAX's, the whole of what a checkpoint needs."""
 
-    Where they are too small, an error says what to set.
-
-    Attributes:
-      contacts: contacts of one simulation, on average over all; 0 for what the scene needs.
-      constraints: constraint rows of one simulation; 0 for what the scene needs.
-    """
-
-    contacts: int = 0
-    constraints: int = 0
-
-    def __post_init__(self) -> None:
-        check(0 <= self.contacts <= 100_000, "contacts must be in 0..100000")
-        check(0 <= self.constraints <= 100_000, "constraints must be in 0..100000")
+    @property
+    def rows(self) -> np.ndarray:
+        """The simulations' states [N, n]: what they are compared by."""
+        ...
 
 
-class Engine(Protocol):
-    """Steps N simulations of a scene.
+State = TypeVar("State")  # an engine's own PhysicsState
 
-    The physics state is a NamedTuple of arrays, numpy's or JAX's, the whole of what a checkpoint needs; its `rows`
-    are the simulations' states [N, n]. Where `traceable`, `reset` and `step` can be called inside `jax.jit`.
-    """
 
-    name: str
-    traceable: bool
-    scene: Scene
-    num_envs: int
-    threads: int
-    substeps: int
+class Engine(Protocol[State]):
+    """Steps N simulations of a scene; where `traceable`, `reset` and `step` can be called inside `jax.jit`."""
+
+    @property
+    def name(self) -> str:
+        """By which it is chosen."""
+        ...
+
+    @property
+    def traceable(self) -> bool:
+        """Whether compiled code can call it."""
+        ...
+
+    @property
+    def scene(self) -> Scene:
+        """What is simulated."""
+        ...
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that it uses."""
+        ...
+
+    @property
+    def substeps(self) -> int:
+        """Physics steps of a control step."""
+        ...
 
     def reset(
-        self, physics: Any, mask: Any, qpos: Any, ctrl: Any, qvel: Any = None
-    ) -> tuple[Any, Readout]:
-        """Restarts the masked simulations and runs their whole forward pass."""
+        self,
+        physics: State | None,
+        mask: Array,
+        qpos: Array,
+        ctrl: Array,
+        qvel: Array | None = None,
+    ) -> tuple[State, Readout]:
+        """Restarts the masked simulations and runs their whole forward pass.
+
+        Args:
+          physics: the state of all simulations; None for a first reset.
+          mask: [N] which simulations restart.
+          qpos: [N, nq], ctrl: [N, nu], qvel: [N, nv] (zero if None); rows outside the mask are ignored.
+
+        Returns:
+          The new state and the readout of all simulations.
+        """
         ...
 
-    def step(self, physics: Any, ctrl: Any) -> tuple[Any, Readout]:
-        """Advances all simulations by one control step."""
+    def step(self, physics: State, ctrl: Array) -> tuple[State, Readout]:
+        """Advances all simulations by one control step.
+
+        Args:
+          physics: the state, from the last call or a copy of an earlier one.
+          ctrl: [N, nu] actuator targets.
+
+        Returns:
+          The new state and the readout; frames describe the new state.
+        """
         ...
 
-    def readout(self, physics: Any) -> Readout:
+    def readout(self, physics: State) -> Readout:
         """Returns what a state reports, without stepping."""
         ...
 
-    def check(self, physics: Any) -> None:
+    def check(self, physics: State) -> None:
         """Raises ModelError if something did not fit into the engine's buffers since the first reset."""
         ...
 
 
-PhysicsState = TypeVar("PhysicsState", bound=tuple)
+Kept = TypeVar("Kept", bound=tuple)
 
 
-def snapshot(physics: PhysicsState) -> PhysicsState:
+def snapshot(physics: Kept) -> Kept:
     """Returns a copy of any engine's state that later steps leave alone, for checkpoints."""
     return type(physics)(
         *(leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in physics)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from alohas2r.errors import ConfigError, did_you_mean
-from alohas2r.sim.engines.base import BufferConfig, Engine
+from alohas2r.sim.engines.base import Engine
+from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.sim.scene import Scene
 
 ENGINES = ("cpu", "warp")
@@ -33,10 +34,10 @@ def choose(name: str = AUTO) -> str:
         import warp
         from mujoco.mjx.third_party import mujoco_warp  # noqa: F401
 
-        found = jax.default_backend() == "gpu" and warp.get_cuda_device_count() > 0
+        cuda = jax.default_backend() == "gpu" and warp.get_cuda_device_count() > 0
     except (ImportError, RuntimeError):
-        found = False
-    return "warp" if found else "cpu"
+        cuda = False
+    return "warp" if cuda else "cpu"
 
 
 def make(

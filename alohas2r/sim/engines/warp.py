@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import enum
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.core
 import jax.numpy as jnp
 import mujoco.batch
 import numpy as np
 
+from alohas2r.core.types import Array, PyTree, Untyped
 from alohas2r.errors import BackendUnavailable, ModelError
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.scene import SUBSTEPS, Scene
@@ -69,7 +71,7 @@ def most_constraints(model: mujoco.MjModel, contacts: int) -> int:
     return equalities + dry + limits + edges * contacts
 
 
-def _overflow_type() -> Any:
+def _overflow_type() -> type[enum.IntFlag]:
     from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
 
     return OverflowType
@@ -151,10 +153,10 @@ class WarpEngine:
     def reset(
         self,
         physics: WarpPhysics | None,
-        mask: Any,
-        qpos: Any,
-        ctrl: Any,
-        qvel: Any = None,
+        mask: Array,
+        qpos: Array,
+        ctrl: Array,
+        qvel: Array | None = None,
     ) -> tuple[WarpPhysics, Readout]:
         """Restarts the masked simulations and runs their whole forward pass.
 
@@ -192,7 +194,7 @@ class WarpEngine:
         self._check_now(after)
         return after, self.readout(after)
 
-    def step(self, physics: WarpPhysics, ctrl: Any) -> tuple[WarpPhysics, Readout]:
+    def step(self, physics: WarpPhysics, ctrl: Array) -> tuple[WarpPhysics, Readout]:
         """Advances all simulations by one control step.
 
         Args:
@@ -245,7 +247,7 @@ class WarpEngine:
             self.check(physics)
 
     @staticmethod
-    def _quiet(model: Any) -> Any:
+    def _quiet(model: Untyped) -> Untyped:
         """Returns the model without messages from the device: `check` says what there is to say."""
         return model.tree_replace({"opt._impl.warn_overflow": 0})
 
@@ -253,7 +255,7 @@ class WarpEngine:
     def _watched(overflow: jax.Array) -> jax.Array:
         """Returns the bits of buffers among those of all simulations [N]; reaching an iteration limit is no fault."""
         kinds = _overflow_type()
-        bits = int(kinds.CCD | kinds.CONTACT_MATCH | kinds.NJMAX_NNZ)
+        bits = sum(int(kinds[name]) for name in ("CCD", "CONTACT_MATCH", "NJMAX_NNZ"))
         return jax.lax.reduce(overflow & bits, np.int32(0), jax.lax.bitwise_or, (0,))
 
     def _carried(self, batch: mujoco.batch.Batch) -> dict[str, jax.Array]:
@@ -274,12 +276,14 @@ class WarpEngine:
                 fields[name] = jnp.asarray(shaped)
         return fields
 
-    def _over(self, model: Any) -> tuple[Any, Any]:
+    def _over(self, model: Untyped) -> tuple[Untyped, Untyped]:
         """Returns a model with the fields of each simulation, and the axes to map over."""
         axes = jax.tree.map(lambda _: None, model).tree_replace(dict.fromkeys(self._fields, 0))
         return model.tree_replace(self._fields), axes
 
-    def _forward(self, nominal: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> Any:
+    def _forward(
+        self, nominal: Untyped, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array
+    ) -> tuple[jax.Array, ...]:
         """Runs the whole forward pass of all simulations.
 
         Args:
@@ -290,7 +294,7 @@ class WarpEngine:
           Sensors [N, nsensordata], where the solver is to start [N, nv], contacts [], constraint rows [N], lost [N].
         """
 
-        def one(model: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> Any:
+        def one(model: Untyped, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array) -> PyTree:
             data = self._data.replace(qpos=qpos, qvel=qvel, ctrl=ctrl)
             data = self._mjx.forward(model, data)
             inner = data._impl
@@ -332,11 +336,11 @@ class WarpEngine:
 
     def _step_all(self, physics: WarpPhysics, ctrl: jax.Array) -> WarpPhysics:
         def substeps(
-            model: Any, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array, warmstart: jax.Array
-        ) -> Any:
+            model: Untyped, qpos: jax.Array, qvel: jax.Array, ctrl: jax.Array, warmstart: jax.Array
+        ) -> PyTree:
             data = self._data.replace(qpos=qpos, qvel=qvel, ctrl=ctrl, qacc_warmstart=warmstart)
 
-            def substep(_: Any, carry: Any) -> Any:
+            def substep(_: int, carry: PyTree) -> PyTree:
                 data, contacts, constraints = carry
                 data = self._mjx.step(model, data)
                 inner = data._impl

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.envs.noise import Measured, exact
 from alohas2r.envs.task import Outcome, Start
 from alohas2r.sim import geometry
 from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
-from alohas2r.sim.signals import Array, Signals
+from alohas2r.sim.signals import Signals
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.single_arm import (
     LIFTED,

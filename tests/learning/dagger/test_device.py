@@ -24,7 +24,6 @@ from alohas2r.learning.dagger.samples import Samples
 from alohas2r.learning.run import log as run_log
 from alohas2r.policies import artifact, vision
 from alohas2r.policies import spec as policies_spec
-from alohas2r.rendering import registry as renderers
 from alohas2r.rendering import visual_randomization
 from alohas2r.rendering.warp import WarpRenderer
 from alohas2r.sim import scene
@@ -219,7 +218,7 @@ def test_looks_in_compiled_code_are_those_of_the_host() -> None:
 
 
 def test_compiled_code_draws_as_many_environments_as_there_is_capacity_for() -> None:
-    drawer = renderers.make_renderer("warp", 8, capacity=2)
+    drawer = WarpRenderer(scene.load("insert"), 8, 8, capacity=2)
     poses = np.repeat(scene.load("insert").home_qpos[None], 3, 0)
     with pytest.raises(ConfigError, match="2, not 3"):
         jax.jit(drawer.draw)(poses)

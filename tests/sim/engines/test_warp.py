@@ -25,7 +25,8 @@ from alohas2r.learning.run.log import read_metrics
 from alohas2r.policies import artifact, staged
 from alohas2r.sim import physics_randomization, scene
 from alohas2r.sim.engines import registry as engines
-from alohas2r.sim.engines.base import BufferConfig, snapshot
+from alohas2r.sim.engines.base import snapshot
+from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.sim.engines.cpu import CpuEngine
 
 jax = pytest.importorskip("jax")
