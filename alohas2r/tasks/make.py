@@ -16,7 +16,7 @@ from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig, make_spec
 from alohas2r.policies.switch import Switch
 from alohas2r.sim import scene
 from alohas2r.sim.engines import registry as engines
-from alohas2r.sim.engines.base import BufferConfig
+from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.tasks.registry import AnyTask, find_task
 
 if TYPE_CHECKING:
