@@ -15,9 +15,8 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from alohas2r.core.types import JsonObject
 from alohas2r.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 Item = TypeVar("Item", contravariant=True)
+# A configuration as JSON has it: nested dicts, lists, text, numbers.
+Plain: TypeAlias = dict[str, Any]
 # A type as a field declares it: a class, a union, a literal, a tuple of types.
 Hint: TypeAlias = object
 
@@ -82,13 +83,13 @@ def override(config: Config, settings: Iterable[str]) -> Config:
     return _apply(config, changes, "")
 
 
-def to_dict(config: object) -> JsonObject:
+def to_dict(config: object) -> Plain:
     """Returns a configuration as plain values for JSON: nested dicts, tuples as lists.
 
     Raises:
       ConfigError: a field holds a value of another type than it declares.
     """
-    plain: JsonObject = {}
+    plain: Plain = {}
     for name, hint in _types(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
@@ -115,9 +116,9 @@ def from_dict(cls: type[Config], data: Mapping[str, object], *, partial: bool = 
     return _build(cls, data, "", partial)
 
 
-def flatten(config: object) -> JsonObject:
+def flatten(config: object) -> Plain:
     """Returns dotted key -> plain value of every field, in the order of declaration."""
-    flat: JsonObject = {}
+    flat: Plain = {}
     for name, value in to_dict(config).items():
         if isinstance(value, dict):
             inner = flatten(getattr(config, name))
