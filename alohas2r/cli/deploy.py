@@ -36,6 +36,11 @@ Cameras = Annotated[
     typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
 ]
 
+RobotFile = Annotated[
+    pathlib.Path | None,
+    typer.Option("--robot-file", help="What is known about the arms (robot.toml if there is one)."),
+]
+
 
 @command("deploy", "Deploy")
 def deploy(
@@ -100,6 +105,7 @@ def deploy(
             help="Servo angles (rad) at which the fingers touch, if not the scene's.",
         ),
     ] = None,
+    robot_file: RobotFile = None,
     as_json: Json = False,
 ) -> None:
     """Run an exported policy on two arms at 20 Hz, guarded.
@@ -117,15 +123,15 @@ def deploy(
     if (policy is None) == (server is None):
         raise ConfigError("Give one of --policy FILE and --server URL.")
     rigs, configs = library("deployment.rig"), library("deployment.config")
-    settings: dict[str, Any] = {} if ports is None else {"ports": ports}
+    robots = library("deployment.robot_file")
+    known = robots.load(robot_file) if real else None
+    bare = recordings is None and not stub_cameras
+    settings = robots.rig_settings(known, ports, cameras, exposure_us, gripper_closed, bare)
     rig = rigs.RigConfig(
         robot,
         stepped=stepped,
-        serials=cameras,
         recordings=recordings,
         stub_cameras=stub_cameras,
-        exposure_us=exposure_us,
-        gripper_closed_rad=gripper_closed,
         seed=seed,
         **settings,
     )
@@ -146,6 +152,12 @@ def emulate_robot(
         pathlib.Path, typer.Option("--dir", help="Where the ports left and right appear.")
     ],
     seed: Seed = 0,
+    factory_new: Annotated[
+        bool,
+        typer.Option(
+            "--factory-new", help="Servos that nobody has set up, to practise setup-arms."
+        ),
+    ] = False,
 ) -> None:
     """Keep two emulated arms running, each a serial port with nine Dynamixel servos.
 
@@ -163,7 +175,8 @@ def emulate_robot(
             soft_wrap=True,
         )
 
-    server.serve(server.EmulatorConfig(seed=seed), directory, ready)
+    config = server.EmulatorConfig(seed=seed, set_up=not factory_new)
+    server.serve(config, directory, ready)
 
 
 @command("record-camera", "Deploy")
@@ -246,6 +259,7 @@ def doctor(
         tuple[str, str] | None,
         typer.Option(metavar="LEFT RIGHT", help="Serial numbers that must be plugged in."),
     ] = None,
+    robot_file: RobotFile = None,
     as_json: Json = False,
 ) -> None:
     """Check this computer, its packages, and whatever arms, cameras and policy there are.
@@ -255,7 +269,7 @@ def doctor(
     """
     examiner = library("deployment.doctor")
     with working("Looking"):
-        lines = examiner.examine(ports, policy, cameras)
+        lines = examiner.examine(ports, policy, cameras, robot_file)
     failed = [line for line in lines if line.status == "fail"]
     if as_json:
         rows = [
@@ -291,6 +305,7 @@ def torque_off(
         list[str] | None,
         typer.Option(metavar="SIDE:ID", help="Restart a servo with an error, such as left:4."),
     ] = None,
+    robot_file: RobotFile = None,
 ) -> None:
     """Switch torque off on both arms, for instance after a run ended in a hold.
 
@@ -307,7 +322,9 @@ def torque_off(
         if side not in (None, where):
             raise ConfigError(f"--reboot {text} belongs to the other arm than --side {side}.")
         wanted.setdefault(where, []).append(int(number))
-    config = arm.DynamixelConfig() if ports is None else arm.DynamixelConfig(ports=ports)
+    robots = library("deployment.robot_file")
+    where = robots.rig_settings(robots.load(robot_file), ports)["ports"]
+    config = arm.DynamixelConfig(ports=where)
     sides = ("left", "right") if side is None else (side,)
     with working("Switching off"):
         results = library("deployment.recovery").let_go(config, sides, anywhere, wanted)

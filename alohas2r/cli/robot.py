@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import pathlib
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +20,7 @@ from alohas2r.errors import ConfigError
 
 if TYPE_CHECKING:
     from alohas2r.deployment.arm_setup import Change
+    from alohas2r.deployment.monitoring import Row
 
 Ports = Annotated[
     tuple[str, str] | None,
@@ -28,6 +32,144 @@ Side = Annotated[
     Literal["left", "right"] | None, typer.Option(help="One arm only; both if left out.")
 ]
 
+RobotFile = Annotated[
+    pathlib.Path | None,
+    typer.Option("--robot-file", help="What is known about the arms (robot.toml if there is one)."),
+]
+
+
+@command("setup-robot", "Deploy")
+def setup_robot(
+    ports: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Serial ports of both arms."),
+    ] = None,
+    cameras: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
+    ] = None,
+    upside_down: Annotated[
+        Literal["none", "left", "right", "both"] | None,
+        typer.Option("--upside-down", help="Which cameras are mounted turned by 180 degrees."),
+    ] = None,
+    gripper_closed: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LEFT RIGHT", help="Servo angles (rad) at which the fingers just touch."
+        ),
+    ] = None,
+    measure_grippers: Annotated[
+        bool,
+        typer.Option(
+            "--measure-grippers", help="Read those angles now: both grippers closed by hand."
+        ),
+    ] = False,
+    base_distance: Annotated[
+        float | None, typer.Option(help="From one arm's waist axis to the other's (m).")
+    ] = None,
+    table_height: Annotated[
+        float | None, typer.Option(help="Of the table's top above the arms' bottom (m).")
+    ] = None,
+    exposure_us: Annotated[
+        float | None, typer.Option(help="Fixed exposure of both cameras (µs).")
+    ] = None,
+    robot_file: RobotFile = None,
+    as_json: Json = False,
+) -> None:
+    """Write what is known about the arms to robot.toml, step by step.
+
+    Each call adds what it is given and keeps the rest, and says which step comes next. All
+    commands around real arms read the file; their options come before it.
+    """
+    robots = library("deployment.robot_file")
+    if measure_grippers and gripper_closed is not None:
+        raise ConfigError("Give one of --measure-grippers and --gripper-closed.")
+    path = robots.where(robot_file)
+    known = robots.load(path) if path.is_file() else robots.RobotFile()
+    if measure_grippers:
+        with working("Reading the grippers"):
+            gripper_closed = library("deployment.monitoring").gripper_angles(ports or known.ports)
+    robot = robots.update(
+        known,
+        ports=ports,
+        serials=cameras,
+        upside_down=upside_down,
+        gripper_closed_rad=gripper_closed,
+        base_distance_m=base_distance,
+        table_height_m=table_height,
+        exposure_us=exposure_us,
+    )
+    robots.save(robot, path)
+    steps = robots.next_steps(robot)
+    if as_json:
+        typer.echo(json.dumps({"file": str(path), "next": steps}))
+        return
+    Console().print(path.read_text(), markup=False, highlight=False)
+    Console(stderr=True).print(
+        f"Wrote {path}. Next: {steps[0]}" if steps else f"Wrote {path}; nothing is missing.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@command("monitor", "Deploy")
+def monitor(
+    ports: Ports = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="For how long; until Ctrl-C if left out.")
+    ] = None,
+    robot_file: RobotFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show all joints of both arms as they are, live: angles, goals, currents, heat, supply, errors.
+
+    Only reads: no torque, no settings. Move an arm by hand to check signs, zeros and pairs. With
+    --json, one reading.
+    """
+    robots, watching = library("deployment.robot_file"), library("deployment.monitoring")
+    settings = robots.rig_settings(robots.load(robot_file), ports)
+    with watching.watch(settings["ports"], settings["gripper_closed_rad"]) as look:
+        if as_json:
+            rows, notes = look()
+            typer.echo(json.dumps({"joints": [one._asdict() for one in rows], "notes": notes}))
+            return
+        begun_s = time.monotonic()
+        with Live(console=Console(), refresh_per_second=10) as live:
+            try:
+                while seconds is None or time.monotonic() - begun_s < seconds:
+                    live.update(joints_table(*look()))
+                    time.sleep(0.05)
+            except KeyboardInterrupt:
+                return
+
+
+def joints_table(rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    """Returns the joints of both arms, one a line, and what is wrong below."""
+    table = Table(
+        "joint", "is", "goal", "current", "heat", "supply", "torque", "pair", "says", box=None
+    )
+    for one in rows:
+        unit = "mm" if one.unit == "mm" else "°"
+        torque = {True: "on", False: "off", None: "?"}[one.torque]
+        table.add_row(
+            escape(one.joint),
+            _number(one.position, 1, unit),
+            _number(one.goal, 1, unit),
+            _number(one.current_a, 2, " A"),
+            _number(one.temperature_c, 0, " C"),
+            _number(one.voltage_v, 1, " V"),
+            torque,
+            _number(one.pair_gap_deg, 1, "°"),
+            f"[red]{escape(one.words)}[/red]" if one.words else "",
+        )
+    table.caption = escape("; ".join(notes))
+    return table
+
+
+def _number(value: float | None, digits: int, unit: str) -> str:
+    return "?" if value is None else f"{value:.{digits}f}{unit}"
+
 
 @command("setup-arms", "Deploy")
 def setup_arms(
@@ -38,6 +180,7 @@ def setup_arms(
         bool,
         typer.Option("--full-grip", help="Raise the grippers' Current_Limit to the servo's own."),
     ] = False,
+    robot_file: RobotFile = None,
     as_json: Json = False,
 ) -> None:
     """Compare every setting of the servos with what a run relies on, and put it right.
@@ -47,7 +190,10 @@ def setup_arms(
     if as_json and not yes:
         raise ConfigError("--json cannot ask: add --yes to write, or leave --json out.")
     arms, setup = library("robots.dynamixel.arm"), library("deployment.arm_setup")
-    config = arms.DynamixelConfig() if ports is None else arms.DynamixelConfig(ports=ports)
+    robots = library("deployment.robot_file")
+    config = arms.DynamixelConfig(
+        ports=robots.rig_settings(robots.load(robot_file), ports)["ports"]
+    )
     sides = ("left", "right") if side is None else (side,)
     console = Console(stderr=True)
     with working("Comparing"):

@@ -15,7 +15,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
+from alohas2r.config import to_dict
+from alohas2r.deployment import robot_file as robots
 from alohas2r.deployment.diagnosis import Line, Status, examine_arm
+from alohas2r.deployment.robot_file import RobotFile
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import Alohas2rError, BackendUnavailable, RobotFault
 from alohas2r.robots.dynamixel import adapter
@@ -29,12 +34,14 @@ PACKAGES = {
     "robot": ("dynamixel_sdk", "msgpack", "pyrealsense2", "websockets"),
 }
 ADAPTERS = adapter.ADAPTERS
+PLACE_M = 0.01  # how far the arms may be from where the simulated ones are
 
 
 def examine(
     ports: Sequence[str] | None = None,
     policy: str | os.PathLike[str] | None = None,
     cameras: Sequence[str] | None = None,
+    robot_file: str | os.PathLike[str] | None = None,
 ) -> list[Line]:
     """Looks at everything: machine, packages, GL, GPU, ports, servos, cameras, policy.
 
@@ -45,7 +52,18 @@ def examine(
       ports: serial ports of the left and the right arm, which then must work.
       policy: an exported policy, which then must be sound.
       cameras: serial numbers of the left and the right camera, which then must be there.
+      robot_file: what is known about the arms; None: robot.toml, if there is one. What it says
+        counts as asked for.
     """
+    known: list[Line] = []
+    try:
+        robot = robots.load(robot_file)
+    except Alohas2rError as error:
+        robot = None
+        known.append(Line("robot file", "fail", str(error), "alohas2r setup-robot writes one."))
+    if robot is not None:
+        known += _robot(robot, robots.where(robot_file))
+        ports, cameras = ports or robot.ports, cameras or robot.serials
     checks: list[Callable[[], Iterator[Line]]] = [
         machine,
         packages,
@@ -55,7 +73,33 @@ def examine(
         lambda: wrist_cameras(cameras),
         lambda: artifact(policy),
     ]
-    return [line for look in checks for line in look()]
+    return known + [line for look in checks for line in look()]
+
+
+def _robot(robot: RobotFile, path: pathlib.Path) -> Iterator[Line]:
+    """Looks at what a robot file says, and compares measures with the simulated arms."""
+    from alohas2r.sim import scene
+
+    missing = [
+        name for name, value in to_dict(robot).items() if value is None and name != "exposure_us"
+    ]
+    missing += ["cameras"] if robot.serials is None else []
+    missing += ["grippers"] if robot.gripper_closed_rad is None else []
+    text = f"{path}, without {', '.join(missing)}" if missing else f"{path}"
+    yield Line("robot file", "pass", text, "alohas2r setup-robot adds it." if missing else "")
+    model = scene.load("insert").model
+    left, right = (model.body(f"{side}/base_link").pos for side in SIDES)
+    simulated = float(np.linalg.norm(left - right))
+    for name, value, wanted in (
+        ("base distance", robot.base_distance_m, simulated),
+        ("table height", robot.table_height_m, -float(left[2])),
+    ):
+        if value is None:
+            continue
+        wrong = abs(value - wanted) > PLACE_M
+        text = f"{1000 * value:.0f} mm; the simulated arms' is {1000 * wanted:.0f} mm"
+        remedy = "Move the arms: the policy knows the simulated place only." if wrong else ""
+        yield Line(name, "warn" if wrong else "pass", text, remedy)
 
 
 def machine() -> Iterator[Line]:

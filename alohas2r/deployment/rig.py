@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import RobotFault
 from alohas2r.robots import simulated
 from alohas2r.robots.base import Camera, Robot
@@ -55,6 +56,7 @@ class RigConfig:
       exposure_us: fixed exposure of the cameras; None: automatic.
       gripper_closed_rad: servo angles at which the left and the right gripper's fingers just touch;
         a single number holds for both, None: as the scene's.
+      upside_down: which of the cameras are mounted turned by 180 degrees, left first.
       seed: of the simulated episodes and the emulator.
     """
 
@@ -68,6 +70,7 @@ class RigConfig:
     fovy_deg: float = FOVY_DEG
     exposure_us: float | None = None
     gripper_closed_rad: float | tuple[float, float] | None = None
+    upside_down: tuple[bool, bool] = (False, False)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,7 +149,7 @@ def open_rig(
             robot = InterbotixRobot(InterbotixConfig(linkages=config.linkages), passive)
         elif config.robot == "emulated":
             emulator = stack.enter_context(
-                Emulator(EmulatorConfig(realtime=not config.stepped, seed=config.seed))
+                Emulator(EmulatorConfig(not config.stepped, config.seed, set_up=True))
             )
             world = _emulated_world(emulator, config.stepped)
             reply_s = STEPPED_REPLY_S if config.stepped else EMULATED_REPLY_S
@@ -164,20 +167,30 @@ def open_rig(
         if world is not None:
             trials = _trials(world, config, episodes, episode_s)
         lenses = [stack.enter_context(camera) for camera in cameras or _cameras(config)]
-        yield Rig(stack.enter_context(robot), lenses, trials)
+        arms_in_use = stack.enter_context(robot)
+        problems = arms_in_use.setup_problems()
+        if problems:
+            raise RobotFault(f"What the arms say would be misread. {' '.join(problems)}")
+        yield Rig(arms_in_use, lenses, trials)
 
 
 def _cameras(config: RigConfig) -> Sequence[Camera]:
     """Returns the cameras of real arms, recordings of them, or stubs."""
     if config.stub_cameras:
-        return [StubCamera(side, config.size) for side in ("left", "right")]
-    settings = RealSenseConfig(
-        size=config.size, fovy_deg=config.fovy_deg, exposure_us=config.exposure_us
-    )
+        return [StubCamera(side, config.size) for side in SIDES]
+    settings = [
+        RealSenseConfig(
+            size=config.size,
+            fovy_deg=config.fovy_deg,
+            exposure_us=config.exposure_us,
+            upside_down=upside_down,
+        )
+        for upside_down in config.upside_down
+    ]
     if config.recordings is not None:
         return [
-            RealSenseCamera(side, recording=file, config=settings, repeat=True)
-            for side, file in zip(("left", "right"), config.recordings, strict=True)
+            RealSenseCamera(side, recording=file, config=one, repeat=True)
+            for side, file, one in zip(SIDES, config.recordings, settings, strict=True)
         ]
     serials = config.serials or ("", "")
     plugged = [camera.serial for camera in find_cameras()]
@@ -188,8 +201,8 @@ def _cameras(config: RigConfig) -> Sequence[Camera]:
             f" {', '.join(plugged) or 'none'}. Check the numbers and the USB 3 cables."
         )
     return [
-        RealSenseCamera(side, serial=serial, config=settings)
-        for side, serial in zip(("left", "right"), serials, strict=True)
+        RealSenseCamera(side, serial=serial, config=one)
+        for side, serial, one in zip(SIDES, serials, settings, strict=True)
     ]
 
 
@@ -209,8 +222,8 @@ def _emulated_world(emulator: Emulator, stepped: bool) -> World:
     from alohas2r.deployment.trials import World
 
     def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = emulator.state()
-        return found.qpos, found.qvel, found.goals
+        world = emulator.state()
+        return world.qpos, world.qvel, world.goals
 
     def place(qpos: np.ndarray, targets: np.ndarray) -> None:
         emulator.place(qpos)

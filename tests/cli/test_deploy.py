@@ -41,7 +41,10 @@ from alohas2r.safety.monitor import Finding, Level
 from alohas2r.safety.reactions import Mode
 from alohas2r.sim import scene
 
-COMMANDS = ("deploy", "emulate-robot", "record-camera", "replay", "doctor", "torque-off")
+COMMANDS = (
+    *("deploy", "emulate-robot", "record-camera", "replay", "doctor", "torque-off"),
+    *("setup-arms", "setup-robot", "monitor"),
+)
 INSERT = scene.load("insert")
 
 

@@ -154,6 +154,19 @@ class DynamixelRobot:
                 self._read_health(side, retries=0)
         return self._readings.proprio()
 
+    def goals(self) -> np.ndarray:
+        """Returns [14] what the servos strive for (rad; m); NaN where a servo does not say.
+
+        Raises:
+          RobotFault: a port is gone.
+        """
+        goals = np.full((len(SIDES), len(MASTERS)), np.nan)
+        for side, bus in enumerate(self.buses):
+            answers = bus.read_all([servo.id for servo in MASTERS], GOAL_POSITION)
+            ticks = np.array([answers.get(servo.id, np.nan) for servo in MASTERS])
+            goals[side] = ticks_to_joint(ticks, self.config.linkages[side])
+        return goals.reshape(-1)
+
     def setup_problems(self) -> tuple[str, ...]:
         """Returns what in the servos makes readings wrong or torque dangerous, each with its remedy.
 

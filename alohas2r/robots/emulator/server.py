@@ -50,11 +50,14 @@ class EmulatorConfig:
     Attributes:
       realtime: whether the physics follows the clock; otherwise it moves only when told to.
       seed: of the disturbances.
+      set_up: whether the servos are set up as those of an arm in use; else they are as their maker
+        ships them, but for their ids and baud rate.
       linkage: the grippers' cranks.
     """
 
     realtime: bool = True
     seed: int = 0
+    set_up: bool = False
     linkage: GripperLinkage = dataclasses.field(default_factory=GripperLinkage)
 
 
@@ -118,6 +121,8 @@ class Server:
             side: BusEmulator(side, self._world, config.seed + place)
             for place, side in enumerate(SIDES)
         }
+        if config.set_up:
+            self._world.set_up()
         self._ports: dict[str, _Port] = {}
         self._heard_s: dict[str, float] = dict.fromkeys(SIDES, time.monotonic())
         self._selector = selectors.DefaultSelector()
@@ -329,6 +334,8 @@ class Server:
             for servo in self._world.servos[side]:
                 servo.factory_reset(keep_id=False)
                 servo.silent_until_s = -math.inf
+        if self._config.set_up:
+            self._world.set_up()
         self._world.place(self._world.home)
 
     def stop(self) -> None:

@@ -9,7 +9,8 @@ import mujoco
 import numpy as np
 
 from alohas2r.embodiment.joints import GRIPPERS, PER_ARM, SIDES
-from alohas2r.robots.dynamixel.arm import MASTERS, SERVOS, GripperLinkage
+from alohas2r.robots.dynamixel import setup
+from alohas2r.robots.dynamixel.arm import MASTERS, SERVOS, DynamixelConfig, GripperLinkage
 from alohas2r.robots.dynamixel.arm import Servo as ServoKind
 from alohas2r.robots.dynamixel.registers import (
     CENTRE_TICK,
@@ -66,6 +67,15 @@ class World:
     def time_s(self) -> float:
         """Simulated seconds since the start."""
         return float(self.data.time)
+
+    def set_up(self) -> None:
+        """Sets all servos up as a run does, and as `alohas2r setup-arms` does."""
+        for servo in self._all():
+            for rule in setup.rules(servo.kind, DynamixelConfig()):
+                if not rule.accepts(servo[rule.register.name]):
+                    servo[rule.register.name] = rule.wanted
+            servo.reset_turns()
+        self.place(self.data.qpos.copy())
 
     def place(self, qpos: np.ndarray, qvel: np.ndarray | None = None) -> None:
         """Puts everything somewhere; servos with torque hold there."""

@@ -1,0 +1,111 @@
+"""The commands that look at real arms and set them up, on emulated ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from alohas2r.cli import app
+from alohas2r.deployment import arm_setup, monitoring
+from alohas2r.embodiment.joints import JOINTS
+from alohas2r.robots.emulator.client import Emulator
+from alohas2r.robots.emulator.server import EmulatorConfig
+
+pytest.importorskip("dynamixel_sdk")
+
+pytestmark = pytest.mark.alone
+
+
+@pytest.fixture(scope="module")
+def stepped() -> Iterator[Emulator]:
+    with Emulator(EmulatorConfig(realtime=False, set_up=True)) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emu(stepped: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path) -> Emulator:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(monitoring, "PATIENT_S", 0.5)
+    monkeypatch.setattr(arm_setup, "SLOW_REPLY_S", 0.5)
+    stepped.reset()
+    return stepped
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = app.main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_setup_arms_shows_each_change_and_writes_only_when_told(capsys, emu, monkeypatch):
+    ports = ("--ports", *emu.ports)
+    code, out, _ = run(capsys, "setup-arms", *ports)
+    assert (code, "as it must be" in out) == (0, True)
+    emu.poke("left", 1, "PWM_Limit", 200)
+    emu.poke("right", 5, "Shutdown", 0)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    code, out, err = run(capsys, "setup-arms", *ports)
+    assert (code, "Nothing was written" in err) == (1, True)
+    for word in ("PWM_Limit", "200", "885", "Shutdown", "elbow_shadow"):
+        assert word in out
+    assert emu.peek("left", 1, "PWM_Limit") == 200
+    code, out, _ = run(capsys, "setup-arms", *ports, "--side", "right", "--yes", "--json")
+    assert code == 0
+    assert [one["setting"] for one in json.loads(out)["changes"]] == ["Shutdown"]
+    assert (emu.peek("left", 1, "PWM_Limit"), emu.peek("right", 5, "Shutdown")) == (200, 52)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: True)
+    code, _, err = run(capsys, "setup-arms", *ports)
+    assert (code, "Wrote and verified 1" in err) == (0, True)
+    assert emu.peek("left", 1, "PWM_Limit") == 885
+    assert run(capsys, "setup-arms", *ports, "--json")[0] == 1
+
+
+def test_setup_robot_adds_step_by_step_and_the_others_read_it(capsys, emu):
+    code, out, err = run(capsys, "setup-robot", "--ports", *emu.ports)
+    assert (code, "--cameras" in err) == (0, True)
+    assert run(capsys, "setup-robot", "--cameras", "111", "222", "--upside-down", "left")[0] == 0
+    code, _, err = run(capsys, "setup-robot", "--gripper-closed", "148.5", "0")
+    assert (code, "-0.55 rad" in err) == (1, True)
+    code, out, err = run(
+        capsys, "setup-robot", "--gripper-closed", "-0.5", "-0.4", "--base-distance", "0.938"
+    )
+    assert (code, "gripper_closed_rad = -0.5" in out, "--table-height" in err) == (0, True, True)
+    for word in emu.ports[0], '"111"', "upside_down = true", "0.938":
+        assert word in out
+    code, out, _ = run(capsys, "setup-robot", "--table-height", "-0.02", "--json")
+    assert json.loads(out)["next"] == []
+    code, out, _ = run(capsys, "monitor", "--json")  # finds the arms by the file
+    assert code == 0
+
+
+def test_grippers_are_measured(capsys, emu, monkeypatch):
+    monkeypatch.setattr(
+        monitoring, "gripper_angles", functools.partial(lambda ports: (-0.51, -0.5))
+    )
+    code, out, _ = run(capsys, "setup-robot", "--ports", *emu.ports, "--measure-grippers")
+    assert (code, "-0.51" in out) == (0, True)
+
+
+def test_the_monitor_shows_every_joint_and_writes_nothing(capsys, emu):
+    emu.poke("right", 3, "Homing_Offset", 50)
+    emu.overload("left", 4)
+    emu.feed("right", 11.0)
+    before = emu.state()
+    code, out, _ = run(capsys, "monitor", "--ports", *emu.ports, "--json")
+    assert code == 0
+    report = json.loads(out)
+    rows = {one["joint"]: one for one in report["joints"]}
+    assert list(rows) == list(JOINTS)
+    assert rows["left/elbow"]["words"] == "servo 4: overload"
+    assert rows["right/shoulder"]["pair_gap_deg"] == pytest.approx(50 * 360 / 4096, abs=0.2)
+    assert rows["right/waist"]["voltage_v"] == pytest.approx(11.0)
+    assert rows["left/gripper"]["unit"] == "mm"
+    assert rows["left/waist"]["torque"] is False
+    assert any("degrees apart" in note for note in report["notes"])
+    assert set(emu.instructions("left")) == {0x82}  # reads alone
+    assert (emu.state().torque == before.torque).all()
+    code, out, _ = run(capsys, "monitor", "--ports", *emu.ports, "--seconds", "0.2")
+    assert (code, "overload" in out, "left/elbow" in out) == (0, True, True)
