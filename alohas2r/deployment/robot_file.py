@@ -225,8 +225,10 @@ def update(
             turned = upside_down in (side, "both")
             cameras[place] = dataclasses.replace(cameras[place], upside_down=turned)
     return RobotFile(
-        *arms,
-        *cameras,
+        arms[0],
+        arms[1],
+        cameras[0],
+        cameras[1],
         base_distance_m=known.base_distance_m if base_distance_m is None else base_distance_m,
         table_height_m=known.table_height_m if table_height_m is None else table_height_m,
         exposure_us=known.exposure_us if exposure_us is None else exposure_us,

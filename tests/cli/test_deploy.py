@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 @pytest.fixture(scope="module")
 def stepped() -> Iterator[Emulator]:
-    with Emulator(EmulatorConfig(realtime=False)) as emulator:
+    with Emulator(EmulatorConfig(realtime=False, set_up=True)) as emulator:
         yield emulator
 
 

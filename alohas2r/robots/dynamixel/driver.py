@@ -343,15 +343,21 @@ class DynamixelRobot:
         if not np.isfinite(proprio.position).all():
             silent = [name for name, age in zip(JOINTS, proprio.age_s, strict=True) if age > 0]
             raise RobotFault(f"No answer from {', '.join(silent)} after the set-up; try again.")
-        wrong = self._misplaced()
         if self.passive:
-            self._problems = wrong
-            for bus in self.buses:
-                differences = servo_setup.misread(servo_setup.read_tables(bus), self.config)
-                if differences:
-                    self._problems.append(servo_setup.explain(bus.port, differences))
-        elif wrong:
+            self._problems = [
+                text for side, bus in enumerate(self.buses) for text in self._misreadings(side, bus)
+            ]
+            return
+        wrong = self._misplaced()
+        if wrong:
             raise RobotFault(f"{'; '.join(wrong)}.")
+
+    def _misreadings(self, side: int, bus: Bus) -> list[str]:
+        """Returns what makes the readings of an arm wrong; of that, where its servos are, comes last."""
+        differences = servo_setup.misread(servo_setup.read_tables(bus), self.config)
+        if differences:
+            return [servo_setup.explain(bus.port, differences)]
+        return [f"{text}." for text in misplaced(self._readings.ticks(side), SIDES[side])]
 
     def _misplaced(self) -> list[str]:
         return [
