@@ -18,7 +18,7 @@ from alohas2r.policies import artifact
 from alohas2r.policies.state import StatePolicy
 from alohas2r.sim import scene, signals
 from alohas2r.sim.signals import Readout, Signals
-from alohas2r.tasks.insert.config import InsertConfig, InsertReward, InsertStart
+from alohas2r.tasks.insert.config import InsertConfig, InsertReward
 from alohas2r.tasks.insert.task import (
     OBSERVATION,
     SINGLE,
@@ -29,6 +29,7 @@ from alohas2r.tasks.insert.task import (
     single_arm_features,
 )
 from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION
+from alohas2r.tasks.starts import InsertStart
 
 CONTEXT = jnp.array([0.010, 0.0])  # half side of the peg, physics variant
 CENTRE_Y = -0.019  # the bases' common y
@@ -383,8 +384,7 @@ def test_turning_the_scene_and_its_targets_exchanges_the_arms(
     seed: int, random_policy: pathlib.Path
 ) -> None:
     """By 180 degrees about z through the middle between the bases; the arms exchange their actions."""
-    pick = artifact.load(random_policy)
-    assert isinstance(pick, StatePolicy)
+    pick = artifact.load(random_policy, StatePolicy)
     insert = scene.load_physics("insert")
     left, right = insert.arms
     np.testing.assert_allclose(turn_point(left.base_pos), right.base_pos, atol=1e-12)
