@@ -15,10 +15,11 @@ from alohas2r.config import check
 from alohas2r.core import progress as core_progress
 from alohas2r.core import threads as core_threads
 from alohas2r.core.types import Array, JsonObject, PyTree
-from alohas2r.learning.dagger import learner as dagger_learner
+from alohas2r.learning.dagger.collect_device import DeviceCollector
+from alohas2r.learning.dagger.distiller import Distiller, DistillState
+from alohas2r.learning.dagger.worlds import Setup
 from alohas2r.rendering import registry as renderers
 from alohas2r.rendering.protocol import Frames, Looks, Renderer
-from alohas2r.sim.engines.base import snapshot
 from alohas2r.sim.engines.cpu import CpuEngine
 
 
@@ -73,29 +74,28 @@ def bench_distill(
     else:
         encoder = artifact.load(encoder_path, encoder_artifact.EncoderArtifact)
     core_threads.keep_memory()
-    distiller = dagger_learner.Distiller(settings, staged, encoder, 0, threads, renderer, engine)
-    assert distiller.senses is not None
-    drawn_by = distiller.senses.renderer.name
-    traceable = distiller.env.engine.traceable
-    parts_alone = _traced_parts(distiller) if traceable else _batch_parts(distiller)
-    learner = distiller.init()
-    state, physics, readout, sense = distiller.begin()
+    distiller = Distiller(settings, staged, encoder, 0, threads, renderer, engine)
+    setup = distiller.setup
+    assert setup.senses is not None
+    drawn_by = setup.senses.renderer.name
+    traceable = setup.env.engine.traceable
+    parts_alone = _traced_parts(distiller) if traceable else _batch_parts(setup)
+    state = distiller.init()
     names = ("physics", "rendering", "collection", "training")
     times: dict[str, list[float]] = {name: [] for name in names}
     meter = core_progress.Meter("bench-sim distill", 100, progress, unit="%")
     turn, deadline = 0, math.inf
     while True:
-        began = (learner, state, snapshot(physics), readout, sense)
+        began = distiller.checkpointed(state)
         started = time.monotonic()
-        samples, state, physics, readout, sense, _ = distiller.collect(
-            learner, state, physics, readout, sense
-        )
-        jax.block_until_ready(samples)
+        state, data = distiller.collect(state)
+        jax.block_until_ready(data.samples)
         collected = time.monotonic()
-        learner, _ = distiller.update(learner, samples)
+        learner, _ = distiller.learner.update(state.learner, data.samples)
         jax.block_until_ready(learner)
         finished = time.monotonic()
-        physics_alone, drawing_alone = parts_alone(began, physics)
+        state = state._replace(learner=learner)
+        physics_alone, drawing_alone = parts_alone(began)
         turn += 1
         if turn < 2:  # the first turn compiles, and in it the teacher acts
             deadline = time.monotonic() + seconds
@@ -122,10 +122,10 @@ def bench_distill(
     shares = alone / times["collection"]
     return {
         "phase": "distill",
-        "engine": distiller.env.engine.name,
+        "engine": setup.env.engine.name,
         "renderer": drawn_by,
         "envs": settings.num_envs,
-        "threads": distiller.threads,
+        "threads": setup.threads,
         "turns": len(times["physics"]),
         "shadows": settings.senses.shadows,
         **{f"{name}_steps_per_s": round(speed[name], 1) for name in names},
@@ -137,31 +137,30 @@ def bench_distill(
     }
 
 
-def _batch_parts(distiller: dagger_learner.Distiller) -> Callable[..., tuple[float, float]]:
+def _batch_parts(setup: Setup) -> Callable[[DistillState], tuple[float, float]]:
     """Returns what does an iteration's physics and rendering on the CPU engine again, and gives the seconds of each.
 
     Both do all environments at once, with all threads.
     """
-    settings = distiller.settings
-    scene = distiller.env.task.scene
-    whole = CpuEngine(scene, settings.num_envs, distiller.threads, distiller.fields)
-    size = distiller.spec.cameras.size
-    drawing = renderers.make_renderer(distiller.renderer, size, distiller.threads)
+    scene = setup.env.task.scene
+    whole = CpuEngine(scene, setup.settings.num_envs, setup.threads, setup.fields)
+    size = setup.spec.cameras.size
+    drawing = renderers.make_renderer(setup.renderer, size, setup.threads)
     recorded = []
-    for world in distiller.worlds:
+    for world in setup.worlds:
         assert world.senses is not None
         engine, drawer = Recording(world.env.engine), _Drawn(world.senses.renderer)
         world.env.engine, world.senses.renderer = engine, drawer
         recorded.append((engine, drawer))
 
-    def again(began: PyTree, _physics: PyTree) -> tuple[float, float]:
+    def again(began: DistillState) -> tuple[float, float]:
         targets = np.concatenate([engine.targets for engine, _ in recorded], 1)
         poses = np.concatenate([drawer.poses for _, drawer in recorded], 1)
         shown = {
             name: np.concatenate([drawer.looks[name] for _, drawer in recorded])
             for name in recorded[0][1].looks
         }
-        stepping = repeat_steps(whole, began[2], list(targets))
+        stepping = repeat_steps(whole, began.world.physics, list(targets))
         between = time.monotonic()
         for some in poses:
             drawing.render(some, shown)
@@ -174,21 +173,23 @@ def _batch_parts(distiller: dagger_learner.Distiller) -> Callable[..., tuple[flo
     return again
 
 
-def _traced_parts(distiller: dagger_learner.Distiller) -> Callable[..., tuple[float, float]]:
+def _traced_parts(distiller: Distiller) -> Callable[[DistillState], tuple[float, float]]:
     """The same for an engine whose whole iteration is one compiled function."""
-    steps, senses = traced_steps(distiller.env), distiller.senses
+    collector, senses = distiller.collector, distiller.setup.senses
+    assert isinstance(collector, DeviceCollector)
     assert senses is not None
+    steps = traced_steps(distiller.setup.env)
 
     @jax.jit
     def pictures(sense: PyTree, poses: jax.Array) -> PyTree:
         return jax.lax.map(lambda qpos: senses.draw_traced(sense, qpos), poses)
 
-    def again(began: PyTree, _physics: PyTree) -> tuple[float, float]:
-        targets, poses = jax.block_until_ready(distiller.trace(*began))
+    def again(began: DistillState) -> tuple[float, float]:
+        targets, poses = jax.block_until_ready(collector.trace(*began))
         started = time.monotonic()
-        jax.block_until_ready(steps(began[2], targets))
+        jax.block_until_ready(steps(began.world.physics, targets))
         between = time.monotonic()
-        jax.block_until_ready(pictures(began[4], poses))
+        jax.block_until_ready(pictures(began.world.sense, poses))
         return between - started, time.monotonic() - between
 
     return again

@@ -42,7 +42,8 @@ def progress_display() -> Iterator[ProgressDisplay]:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
             yield display
     finally:
-        display.close()
+        with contextlib.suppress(OSError, ValueError, SystemExit):  # the terminal is gone
+            display.close()
 
 
 class ProgressDisplay:

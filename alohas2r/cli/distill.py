@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show
+from alohas2r.cli.train import tell_if_stopped
 
 Preset = Literal["quick", "default"]
 Resume = Annotated[
@@ -87,7 +87,7 @@ def pretrain_encoder(
             renderer=renderer,
         )
     show(result, f"Trained the encoder in {folder}", as_json)
-    _tell_if_stopped(result, folder)
+    tell_if_stopped(result, f"--resume --out {folder} continues")
 
 
 @command("distill")
@@ -148,7 +148,7 @@ def distill(
             engine=engine,
         )
     show(result, f"Distilled a student in {folder}", as_json)
-    _tell_if_stopped(result, folder)
+    tell_if_stopped(result, f"--resume --out {folder} continues")
 
 
 @command("pipeline")
@@ -173,20 +173,4 @@ def pipeline(
     with progress_display() as progress:
         result = phases.run(preset, out, seed, threads, progress, engine=engine)
     show(result, f"Pipeline in {out}", as_json)
-    if not result["finished"]:
-        Console(stderr=True).print(
-            f"Stopped early: the same command with --out {out} continues.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-
-
-def _tell_if_stopped(result: dict[str, Any], folder: pathlib.Path) -> None:
-    if not result["finished"]:
-        Console(stderr=True).print(
-            f"Stopped early at a checkpoint: --resume --out {folder} continues.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    tell_if_stopped(result, f"the same command with --out {out} continues")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show
+from alohas2r.core.types import JsonObject
 
 Engine = Annotated[
     Literal["auto", "cpu", "warp"],
@@ -76,13 +77,7 @@ def train_teacher(
             engine=engine,
         )
     show(result, f"Trained {phase} in {folder}", as_json)
-    if not result["finished"]:
-        Console(stderr=True).print(
-            f"Stopped early at a checkpoint: --resume --out {folder} continues.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    tell_if_stopped(result, f"--resume --out {folder} continues")
 
 
 @command("collect-switch-states")
@@ -100,16 +95,24 @@ def collect_switch_states(
 
     train-teacher --phase insert does this by itself where the file is missing.
     """
-    states = library("tasks.insert.switch_states")
+    collecting = library("tasks.insert.switch_states")
     settings = library("learning.ppo.presets").find_preset("insert", preset).collect
     with progress_display() as progress:
-        found = states.ensure(out, policy_folder(pick), settings, seed, threads, progress)
-    variants, rounds = found.pool.qpos.shape[:2]
+        states = collecting.ensure(out, policy_folder(pick), settings, seed, threads, progress)
+    variants, rounds = states.pool.qpos.shape[:2]
     result = {
         "out": str(out),
-        "pick": found.pick,
+        "pick": states.pick,
         "variants": variants,
         "states": variants * rounds,
-        "switched_rate": found.rate,
+        "switched_rate": states.rate,
     }
     show(result, f"Switch states of {pick}", as_json)
+
+
+def tell_if_stopped(result: JsonObject, how: str) -> None:
+    """Says how a run that was stopped early goes on."""
+    if not result["finished"]:
+        Console(stderr=True).print(
+            f"Stopped early: {how}.", highlight=False, markup=False, soft_wrap=True
+        )

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def write_folder_atomic(
       ArtifactError: the disk is full, or the like; the earlier folder is as it was.
     """
     path = pathlib.Path(path)
-    aside, earlier = _aside(path), path.with_name(f".{path.name}.earlier")
+    aside, earlier = _aside(path), earlier_folder(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir()
@@ -117,10 +117,15 @@ def write_folder_atomic(
     return path
 
 
+def earlier_folder(path: pathlib.Path) -> pathlib.Path:
+    """Returns where `write_folder_atomic` keeps the earlier folder between its two renames."""
+    return path.with_name(f".{path.name}.earlier")
+
+
 def recover_folder(path: str | os.PathLike[str]) -> None:
     """Puts the earlier folder back if `write_folder_atomic` was killed between its two renames."""
     path = pathlib.Path(path)
-    earlier = path.with_name(f".{path.name}.earlier")
+    earlier = earlier_folder(path)
     if earlier.exists():
         if path.exists():
             shutil.rmtree(earlier, ignore_errors=True)
@@ -158,10 +163,10 @@ def _opened(folder: pathlib.Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def digest(spec: Any, weights: Mapping[str, np.ndarray]) -> str:
+def digest(spec: object, weights: Mapping[str, np.ndarray]) -> str:
     """Returns a SHA-256 of a description and named arrays."""
-    found = hashlib.sha256(config.digest(spec).encode())
+    hasher = hashlib.sha256(config.digest(spec).encode())
     for name in sorted(weights):
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(weights[name]).tobytes())
-    return found.hexdigest()
+        hasher.update(name.encode())
+        hasher.update(np.ascontiguousarray(weights[name]).tobytes())
+    return hasher.hexdigest()

@@ -6,13 +6,11 @@ import os
 import pathlib
 import platform
 import resource
-from typing import Any
 
-import jax
-import mujoco
+from alohas2r.core.types import JsonObject
 
 
-def describe_cores() -> dict[str, Any]:
+def describe_cores() -> JsonObject:
     """Returns the processor's name, cores and load."""
     name = platform.processor() or platform.machine()
     try:
@@ -45,8 +43,11 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> JsonObject:
     """Returns what a run ran on: processor, cores, device, versions."""
+    import jax
+    import mujoco
+
     return {
         "processor": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),

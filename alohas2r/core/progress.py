@@ -35,7 +35,11 @@ Progress = Callable[[Report], None]
 
 
 class Meter:
-    """Turns counts of work done into reports with speed and time left."""
+    """Turns counts of work done into reports with speed and time left.
+
+    What shows them may fail, as on a terminal that is gone or a full disk: the work goes on, and nothing more is
+    shown.
+    """
 
     def __init__(
         self,
@@ -73,6 +77,9 @@ class Meter:
         (since, before), (now, _) = self._marks[0], self._marks[-1]
         per_s = (done - before) / (now - since) if now > since else 0.0
         left_s = max(self._total - done, 0) / per_s if per_s > 0 else None
-        self._progress(
-            Report(self._label, done, self._total, self._unit, per_s, left_s, dict(figures or {}))
-        )
+        shown = dict(figures or {})
+        report = Report(self._label, done, self._total, self._unit, per_s, left_s, shown)
+        try:
+            self._progress(report)
+        except (Exception, SystemExit):  # rich leaves the program where its terminal is gone
+            self._progress = None

@@ -9,8 +9,6 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-import jax
-
 _ARENAS, _MAPPINGS, _TOP_PAD, _TRIM_THRESHOLD = -8, -4, -2, -1  # of malloc.h
 
 
@@ -51,13 +49,15 @@ def give_memory_back() -> bool:
 @functools.cache
 def _xla_threads() -> tuple[int, ...]:
     """Returns the threads on which XLA computes, where the system tells (Linux)."""
+    import jax
+
     jax.devices("cpu")  # they exist from now on
-    found = []
+    numbers = []
     for task in pathlib.Path("/proc/self/task").glob("*"):
         with contextlib.suppress(OSError):  # it has just ended
             if "XLAEigen" in (task / "comm").read_text():
-                found.append(int(task.name))
-    return tuple(sorted(found))
+                numbers.append(int(task.name))
+    return tuple(sorted(numbers))
 
 
 @contextlib.contextmanager

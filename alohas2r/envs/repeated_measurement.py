@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.embodiment.history import HistoryState
 from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvConfig, EnvState, Start
+from alohas2r.envs.noise import DelayState
+from alohas2r.envs.task import EnvConfig, EnvState, Start, Task
 from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Signals
 
@@ -23,7 +23,7 @@ class RepeatedMeasurement(Env):
     """
 
     def __init__(
-        self, draws: int, task: Any, engine: Engine, config: EnvConfig, context: np.ndarray
+        self, draws: int, task: Task, engine: Engine, config: EnvConfig, context: np.ndarray
     ):
         self.draws = draws
         super().__init__(task, engine, config, context)
@@ -44,11 +44,13 @@ class RepeatedMeasurement(Env):
         observe = super()._observe_one
         keys = jax.random.split(state.key, self.draws + 1)
 
-        def one(key: jax.Array, delay: Any, history: Any) -> tuple[Any, ...]:
-            found, features, privileged = observe(
+        def one(
+            key: jax.Array, delay: DelayState, history: HistoryState
+        ) -> tuple[DelayState, HistoryState, jax.Array, jax.Array]:
+            observed, features, privileged = observe(
                 state._replace(key=key, delay=delay, history=history), signal
             )
-            return found.delay, found.history, features, privileged
+            return observed.delay, observed.history, features, privileged
 
         delay, history, features, privileged = jax.vmap(one)(keys[1:], state.delay, state.history)
         state = state._replace(key=keys[0], delay=delay, history=history)

@@ -6,12 +6,13 @@ arm's success is credited to the other arm's actions as well. Only `contaminatio
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.core.types import PyTree
 from alohas2r.envs.noise import Measured
 from alohas2r.envs.task import Outcome, Start
 from alohas2r.sim import geometry
@@ -21,6 +22,8 @@ from alohas2r.sim.signals import Signals
 from alohas2r.tasks.pick.config import PickConfig
 from alohas2r.tasks.pick.task import PickState, PickTask
 from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION
+
+Arms = TypeVar("Arms", Measured, Signals)
 
 
 class _OneArm(PickTask):
@@ -115,16 +118,14 @@ class BothTask:
         return Outcome(new, reward.sum(), done.any(), truncated.any(), measures)
 
 
-def _per_arm(kind: Any, shared: str) -> Any:
+def _per_arm(kind: type[Measured] | type[Signals], shared: str) -> PyTree:
     """Returns the axes to map over: arms, but for the one field that both arms share."""
-    return kind(**{name: None if name == shared else 0 for name in kind._fields})
+    return kind._make(None if name == shared else 0 for name in kind._fields)
 
 
-def _as_single(item: Any, shared: str) -> Any:
+def _as_single(item: Arms, shared: str) -> Arms:
     """Gives one arm's slice the leading arm axis that the pick task expects."""
-    return type(item)(
-        **{
-            name: value if name in (shared, "extra") else value[None]
-            for name, value in item._asdict().items()
-        }
+    return item._make(
+        value if name in (shared, "extra") else value[None]
+        for name, value in item._asdict().items()
     )

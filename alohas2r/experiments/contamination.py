@@ -1,8 +1,7 @@
 """The reward contamination experiment: one arm alone against both arms at once, at equal steps.
 
 Trained together, each arm is paid for what the other does, and learning slows down. That is why the pick policy is
-learned with one arm and then drives both, each in its own base frame. Source: recipe, section 3 (the published
-report's appendix).
+learned with one arm and then drives both, each in its own base frame. Source: the published report's appendix.
 """
 
 from __future__ import annotations
@@ -11,20 +10,24 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.config import check
 from alohas2r.core import figures, files
-from alohas2r.core import progress as core_progress
+from alohas2r.core.progress import Progress
+from alohas2r.core.types import JsonObject
 from alohas2r.envs.env import Env
+from alohas2r.envs.task import Scored
 from alohas2r.experiments.both import BothTask
 from alohas2r.learning.ppo import envs as ppo_envs
 from alohas2r.learning.ppo import presets
-from alohas2r.learning.ppo.learner import Ppo
+from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
+from alohas2r.learning.run import manifest
+from alohas2r.learning.run.log import METRICS, read_metrics
+from alohas2r.learning.run.loop import Figures, Run, Schedule
 from alohas2r.sim import objects, scene
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.physics_randomization import BlockConfig
@@ -34,6 +37,27 @@ LABELS = {
     "one": "one arm (7 actions, 53 observations)",
     "both": "both arms at once (14 actions, 106 observations)",
 }
+SHARES = ("reached", "lifted", "success")
+CHECKPOINTS = 20  # of each way
+Curves = dict[str, dict[str, list[float]]]
+
+
+class _Way(PpoAlgorithm):
+    """One of the two trainings; what it leaves is its metrics."""
+
+    artifacts = ()
+
+    def watch(self, scores: Sequence[Scored]) -> Figures:
+        """Returns shares of arms over every eighth step."""
+        rows = [scored.measures._asdict() for scored in scores[::8]]
+        return {
+            name: float(np.mean([np.asarray(row[name]).mean() for row in rows])) for name in SHARES
+        }
+
+    def finish(self, state: PpoState, trained: JsonObject, figures: Figures) -> dict[str, str]:
+        """Writes nothing."""
+        del state, trained, figures
+        return {}
 
 
 def run(
@@ -42,11 +66,12 @@ def run(
     seed: int = 0,
     num_envs: int = 1024,
     threads: int = 0,
-    progress: core_progress.Progress | None = None,
-) -> dict[str, Any]:
+    progress: Progress | None = None,
+) -> Curves:
     """Trains both ways from scratch and writes contamination.json and contamination.png.
 
     Both learn with the pick phase's default configuration; the single arm's blocks are as large as peg and socket.
+    Each has a run in a folder of its own, "one" and "both"; called again, both go on where they were.
 
     Args:
       out: folder for the results.
@@ -58,56 +83,51 @@ def run(
 
     Returns:
       {"one": {...}, "both": {...}}: lists of steps, and of the shares of arms per step that have reached the grip
-      point, lifted, or are in success, while exploring.
+      point, lifted, or are in success, while exploring. If stopped early, as far as they came.
 
     Raises:
-      ConfigError: a number out of range. ArtifactError: the folder cannot be written.
+      ConfigError: a number out of range, or the folder holds an experiment with other numbers.
+      ArtifactError: the folder cannot be written.
     """
     check(steps >= 1, f"steps must be >= 1, not {steps}")
     folder = files.make_folder(out)
-    settings = presets.find_preset("pick", "default")
+    settings = presets.find_preset("pick", "default").with_envs(num_envs)
     assert isinstance(settings.task, PickConfig)
-    block = BlockConfig(half_side=(objects.PEG_HALF, objects.SOCKET_HALF))
-    task = dataclasses.replace(settings.task, block=block)
-    settings = dataclasses.replace(
-        settings,
-        task=task,
-        ppo=dataclasses.replace(settings.ppo, num_envs=num_envs),
-    )
-    result: dict[str, Any] = {}
-    updates = -(-steps // settings.ppo.steps_per_update)
-    meter = core_progress.Meter(
-        "contamination", 2 * updates * settings.ppo.steps_per_update, progress
-    )
-    for number, name in enumerate(LABELS):
-        env = (
-            ppo_envs.make_env(settings, seed, threads)
-            if name == "one"
-            else _both(task, settings, threads)
-        )
-        ppo = Ppo(settings.ppo, env)
-        learner = ppo.init(jax.random.PRNGKey(seed))
-        state, physics, readout = env.reset(
-            jax.random.split(jax.random.PRNGKey(seed + 1), num_envs), stagger=True
-        )
-        rows: dict[str, list[float]] = {"steps": [], "reached": [], "lifted": [], "success": []}
-        for update in range(updates):
-            rollout, final, state, physics, readout, scores = ppo.rollout(
-                learner, state, physics, readout
-            )
-            learner, _ = ppo.update(learner, rollout, final, jnp.float32(update / updates))
-            rows["steps"].append((update + 1) * settings.ppo.steps_per_update)
-            for key in ("reached", "lifted", "success"):
-                rows[key].append(
-                    float(
-                        np.mean([np.asarray(getattr(s.measures, key)).mean() for s in scores[::8]])
-                    )
-                )
-            meter.update((number * updates + update + 1) * settings.ppo.steps_per_update)
-        result[name] = rows
-    files.write_atomic(folder / "contamination.json", json.dumps(result).encode() + b"\n")
-    plot(result, folder / "contamination.png")
-    return result
+    task = dataclasses.replace(settings.task, block=BlockConfig(half_side=(0.010, 0.022)))
+    settings = dataclasses.replace(settings, task=task, total_steps=steps)
+    curves: Curves = {}
+    for name in LABELS:
+        resume = manifest.exists(folder / name)
+        with Run(folder / name, settings, {"seed": seed, "way": name}, resume) as own:
+            way = _way(name, task, settings, seed, threads, own.folder)
+            result = own.train(way, "", {}, Schedule(checkpoints=CHECKPOINTS), progress)
+            rows = read_metrics(own.folder / METRICS)
+        curves[name] = {
+            "steps": [row["step"] for row in rows],
+            **{share: [row[f"train/{share}"] for row in rows] for share in SHARES},
+        }
+        if not result["finished"]:
+            return curves
+    files.write_atomic(folder / "contamination.json", json.dumps(curves).encode() + b"\n")
+    plot(curves, folder / "contamination.png")
+    return curves
+
+
+def _way(
+    name: str,
+    task: PickConfig,
+    settings: presets.TrainConfig,
+    seed: int,
+    threads: int,
+    folder: pathlib.Path,
+) -> _Way:
+    def make_env() -> Env:
+        if name == "one":
+            return ppo_envs.make_env(settings, seed, threads)
+        return _both(task, settings, threads)
+
+    stage = Stage(settings.ppo, settings.updates, make_env, jax.random.PRNGKey(seed + 1))
+    return _Way(f"contamination, {name}", [stage], jax.random.PRNGKey(seed), folder)
 
 
 def _both(task: PickConfig, settings: presets.TrainConfig, threads: int) -> Env:
@@ -121,7 +141,7 @@ def _both(task: PickConfig, settings: presets.TrainConfig, threads: int) -> Env:
     return Env(BothTask(loaded, task), engine, settings.env, context)
 
 
-def plot(result: dict[str, Any], path: str | os.PathLike[str]) -> pathlib.Path:
+def plot(result: Curves, path: str | os.PathLike[str]) -> pathlib.Path:
     """Draws the learning curves of both ways.
 
     Raises:

@@ -13,25 +13,26 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from alohas2r import config
 from alohas2r.core import assets, files
 from alohas2r.core import progress as core_progress
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.evaluation import evaluate
 from alohas2r.learning.dagger import train as dagger
 from alohas2r.learning.encoder import train as pretrain
 from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo import train as teacher
-from alohas2r.learning.run.checkpoint import Checkpoint
+from alohas2r.learning.run import manifest
+from alohas2r.learning.run.lock import FolderLock
 from alohas2r.policies.onnx import export as onnx_export
 from alohas2r.sim.engines import registry as engines
 from alohas2r.tasks.insert import switch_states
 from alohas2r.tasks.protocol import EVAL_V1, modified
 
 PHASES = ("encoder", "pick", "switch_states", "insert", "distill", "evaluate", "export")
-# Seconds on one RTX 4090, compilation included. Source: recipe, section 6.
+# Seconds on one RTX 4090, compilation included. Source: the published report.
 PUBLISHED_S: dict[str, float] = {"pick": 600.0, "insert": 600.0, "distill": 199.0, "total": 1410.0}
 NAME = "pipeline.json"
 
@@ -70,7 +71,7 @@ def run(
     overrides: Mapping[str, Sequence[str]] | None = None,
     renderer: str = "auto",
     engine: str = engines.AUTO,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Runs all phases that are not done yet.
 
     Args:
@@ -80,7 +81,7 @@ def run(
       threads: of physics and ray caster; 0 for all cores.
       progress: receives reports.
       overrides: "key=value" settings by phase ("encoder", "pick", "insert", "distill"), or "pipeline".
-      renderer: see senses.RENDERERS.
+      renderer: see `rendering.registry`.
       engine: of the training of teacher and student, see `teacher.train` and `dagger.distill`.
 
     Returns:
@@ -88,8 +89,8 @@ def run(
       "published_total_s"; "teacher", "student", "onnx": paths; "evaluation": the student's rates.
 
     Raises:
-      ConfigError: unknown preset or setting, or the folder holds a pipeline with another preset, seed or settings.
-      ArtifactError: a folder cannot be written, or its contents are damaged.
+      ConfigError: unknown preset or setting, or the folder holds a pipeline that was started otherwise.
+      ArtifactError: a folder cannot be written or is in use, or its contents are damaged.
     """
     if preset not in PRESETS:
         raise ConfigError(f"Unknown preset '{preset}'.{did_you_mean(preset, PRESETS)}")
@@ -99,118 +100,141 @@ def run(
             raise ConfigError(f"Unknown phase '{name}'.{did_you_mean(name, PHASES)}")
     settings = config.override(PRESETS[preset], changes.get("pipeline", []))
     folder = files.make_folder(out)
-    plan = {"preset": preset, "seed": seed, "overrides": changes}
-    state = _read(folder / NAME, plan)
-    phases = _phases(folder, settings, changes, seed, threads, progress, renderer, engine)
-    for name in PHASES:
-        if name in state["done"]:
-            continue
-        started = time.monotonic()
-        result = phases[name]()
-        if not result.get("finished", True):
-            return _summary(folder, state, False)
-        wall = result.pop("wall_s", None)
-        state["done"][name] = {
-            "wall_s": round(time.monotonic() - started, 1) if wall is None else wall,
-            **result,
-        }
+    plan: JsonObject = {"preset": preset, "seed": seed, "overrides": changes}
+    plan |= {"renderer": renderer, "engine": engine}
+    with FolderLock(folder):
+        state = _read(folder / NAME, plan)
         _write(folder / NAME, state)
+        given = _Given(folder, settings, changes, seed, threads, progress, renderer, engine)
+        for name in PHASES:
+            if name in state["done"]:
+                continue
+            started = time.monotonic()
+            result = _DO[name](given)
+            if not result.get("finished", True):
+                return _summary(folder, state, False)
+            wall = result.pop("wall_s", None)
+            wall = round(time.monotonic() - started, 1) if wall is None else wall
+            state["done"][name] = {"wall_s": wall, **result}
+            _write(folder / NAME, state)
     return _summary(folder, state, True)
 
 
-def _phases(
-    folder: pathlib.Path,
-    settings: PipelineConfig,
-    changes: Mapping[str, Sequence[str]],
-    seed: int,
-    threads: int,
-    progress: core_progress.Progress | None,
-    renderer: str,
-    engine: str,
-) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Returns what each phase does; each takes nothing but what earlier phases left on disk."""
-    preset = settings.preset
-    pick = assets.data_path("params") / "pick" if settings.shipped_pick else folder / "pick/policy"
-    student = folder / "distill" / "student"
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """What every phase is given; what it takes from earlier phases it finds on disk."""
 
-    def chosen(name: str) -> list[str]:
-        return list(changes.get(name, []))
+    folder: pathlib.Path
+    settings: PipelineConfig
+    changes: Mapping[str, Sequence[str]]
+    seed: int
+    threads: int
+    progress: core_progress.Progress | None
+    renderer: str
+    engine: str
 
-    def started(name: str) -> bool:
-        return Checkpoint(folder / name / "checkpoint").exists()
+    @property
+    def pick(self) -> pathlib.Path:
+        """The pick policy that insertion follows."""
+        if self.settings.shipped_pick:
+            return assets.data_path("params") / "pick"
+        return self.folder / "pick" / "policy"
 
-    def common(name: str) -> dict[str, Any]:
+    @property
+    def student(self) -> pathlib.Path:
+        """The student."""
+        return self.folder / "distill" / "student"
+
+    def chosen(self, phase: str) -> list[str]:
+        """Returns the settings of a phase."""
+        return list(self.changes.get(phase, []))
+
+    def common(self, phase: str) -> JsonObject:
+        """Returns what all trainings take; one that was begun is resumed."""
         return {
-            "preset": preset,
-            "out": folder / name,
-            "overrides": chosen(name),
-            "seed": seed,
-            "threads": threads,
-            "progress": progress,
-            "resume": started(name),
+            "preset": self.settings.preset,
+            "out": self.folder / phase,
+            "overrides": self.chosen(phase),
+            "seed": self.seed,
+            "threads": self.threads,
+            "progress": self.progress,
+            "resume": manifest.exists(self.folder / phase),
         }
 
-    def trained(result: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: result[name] for name in ("finished", "wall_s", "steps")}
 
-    def encoder() -> dict[str, Any]:
-        return trained(pretrain.pretrain_encoder(renderer=renderer, **common("encoder")))
-
-    def learn_pick() -> dict[str, Any]:
-        return trained(teacher.train("pick", engine=engine, **common("pick")))
-
-    def collect() -> dict[str, Any]:
-        insert = config.override(presets.find_preset("insert", preset), chosen("insert"))
-        assert isinstance(insert, presets.InsertTrainConfig)
-        wanted = dataclasses.replace(insert.collect, physics=insert.task.physics)
-        path = files.make_folder(folder / "insert") / "switch_states.npz"
-        states = switch_states.ensure(path, pick, wanted, seed, threads, progress)
-        return {"switched_rate": states.rate}
-
-    def learn_insert() -> dict[str, Any]:
-        return trained(teacher.train("insert", pick=pick, engine=engine, **common("insert")))
-
-    def distill() -> dict[str, Any]:
-        return trained(
-            dagger.distill(
-                teacher=folder / "insert" / "teacher",
-                encoder=folder / "encoder" / "encoder",
-                renderer=renderer,
-                engine=engine,
-                **common("distill"),
-            )
-        )
-
-    def measure() -> dict[str, Any]:
-        protocol = modified(EVAL_V1, seconds=settings.seconds)
-        found = evaluate.evaluate(
-            student,
-            settings.episodes,
-            settings.evaluation_seed,
-            threads,
-            progress,
-            protocol=protocol,
-            renderer=renderer,
-        )
-        found.pop("table")
-        return {"wall_s": found.pop("wall_s"), "evaluation": found}
-
-    def to_onnx() -> dict[str, Any]:
-        found = onnx_export.export(student, folder / "policy.onnx")
-        return {"onnx": str(found["path"])}
-
-    return {
-        "encoder": encoder,
-        "pick": learn_pick,
-        "switch_states": collect,
-        "insert": learn_insert,
-        "distill": distill,
-        "evaluate": measure,
-        "export": to_onnx,
-    }
+def _trained(result: JsonObject) -> JsonObject:
+    return {name: result[name] for name in ("finished", "wall_s", "steps")}
 
 
-def _read(path: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _encoder(given: _Given) -> JsonObject:
+    common = given.common("encoder")
+    return _trained(pretrain.pretrain_encoder(renderer=given.renderer, **common))
+
+
+def _pick(given: _Given) -> JsonObject:
+    return _trained(teacher.train("pick", engine=given.engine, **given.common("pick")))
+
+
+def _switch_states(given: _Given) -> JsonObject:
+    insert = presets.find_preset("insert", given.settings.preset)
+    insert = config.override(insert, given.chosen("insert"))
+    assert isinstance(insert, presets.InsertTrainConfig)
+    wanted = dataclasses.replace(insert.collect, physics=insert.task.physics)
+    path = files.make_folder(given.folder / "insert") / "switch_states.npz"
+    states = switch_states.ensure(
+        path, given.pick, wanted, given.seed, given.threads, given.progress
+    )
+    return {"switched_rate": states.rate}
+
+
+def _insert(given: _Given) -> JsonObject:
+    common = given.common("insert")
+    return _trained(teacher.train("insert", pick=given.pick, engine=given.engine, **common))
+
+
+def _distill(given: _Given) -> JsonObject:
+    result = dagger.distill(
+        teacher=given.folder / "insert" / "teacher",
+        encoder=given.folder / "encoder" / "encoder",
+        renderer=given.renderer,
+        engine=given.engine,
+        **given.common("distill"),
+    )
+    return _trained(result)
+
+
+def _evaluate(given: _Given) -> JsonObject:
+    protocol = modified(EVAL_V1, seconds=given.settings.seconds)
+    measured = evaluate.evaluate(
+        given.student,
+        given.settings.episodes,
+        given.settings.evaluation_seed,
+        given.threads,
+        given.progress,
+        protocol=protocol,
+        renderer=given.renderer,
+    )
+    measured.pop("table")
+    return {"wall_s": measured.pop("wall_s"), "evaluation": measured}
+
+
+def _export(given: _Given) -> JsonObject:
+    exported = onnx_export.export(given.student, given.folder / "policy.onnx")
+    return {"onnx": str(exported["path"])}
+
+
+_DO: Mapping[str, Callable[[_Given], JsonObject]] = {
+    "encoder": _encoder,
+    "pick": _pick,
+    "switch_states": _switch_states,
+    "insert": _insert,
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "export": _export,
+}
+
+
+def _read(path: pathlib.Path, plan: JsonObject) -> JsonObject:
     if not path.exists():
         return {"plan": plan, "done": {}}
     try:
@@ -221,9 +245,9 @@ def _read(path: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); start with another --out.") from error
     changed = [
-        f"{name}: {before.get(name)} -> {plan[name]}"
+        f"{name}: {before[name]} -> {plan[name]}"
         for name in plan
-        if before.get(name) != plan[name]
+        if name in before and before[name] != plan[name]
     ]
     if changed:
         raise ConfigError(
@@ -232,12 +256,12 @@ def _read(path: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _write(path: pathlib.Path, state: Mapping[str, Any]) -> None:
+def _write(path: pathlib.Path, state: JsonObject) -> None:
     text = json.dumps(state, indent=2, default=float)  # scalars of NumPy
     files.write_atomic(path, text.encode() + b"\n")
 
 
-def _summary(folder: pathlib.Path, state: Mapping[str, Any], finished: bool) -> dict[str, Any]:
+def _summary(folder: pathlib.Path, state: JsonObject, finished: bool) -> JsonObject:
     done = state["done"]
     phases: dict[str, dict[str, float]] = {}
     for name in PHASES:

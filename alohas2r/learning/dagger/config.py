@@ -26,10 +26,10 @@ CHECK_ROWS = 16  # observations in the artifact's check
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """A distillation. Source of the numbers: recipe, section 6, or docs/ablations.md where they differ from it.
+    """A distillation. Source of the numbers: the published report, or docs/ablations.md where they differ from it.
 
     Attributes:
-      observation: what the student observes, one of student.OBSERVATIONS.
+      observation: what the student observes, one of policies.spec.OBSERVATIONS.
       iterations: rounds of collecting and learning.
       steps: control steps of every environment per iteration.
       num_envs: environments side by side.
@@ -123,6 +123,11 @@ class DistillConfig:
         check(0 <= self.checkpoints <= 100_000, "checkpoints must be in 0..100000")
 
     @property
+    def sees(self) -> bool:
+        """Whether the student has senses of its own, rather than the teacher's observation."""
+        return self.observation != "state"
+
+    @property
     def samples(self) -> int:
         """Samples of one iteration."""
         return self.steps * self.num_envs
@@ -140,7 +145,7 @@ PRESETS = {
     ),
 }
 DEPTH_ONLY_SIZE = (
-    64  # pixels; side of the pictures of the depth-only student. Source: recipe, section 6.
+    64  # pixels; side of the depth-only student's pictures. Source: the published report.
 )
 
 
@@ -157,11 +162,11 @@ def find_preset(name: str, observation: str = "rgbd") -> DistillConfig:
             f"Unknown observation '{observation}'.{did_you_mean(observation, spec.OBSERVATIONS)}"
         )
     draws = 1 if observation == "state" else PRESETS[name].draws
-    found = dataclasses.replace(PRESETS[name], observation=observation, draws=draws)
+    preset = dataclasses.replace(PRESETS[name], observation=observation, draws=draws)
     if observation == "depth":
-        cameras = dataclasses.replace(found.cameras, size=DEPTH_ONLY_SIZE)
-        found = dataclasses.replace(found, cameras=cameras)
-    return found
+        cameras = dataclasses.replace(preset.cameras, size=DEPTH_ONLY_SIZE)
+        preset = dataclasses.replace(preset, cameras=cameras)
+    return preset
 
 
 def choose_engine(engine: str, renderer: str, sees: bool) -> tuple[str, str]:
@@ -169,7 +174,7 @@ def choose_engine(engine: str, renderer: str, sees: bool) -> tuple[str, str]:
 
     Args:
       engine: "cpu"; "warp"; or "auto": "warp" where there is CUDA and no renderer is named that needs a CPU.
-      renderer: see senses.RENDERERS. On the engine "warp" pictures stay on its device, so "auto" is "warp".
+      renderer: see `rendering.registry`. On the engine "warp" pictures stay on its device, so "auto" is "warp".
       sees: whether there are pictures at all.
 
     Raises:

@@ -12,20 +12,20 @@ from alohas2r.policies.state import StatePolicy
 LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
 
 
-def teacher_std(found: StatePolicy, features: jax.Array) -> jax.Array:
+def teacher_std(policy: StatePolicy, features: jax.Array) -> jax.Array:
     """Returns how uncertain a trained policy is of its actions in [-1, 1]: standard deviations [..., n].
 
     The network's second half of outputs is the scale of a normal distribution before tanh, as PPO trains it;
     the derivative of tanh at the mean carries it over.
     """
-    values = jnp.clip((features - found.weights["mean"]) / found.weights["std"], -10.0, 10.0)
-    layers = len(found.spec.hidden) + 1
+    values = jnp.clip((features - policy.weights["mean"]) / policy.weights["std"], -10.0, 10.0)
+    layers = len(policy.spec.hidden) + 1
     for layer in range(layers):
         values = (
-            values @ found.weights[f"layer{layer}/kernel"] + found.weights[f"layer{layer}/bias"]
+            values @ policy.weights[f"layer{layer}/kernel"] + policy.weights[f"layer{layer}/bias"]
         )
         if layer < layers - 1:
-            values = state_policy.activate(found.spec.activation, values, jnp)
+            values = state_policy.activate(policy.spec.activation, values, jnp)
     mean, raw = jnp.split(values, 2, -1)
     scale = jax.nn.softplus(raw) + 0.001  # Source: brax NormalTanhDistribution, min_std
     return scale * (1 - jnp.tanh(mean) ** 2)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+
+from alohas2r.core.types import Array, PyTree
 
 
 class LearnerState(NamedTuple):
     """What learning changes."""
 
-    params: Any  # "head", and "encoder" where it learns
-    averaged: Any  # likewise; empty if nothing is averaged
-    optimizer: Any
-    stats: Any  # running statistics of the features
+    params: PyTree  # "head", and "encoder" where it learns
+    averaged: PyTree  # likewise; empty if nothing is averaged
+    optimizer: PyTree
+    stats: PyTree  # running statistics of the features
     iteration: jax.Array  # [] int32 iterations done
     key: jax.Array  # [2] never changes
+
+
+class Learnt(NamedTuple):
+    """What a gradient step changes."""
+
+    params: PyTree
+    averaged: PyTree
+    optimizer: PyTree
 
 
 class Samples(NamedTuple):
     """Samples of B; pictures that the student lacks are None."""
 
-    rgb: Any  # [B, C, H, W, 3] uint8, or once encoded as `student.encode` returns
-    depth: Any  # [B, C, H, W] m
+    rgb: Array  # [B, C, H, W, 3] uint8, or once encoded as `networks.vision.encode` returns
+    depth: Array  # [B, C, H, W] m
     features: jax.Array  # [B, F]
     switched: jax.Array  # [B] bool
     label: jax.Array  # [B, 14] the teacher's actions

@@ -2,39 +2,35 @@
 
 Each iteration collects a few steps of all environments and learns from them alone, so memory does not grow with
 the run. The teacher acts in the first iteration, the student in all others; the label is always the staged
-teacher's deterministic action, computed from its own noisy observations. Source: recipe, section 6.
+teacher's deterministic action, computed from its own noisy observations. Source: the published report; Ross et al.,
+DAgger (2011).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
-import time
 from collections.abc import Sequence
-from typing import Any
 
-import jax
-import numpy as np
-
-import alohas2r
 from alohas2r import config
-from alohas2r.core import assets, files
-from alohas2r.core import progress as core_progress
-from alohas2r.core import stop as core_stop
+from alohas2r.core import assets
 from alohas2r.core import threads as core_threads
+from alohas2r.core.progress import Progress
+from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import ArtifactError
-from alohas2r.learning.dagger.config import choose_engine, find_preset
-from alohas2r.learning.dagger.learner import Distiller, full_precision
-from alohas2r.learning.run import log as run_log
+from alohas2r.learning.dagger.config import DistillConfig, choose_engine, find_preset
+from alohas2r.learning.dagger.distiller import Distiller
+from alohas2r.learning.dagger.learner import full_precision
 from alohas2r.learning.run import manifest
-from alohas2r.learning.run.checkpoint import Checkpoint
+from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
-from alohas2r.policies import encoder as encoder_artifact
+from alohas2r.policies.encoder import EncoderArtifact, load_encoder
 from alohas2r.policies.staged import StagedPolicy
+from alohas2r.rendering import registry as renderers
 from alohas2r.sim.engines import registry as engines
-from alohas2r.sim.engines.base import snapshot
+
+NO_ENCODER, FINETUNE = "none", "finetune"  # instead of an encoder's folder
 
 
 def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
@@ -43,7 +39,12 @@ def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
     Raises:
       ArtifactError: it cannot be read, or is none.
     """
-    return artifact.load(path, StagedPolicy)
+    teacher = artifact.load(path)
+    if not isinstance(teacher, StagedPolicy):
+        raise ArtifactError(
+            f"{path} is no staged teacher; `alohas2r train-teacher --phase insert` makes one."
+        )
+    return teacher
 
 
 @full_precision()
@@ -58,10 +59,10 @@ def distill(
     threads: int = 0,
     resume: bool = False,
     minutes: float | None = None,
-    progress: core_progress.Progress | None = None,
+    progress: Progress | None = None,
     renderer: str = "auto",
     engine: str = engines.AUTO,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Distils a teacher into a student and writes the student's artifact to `out`/student.
 
     Args:
@@ -77,162 +78,81 @@ def distill(
       resume: continue the run in `out` to the same result as an unbroken run.
       minutes: stop (resumably) after this time.
       progress: receives reports.
-      renderer: see senses.RENDERERS. Part of what makes a run reproducible.
+      renderer: see `rendering.registry`; "auto": that of the run that is resumed, else what suits engine and machine.
       engine: what simulates and learns: "cpu"; "warp", which draws as well; or "auto": the engine of the run that is
         resumed, else as `choose_engine`. Evaluations on the way run on the engine "cpu" in any case.
 
     Returns:
-      "student": the artifact's folder, or None if stopped early; "engine", "steps", "finished", "wall_s", last
-      metrics.
+      "observation", "engine", and what `Run.train` returns; "student" is the artifact's folder.
 
     Raises:
       ConfigError: unknown setting, value out of range, another configuration than the run that is resumed, or an
         engine and a renderer that do not go together.
       BackendUnavailable: the engine or the renderer cannot run here.
       ModelError: the engine's buffers are too small; the message says what to set.
-      ArtifactError: an artifact cannot be read, the folder cannot be written, or the checkpoint is damaged.
+      ArtifactError: an artifact cannot be read, the folder cannot be written or is in use, or the checkpoint is
+        damaged.
     """
-    from alohas2r.evaluation.episodes import SEEDS, episode_keys
-    from alohas2r.evaluation.evaluate import Runner
-
     settings = find_preset(preset, observation)
-    if encoder is not None and os.fspath(encoder) == "finetune":
-        encoder, settings = None, dataclasses.replace(settings, finetune=True)
+    if encoder is not None and os.fspath(encoder) == FINETUNE:
+        settings = dataclasses.replace(settings, finetune=True)
     settings = config.override(settings, overrides)
-    folder = files.make_folder(out if out is not None else pathlib.Path("runs") / "student")
-    if resume and engine == engines.AUTO:
-        engine = _engine_of(folder / manifest.NAME)
-    engine, _ = choose_engine(engine, renderer, settings.observation != "state")
-    shipped = assets.data_path("params")
-    staged = load_teacher(shipped / "teacher" if teacher is None else teacher)
-    found = None
-    if settings.observation in ("rgb", "rgbd") and (
-        encoder is None or os.fspath(encoder) != "none"
-    ):
-        found = artifact.load(
-            shipped / "encoder" if encoder is None else encoder, encoder_artifact.EncoderArtifact
-        )
-    checkpoint = Checkpoint(folder / "checkpoint")
-    parents = {"teacher": staged.hash, "encoder": None if found is None else found.hash}
-    others = {"seed": seed, "engine": engine, **parents}
-    manifest.begin(folder, settings, others, resume, checkpoint.exists())
-
-    core_threads.keep_memory()
-    distiller = Distiller(settings, staged, found, seed, threads, renderer, engine)
-    learner = distiller.init()
-    state, physics, readout, sense = distiller.begin()
-    done, wall_before = 0, 0.0
-    if resume and checkpoint.exists():
-        whole, extra = checkpoint.load((learner, state, snapshot(physics), readout, sense))
-        learner, state, physics, readout, sense = whole
-        done, wall_before = int(extra["iterations"]), float(extra["wall_s"])
-    per_iteration = settings.samples
-    started = time.monotonic()
-    figures: dict[str, float] = {}
-    runner: Runner | None = None
-
-    def wall() -> float:
-        return wall_before + time.monotonic() - started
-
-    def save(iteration: int) -> None:
-        extra = {"iterations": iteration, "wall_s": wall(), "version": alohas2r.__version__}
-        checkpoint.save((learner, state, snapshot(physics), readout, sense), extra)
-
-    with (
-        run_log.RunLog(
-            folder, settings.iterations * per_iteration, label="distill", progress=progress
-        ) as log,
-        core_stop.StopSignal() as stop,
-    ):
-        if resume:
-            log.resume(done * per_iteration)
-        log.start()
-        first = done + 1
-        for iteration in range(first, settings.iterations + 1):
-            samples, state, physics, readout, sense, scores = distiller.collect(
-                learner, state, physics, readout, sense
-            )
-            learner, figures = distiller.update(learner, samples)
-            del samples  # their memory is the next ones'
-            figures |= _measures(scores)
-            distiller.env.engine.check(physics)
-            if iteration == first:
-                core_threads.give_memory_back()  # what compiling left
-            done = iteration
-            if not np.isfinite(figures["loss/imitation"]):
-                raise ArtifactError(
-                    f"The loss is not finite in iteration {iteration}; the last checkpoint in {folder} is good:"
-                    " start anew with a smaller learning_rate."
-                )
-            if manifest.due(iteration, settings.iterations, settings.evaluations):
-                if runner is None:
-                    keys = episode_keys((seed + 1_000_003) % SEEDS, 0, settings.evaluation_episodes)
-                    runner = Runner(distiller.spec, None, keys, threads, renderer)
-                table = runner.run(weights=distiller.to_policy(learner, {}).weights).table
-                figures |= {
-                    f"eval/{name}": float(table[name].mean())
-                    for name in ("success", "held_at_end", "lifted_both", "switched", "dropped")
-                }
-            log.write(iteration * per_iteration, figures)
-            expired = minutes is not None and (time.monotonic() - started) > 60 * minutes
-            last = iteration == settings.iterations
-            if (
-                stop
-                or expired
-                or last
-                or manifest.due(iteration, settings.iterations, settings.checkpoints)
-            ):
-                save(iteration)
-                core_threads.give_memory_back()
-            if stop or expired:
-                break
-
-    finished = done == settings.iterations
-    result: dict[str, Any] = {
-        "observation": settings.observation,
+    folder = pathlib.Path("runs", "student") if out is None else pathlib.Path(out)
+    engine, renderer = _choose(folder, resume, engine, renderer, settings.sees)
+    teacher = assets.data_path("params") / "teacher" if teacher is None else teacher
+    staged = load_teacher(teacher)
+    pretrained, encoder_name = _encoder_of(encoder, settings)
+    parents = {"teacher": staged.hash, "encoder": None if pretrained is None else pretrained.hash}
+    identity: dict[str, Json] = {"seed": seed, "engine": engine, **parents}
+    options: dict[str, object] = {
+        "preset": preset,
+        "observation": observation,
+        "seed": seed,
         "engine": engine,
-        "steps": done * per_iteration,
-        "finished": finished,
-        "wall_s": round(wall(), 1),
-        "out": str(folder),
-        "student": None,
-        "metrics": figures,
+        "renderer": renderer if settings.sees else None,
+        "teacher": manifest.named(teacher),
+        "encoder": encoder_name,
+        "threads": threads or None,
     }
-    if finished:
-        command = (
-            f"alohas2r distill --preset {preset} --observation {settings.observation} --seed {seed}"
-            + f" --engine {engine}"
-            + (f" --encoder {os.fspath(encoder)}" if encoder is not None else "")
-            + "".join(f" --set {setting}" for setting in overrides)
+    if settings.sees:
+        identity["renderer"] = renderer
+    with Run(folder, settings, identity, resume) as run:
+        core_threads.keep_memory()
+        result = run.train(
+            Distiller(settings, staged, pretrained, seed, threads, renderer, engine, folder),
+            manifest.command("distill", options, overrides),
+            parents,
+            Schedule(settings.evaluations, settings.checkpoints, minutes),
+            progress,
         )
-        trained = manifest.provenance(
-            command, settings, seed, result["steps"], result["wall_s"], parents
-        )
-        trained["engine"] = engine
-        rows = distiller.record(learner, state, physics, readout, sense)
-        result["student"] = str(
-            artifact.save(distiller.to_policy(learner, trained), folder / "student", rows)
-        )
-    return result
+    return {"observation": settings.observation, "engine": engine, **result}
 
 
-def _engine_of(described: pathlib.Path) -> str:
-    """Returns the engine of a run, "auto" if it cannot be read; `plan.begin` says why."""
-    try:
-        return str(json.loads(described.read_text())["engine"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return engines.AUTO
+def _choose(
+    folder: pathlib.Path, resume: bool, engine: str, renderer: str, sees: bool
+) -> tuple[str, str]:
+    """Returns engine and renderer: those of the run that is resumed, if none are named."""
+    if resume and engine == engines.AUTO:
+        engine = manifest.recorded(folder, "engine", engines.AUTO)
+    if resume and sees and renderer == "auto":
+        renderer = manifest.recorded(folder, "renderer", "auto")
+    engine, renderer = choose_engine(engine, renderer, sees)
+    if sees and renderer == "auto":
+        renderer = renderers.default_backend()
+    return engine, renderer
 
 
-def _measures(scores: Sequence[Any]) -> dict[str, float]:
-    """Returns the shares of environments in each stage at the last step, and of those that diverged."""
-    names = ("grasped", "lifted", "switched", "success")
-    last, finite = jax.device_get(
-        ([getattr(scores[-1].measures, name) for name in names], [s.finite for s in scores])
-    )
-    found = {
-        f"train/{name}": float(np.asarray(value, np.float32).mean())
-        for name, value in zip(names, last, strict=True)
-    }
-    found["train/unstable"] = float(np.mean([(~row).mean() for row in finite]))
-    return found
+def _encoder_of(
+    encoder: str | os.PathLike[str] | None, settings: DistillConfig
+) -> tuple[EncoderArtifact | None, str | None]:
+    """Returns the pretrained encoder, and how a command names what was chosen; None where there is none."""
+    if settings.observation not in ("rgb", "rgbd"):
+        return None, None
+    name = None if encoder is None else os.fspath(encoder)
+    if name == NO_ENCODER:
+        return None, NO_ENCODER
+    shipped = assets.data_path("params") / "encoder"
+    if name == FINETUNE:
+        return load_encoder(shipped), FINETUNE
+    path = shipped if encoder is None else pathlib.Path(encoder)
+    return load_encoder(path), manifest.named(path)

@@ -9,7 +9,6 @@ import pathlib
 import pickle
 import tarfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class _PlainUnpickler(pickle.Unpickler):
         }
     )
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not data")
         return super().find_class(module, name)
@@ -97,7 +96,7 @@ def read_cifar10(
     return _classes(train), _classes(test)
 
 
-def _where(archives: Mapping[str, Any]) -> str:
+def _where(archives: Mapping[str, object]) -> str:
     """Says where to get CIFAR-10."""
     names = list(archives)
     return (

@@ -28,7 +28,7 @@ class PretrainConfig:
       passes: over a round's pictures.
       batch: pictures of a gradient step.
       learning_rate: of Adam at the start; it falls to nothing along a cosine.
-      shift: crops move by up to so many pixels; 0 where positions are to be found.
+      shift: crops move by up to so many pixels; 0 where positions are learnt.
       momentum: share of its past that the key encoder keeps in each step.
       held: pictures that are only for testing.
       size: side of rendered pictures (pixels).
@@ -82,9 +82,9 @@ def find_preset(name: str, data: str = "sim", method: str = "supervised") -> Pre
     """
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset '{name}'.{did_you_mean(name, PRESETS)}")
-    found = dataclasses.replace(PRESETS[name], data=data, method=method)
+    preset = dataclasses.replace(PRESETS[name], data=data, method=method)
     if data == "cifar10":  # a round is one pass over 50,000 pictures
-        return dataclasses.replace(found, passes=1, shift=4)
+        return dataclasses.replace(preset, passes=1, shift=4)
     if method == "contrastive":
-        return dataclasses.replace(found, shift=4)
-    return found
+        return dataclasses.replace(preset, shift=4)
+    return preset

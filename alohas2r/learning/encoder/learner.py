@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from alohas2r.core.types import PyTree as Tree
+from alohas2r.core.types import Array, PyTree
 from alohas2r.learning.encoder.cifar10 import CLASSES
 from alohas2r.learning.encoder.config import (
     ORDER_STREAM,
@@ -20,6 +20,7 @@ from alohas2r.learning.encoder.config import (
     PretrainConfig,
 )
 from alohas2r.learning.encoder.pictures import OBJECTS, Pictures
+from alohas2r.policies.encoder import Tree
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.networks.vision import Encoder
 from alohas2r.rendering import augmentation
@@ -43,7 +44,7 @@ class LearnerState(NamedTuple):
 
     params: Tree  # "encoder", and "finder" or "bilinear"
     target: Tree  # the key encoder; empty where there is none
-    optimizer: Any
+    optimizer: PyTree
     updates: jax.Array  # [] int32
 
 
@@ -86,7 +87,7 @@ class Pretrainer:
             target = encoder
         return LearnerState(params, target, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    def encode(self, params: Tree, rgb: Any) -> jax.Array:
+    def encode(self, params: Tree, rgb: Array) -> jax.Array:
         """Encodes pictures [B, H, W, 3] uint8."""
         return self.encoder.apply({"params": params}, vision_network.scale_rgb(rgb))  # pyright: ignore[reportReturnType]
 
@@ -104,7 +105,7 @@ class Pretrainer:
             other = augmentation.random_shift(key_key, jnp.asarray(batch.rgb), shift)
             codes = _standardized(code), _standardized(self.encode(target, other))
             return info_nce(params["bilinear"], *codes)
-        outputs: Any = self.finder.apply({"params": params["finder"]}, code)
+        outputs: Array = self.finder.apply({"params": params["finder"]}, code)
         if self.settings.data == "cifar10":
             losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.label)
             right = jnp.argmax(outputs, -1) == batch.label
@@ -157,7 +158,7 @@ class Pretrainer:
             learner.params, learner.target, shift_key, batch, settings.shift
         )
         updates, optimizer = self.optimizer.update(gradient, learner.optimizer)
-        params: Any = optax.apply_updates(learner.params, updates)
+        params: PyTree = optax.apply_updates(learner.params, updates)
         target = learner.target
         if settings.method == "contrastive":
             target = optax.incremental_update(params["encoder"], target, 1 - settings.momentum)
@@ -183,8 +184,8 @@ class Pretrainer:
             )
             return {"loss": loss, **figures}
 
-        found = jax.lax.map(one, jnp.arange(batches))
-        return {name: value.mean() for name, value in found.items()}
+        measured = jax.lax.map(one, jnp.arange(batches))
+        return {name: value.mean() for name, value in measured.items()}
 
 
 def _standardized(code: jax.Array) -> jax.Array:

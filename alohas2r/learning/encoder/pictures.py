@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import mujoco
 import numpy as np
 
+from alohas2r.core.types import Array
 from alohas2r.learning.encoder.config import PretrainConfig
 from alohas2r.rendering import corruption, visual_randomization
 from alohas2r.rendering import protocol as rendering_protocol
@@ -65,7 +66,7 @@ def random_poses(random: np.random.Generator, count: int) -> np.ndarray:
         for row in range(count):
             mujoco.mju_mulQuat(quat[row], arm.base_quat, turn[row])
         matrix = _matrices(quat)
-        # Held at the grip point, 20 mm behind the centre. Source: recipe, section 1.
+        # Held at the grip point, 20 mm behind the centre. Source: the published report.
         in_hand = tips[:, index] + matrix @ np.array([0.02, 0, 0])
         in_hand += random.normal(0, 0.004, (count, 3))
         place = np.where(held[:, None], in_hand, place)
@@ -78,17 +79,17 @@ def random_poses(random: np.random.Generator, count: int) -> np.ndarray:
 
 def _matrices(quat: np.ndarray) -> np.ndarray:
     """Turns quaternions [N, 4] into matrices [N, 3, 3]."""
-    found = np.empty((len(quat), 9))
+    matrices = np.empty((len(quat), 9))
     for row, value in enumerate(quat):
-        mujoco.mju_quat2Mat(found[row], value)
-    return found.reshape(-1, 3, 3)
+        mujoco.mju_quat2Mat(matrices[row], value)
+    return matrices.reshape(-1, 3, 3)
 
 
 class Studio:
     """Renders random wrist pictures and says what is in them.
 
     Args:
-      settings: the configuration. threads, renderer: see `senses.make_renderer`.
+      settings: the configuration. threads, renderer: see `rendering.registry.make_renderer`.
     """
 
     def __init__(self, settings: PretrainConfig, threads: int = 0, renderer: str = "auto"):
@@ -116,7 +117,7 @@ class Studio:
         return Pictures(whole, np.zeros(len(whole), np.int32), visible, position, rotation)
 
     def _know(
-        self, poses: np.ndarray, sample: Mapping[str, Any], half: np.ndarray, depth: np.ndarray
+        self, poses: np.ndarray, sample: Mapping[str, Array], half: np.ndarray, depth: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns visibility [M, O], position [M, O, 3] and rotation [M, O, 6].
 
@@ -133,7 +134,7 @@ class Studio:
         camera_pos, camera_mat = placed["cam_xpos"], placed["cam_xmat"]  # [N, C, 3], [N, C, 3, 3]
         fovy = prepared.model.cam_fovy[prepared.camera_ids[0]]
         focal = size / 2 / np.tan(np.deg2rad(fovy) / 2)
-        found: tuple[list[np.ndarray], ...] = ([], [], [])
+        labels: tuple[list[np.ndarray], ...] = ([], [], [])
         for arm in self._scene.arms:
             pose = poses[:, arm.object_qpos]
             matrix = _matrices(pose[:, 3:])
@@ -156,12 +157,12 @@ class Studio:
             drawn = depth[env[..., None], camera[..., None], row, column]
             # A point is seen if what is drawn there is about as far away.
             seen = inside & (np.abs(drawn - ahead) < 0.015)
-            found[0].append(seen.sum(-1) >= 2)
+            labels[0].append(seen.sum(-1) >= 2)
             apart = pose[:, None, :3] - fixed_pos
-            found[1].append(np.einsum("ncji,ncj->nci", fixed_mat, apart))
+            labels[1].append(np.einsum("ncji,ncj->nci", fixed_mat, apart))
             turned = np.einsum("ncji,njk->ncik", fixed_mat, matrix)
-            found[2].append(turned[..., :2, :].reshape(number, 2, 6))
-        visible, position, rotation = (np.stack(parts, 2) for parts in found)
+            labels[2].append(turned[..., :2, :].reshape(number, 2, 6))
+        visible, position, rotation = (np.stack(parts, 2) for parts in labels)
         return (
             visible.reshape(-1, len(OBJECTS)),
             position.reshape(-1, len(OBJECTS), 3).astype(np.float32),

@@ -10,26 +10,112 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 
-import alohas2r
 from alohas2r import config
-from alohas2r.core import files
-from alohas2r.core import progress as core_progress
-from alohas2r.core import stop as core_stop
+from alohas2r.core.progress import Progress
+from alohas2r.core.types import Json, JsonObject
 from alohas2r.learning.encoder.cifar10 import read_cifar10
-from alohas2r.learning.encoder.config import CHECK_ROWS, HELD_STREAM, ROUND_STREAM, find_preset
+from alohas2r.learning.encoder.config import (
+    CHECK_ROWS,
+    HELD_STREAM,
+    ROUND_STREAM,
+    PretrainConfig,
+    find_preset,
+)
 from alohas2r.learning.encoder.learner import LearnerState, Pretrainer
 from alohas2r.learning.encoder.pictures import Pictures, Studio
-from alohas2r.learning.run import log as run_log
 from alohas2r.learning.run import manifest
-from alohas2r.learning.run.checkpoint import Checkpoint
-from alohas2r.policies import artifact
-from alohas2r.policies.encoder import EncoderArtifact
+from alohas2r.learning.run.loop import Figures, Run, Schedule
+from alohas2r.policies.encoder import EncoderArtifact, save_encoder
+from alohas2r.rendering import registry as renderers
+
+
+class Round(NamedTuple):
+    """What a round learns from."""
+
+    pictures: Pictures
+    key: jax.Array  # of its shifts and order
+
+
+class EncoderTraining:
+    """A pretraining as an algorithm of the run loop.
+
+    Args:
+      settings: the configuration.
+      folder: of the run.
+      seed: of everything random.
+      pictures: the pictures of a round from its key. count: of a round.
+      held: pictures that nothing is learnt from.
+    """
+
+    label = "pretrain encoder"
+    losses = ("train/loss",)
+    remedy = "learning_rate"
+    artifacts = ("encoder",)
+
+    def __init__(
+        self,
+        settings: PretrainConfig,
+        folder: pathlib.Path,
+        seed: int,
+        pictures: Callable[[jax.Array], Pictures],
+        count: int,
+        held: Pictures,
+    ) -> None:
+        self.settings, self._folder = settings, folder
+        self._root = jax.random.PRNGKey(seed)
+        self._pictures, self._held = pictures, held
+        self._steps_per_round = settings.passes * (count // settings.batch)
+        self.iterations = settings.rounds
+        self.steps_per_iteration = count * settings.passes
+        self._pretrainer = Pretrainer(settings, seed, self._steps_per_round * settings.rounds)
+
+    def init(self) -> LearnerState:
+        """Returns the learner before the first round."""
+        return self._pretrainer.init()
+
+    def collect(self, state: LearnerState) -> tuple[LearnerState, Round]:
+        """Makes the next round's pictures."""
+        number = int(state.updates) // self._steps_per_round + 1
+        key = jax.random.fold_in(jax.random.fold_in(self._root, ROUND_STREAM), number)
+        return state, Round(self._pictures(key), key)
+
+    def update(self, state: LearnerState, data: Round) -> tuple[LearnerState, Figures]:
+        """Passes over the pictures, and measures on those that were held back."""
+        metrics: dict[str, jax.Array] = {}
+        for part in range(self.settings.passes):
+            key = jax.random.fold_in(data.key, part)
+            state, metrics = self._pretrainer.train(state, data.pictures, key)
+        figures = {f"train/{name}": float(value.mean()) for name, value in metrics.items()}
+        key = jax.random.fold_in(self._root, HELD_STREAM)
+        measured = self._pretrainer.measure(state, self._held, key)
+        return state, figures | {f"held/{name}": float(v) for name, v in measured.items()}
+
+    def evaluate(self, state: LearnerState) -> Figures:
+        """Returns nothing: each round is measured."""
+        del state
+        return {}
+
+    def checkpointed(self, state: LearnerState) -> LearnerState:
+        """Returns the learner itself."""
+        return state
+
+    def restored(self, kept: LearnerState) -> LearnerState:
+        """Returns the learner itself."""
+        return kept
+
+    def finish(self, state: LearnerState, trained: JsonObject, figures: Figures) -> dict[str, str]:
+        """Writes the encoder."""
+        trained = trained | {"metrics": {name: round(value, 4) for name, value in figures.items()}}
+        encoder = EncoderArtifact(
+            self.settings.filters, self.settings.size, state.params["encoder"], trained
+        )
+        pictures = self._held.rgb[:CHECK_ROWS]
+        return {"encoder": str(save_encoder(encoder, self._folder / "encoder", pictures))}
 
 
 def pretrain_encoder(
@@ -43,10 +129,10 @@ def pretrain_encoder(
     threads: int = 0,
     resume: bool = False,
     minutes: float | None = None,
-    progress: core_progress.Progress | None = None,
+    progress: Progress | None = None,
     renderer: str = "auto",
     archives: Mapping[str, tuple[str, str]] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Trains the colour encoder and writes its artifact to `out`/encoder.
 
     Args:
@@ -61,112 +147,46 @@ def pretrain_encoder(
       resume: continue the run in `out` to the same result as an unbroken run.
       minutes: stop (resumably) after this time.
       progress: receives reports.
-      renderer: see senses.RENDERERS.
+      renderer: see `rendering.registry`; "auto": that of the run that is resumed, else what suits the machine.
       archives: see `read_cifar10`.
 
     Returns:
-      "encoder": the artifact's folder, or None if stopped early; "finished", "wall_s", and "metrics" on pictures
+      "data", "method", and what `Run.train` returns; "encoder" is the artifact's folder, "metrics" are on pictures
       that nothing was learnt from.
 
     Raises:
       ConfigError: unknown setting, value out of range, or another configuration than the run that is resumed.
-      ArtifactError: CIFAR-10 is missing, the folder cannot be written, or the checkpoint is damaged.
+      ArtifactError: CIFAR-10 is missing, the folder cannot be written or is in use, or the checkpoint is damaged.
     """
     settings = config.override(find_preset(preset, data, method), overrides)
-    train, shoot = None, None
-    root = jax.random.PRNGKey(seed)
+    folder = pathlib.Path("runs", "encoder") if out is None else pathlib.Path(out)
+    options: dict[str, object] = {"preset": preset, "data": data, "method": method, "seed": seed}
+    identity: dict[str, Json] = {"seed": seed}
+    held_key = jax.random.fold_in(jax.random.PRNGKey(seed), HELD_STREAM)
     if settings.data == "cifar10":
         train, held = read_cifar10(data_dir, archives)
         settings = dataclasses.replace(settings, size=32)
+        options["data-dir"] = data_dir
     else:
-        studio = Studio(settings, threads, renderer)
-        shoot = studio.shoot
-        held = None
-    folder = files.make_folder(out if out is not None else pathlib.Path("runs") / "encoder")
-    checkpoint = Checkpoint(folder / "checkpoint")
-    manifest.begin(folder, settings, {"seed": seed}, resume, checkpoint.exists())
-    if shoot is not None:
-        held = shoot(jax.random.fold_in(root, HELD_STREAM), settings.held)
-    assert held is not None
-    count = settings.pictures if train is None else len(train.label)
-    per_round = settings.passes * (count // settings.batch)
-    pretrainer = Pretrainer(settings, seed, per_round * settings.rounds)
-    learner = pretrainer.init()
-    done, wall_before = 0, 0.0
-    if resume and checkpoint.exists():
-        learner, extra = checkpoint.load(learner)
-        done, wall_before = int(extra["rounds"]), float(extra["wall_s"])
-    started = time.monotonic()
-    figures: dict[str, float] = {}
-
-    def wall() -> float:
-        return wall_before + time.monotonic() - started
-
-    total = settings.rounds * count * settings.passes
-    with (
-        run_log.RunLog(folder, total, label="pretrain encoder", progress=progress) as log,
-        core_stop.StopSignal() as stop,
-    ):
-        if resume:
-            log.resume(done * count * settings.passes)
-        log.start()
-        for number in range(done + 1, settings.rounds + 1):
-            key = jax.random.fold_in(jax.random.fold_in(root, ROUND_STREAM), number)
-            pictures = train if shoot is None else shoot(key, settings.pictures)
-            assert pictures is not None
-            found: dict[str, jax.Array] = {}
-            for part in range(settings.passes):
-                learner, found = pretrainer.train(learner, pictures, jax.random.fold_in(key, part))
-            figures = {f"train/{name}": float(value.mean()) for name, value in found.items()}
-            figures |= _held_figures(pretrainer, learner, held, root)
-            done = number
-            log.write(number * count * settings.passes, figures)
-            expired = minutes is not None and (time.monotonic() - started) > 60 * minutes
-            last = number == settings.rounds
-            if (
-                stop
-                or expired
-                or last
-                or manifest.due(number, settings.rounds, settings.checkpoints)
-            ):
-                extra = {"rounds": number, "wall_s": wall(), "version": alohas2r.__version__}
-                checkpoint.save(learner, extra)
-            if stop or expired:
-                break
-
-    finished = done == settings.rounds
-    if finished and not figures:
-        figures = _held_figures(pretrainer, learner, held, root)
-    result: dict[str, Any] = {
-        "data": settings.data,
-        "method": settings.method,
-        "steps": done * count * settings.passes,
-        "finished": finished,
-        "wall_s": round(wall(), 1),
-        "out": str(folder),
-        "encoder": None,
-        "metrics": figures,
-    }
-    if finished:
-        command = (
-            f"alohas2r pretrain-encoder --preset {preset} --data {settings.data}"
-            f" --method {settings.method} --seed {seed}"
-            + "".join(f" --set {setting}" for setting in overrides)
-        )
-        trained = manifest.provenance(
-            command, settings, seed, result["steps"], result["wall_s"], {}
-        ) | {"metrics": {k: round(v, 4) for k, v in figures.items()}}
-        found_encoder = EncoderArtifact(
-            settings.filters, settings.size, learner.params["encoder"], trained
-        )
-        result["encoder"] = str(
-            artifact.save(found_encoder, folder / "encoder", {"rgb": held.rgb[:CHECK_ROWS]})
-        )
-    return result
-
-
-def _held_figures(
-    pretrainer: Pretrainer, learner: LearnerState, held: Pictures, root: jax.Array
-) -> dict[str, float]:
-    found = pretrainer.measure(learner, held, jax.random.fold_in(root, HELD_STREAM))
-    return {f"held/{name}": float(value) for name, value in found.items()}
+        if renderer == "auto" and resume:
+            renderer = manifest.recorded(folder, "renderer", "auto")
+        if renderer == "auto":
+            renderer = renderers.default_backend()
+        identity["renderer"] = options["renderer"] = renderer
+        options["threads"] = threads or None
+        train, held = None, None
+    with Run(folder, settings, identity, resume) as run:
+        if train is not None and held is not None:
+            algorithm = EncoderTraining(
+                settings, folder, seed, lambda _: train, len(train.label), held
+            )
+        else:
+            shoot = Studio(settings, threads, renderer).shoot
+            algorithm = EncoderTraining(
+                *(settings, folder, seed, lambda key: shoot(key, settings.pictures)),
+                *(settings.pictures, shoot(held_key, settings.held)),
+            )
+        command = manifest.command("pretrain-encoder", options, overrides)
+        schedule = Schedule(0, settings.checkpoints, minutes)
+        result = run.train(algorithm, command, {}, schedule, progress)
+    return {"data": settings.data, "method": settings.method, **result}

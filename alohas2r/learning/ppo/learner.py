@@ -8,7 +8,7 @@ between phases.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import optax
 from brax.training import distribution
 from brax.training.acme import running_statistics, specs
 
+from alohas2r.core.types import PyTree
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState, Scored
 from alohas2r.learning.ppo.config import PpoConfig
@@ -30,10 +31,10 @@ ACTING, LEARNING = 0, 1  # streams of random keys
 class LearnerState(NamedTuple):
     """All that learning changes, as plain arrays."""
 
-    params: Any  # {"policy": ..., "value": ...}
-    optimizer: Any
-    policy_stats: Any  # running mean and std of the features
-    value_stats: Any  # of the privileged view
+    params: PyTree  # {"policy": ..., "value": ...}
+    optimizer: PyTree
+    policy_stats: PyTree  # running mean and std of the features
+    value_stats: PyTree  # of the privileged view
     learning_rate: jax.Array  # []
     key: jax.Array
     updates: jax.Array  # [] int32
@@ -98,19 +99,20 @@ class Ppo:
             lambda leaf: jnp.asarray(leaf, getattr(leaf, "dtype", jnp.float32)), state
         )
 
-    def _logits(self, params: Any, stats: Any, features: jax.Array) -> jax.Array:
+    def logits(self, params: PyTree, stats: PyTree, features: jax.Array) -> jax.Array:
+        """Returns what the policy's network says of features [..., F]."""
         inputs = mlp.normalize(features, stats.mean, stats.std)
         return mlp.apply(self.policy, params["policy"], inputs)
 
-    def _values(self, params: Any, stats: Any, privileged: jax.Array) -> jax.Array:
+    def _values(self, params: PyTree, stats: PyTree, privileged: jax.Array) -> jax.Array:
         inputs = mlp.normalize(privileged, stats.mean, stats.std)
         return mlp.apply(self.value, params["value"], inputs)[..., 0]
 
     def _act(
-        self, params: Any, stats: Any, state: EnvState, readout: Readout, key: jax.Array
+        self, params: PyTree, stats: PyTree, state: EnvState, readout: Readout, key: jax.Array
     ) -> tuple[EnvState, dict[str, jax.Array], jax.Array]:
         state, features, privileged = self.env.observe(state, readout)
-        logits = self._logits(params, stats, features)
+        logits = self.logits(params, stats, features)
         raw = self.distribution.sample_no_postprocessing(logits, key)
         log_prob = self.distribution.log_prob(logits, raw)
         state, ctrl = self.env.control(state, readout, jnp.tanh(raw))
@@ -124,8 +126,8 @@ class Ppo:
         return state, step, ctrl
 
     def rollout(
-        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
-    ) -> tuple[Rollout, jax.Array, EnvState, Any, Readout, list[Any]]:
+        self, learner: LearnerState, env_state: EnvState, physics: PyTree, readout: Readout
+    ) -> tuple[Rollout, jax.Array, EnvState, PyTree, Readout, list[Scored]]:
         """Collects one unroll.
 
         Returns:
@@ -161,7 +163,7 @@ class Ppo:
         return Rollout(**self._stack(steps)), final, env_state, physics, readout, scores
 
     def targets(
-        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
+        self, learner: LearnerState, env_state: EnvState, physics: PyTree, readout: Readout
     ) -> jax.Array:
         """Returns the actuator targets [T, N, nu] of an unroll on a traceable engine, as `rollout` makes it."""
         return self._unroll(learner, env_state, physics, readout)[-1]
@@ -171,11 +173,11 @@ class Ppo:
         return jax.random.split(key, self.config.unroll)
 
     def _unroll_traced(
-        self, learner: LearnerState, env_state: EnvState, physics: Any, readout: Readout
-    ) -> tuple[Rollout, jax.Array, EnvState, Any, Readout, Scored, jax.Array]:
+        self, learner: LearnerState, env_state: EnvState, physics: PyTree, readout: Readout
+    ) -> tuple[Rollout, jax.Array, EnvState, PyTree, Readout, Scored, jax.Array]:
         """One unroll inside `jax.jit`; returns as `rollout`, and the actuator targets [T, N, nu]."""
 
-        def one(carry: Any, key: jax.Array) -> tuple[Any, Any]:
+        def one(carry: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
             env_state, physics, readout = carry
             env_state, step, ctrl = self._act(
                 learner.params, learner.policy_stats, env_state, readout, key
@@ -198,7 +200,7 @@ class Ppo:
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
         config = self.config
         policy_stats = running_statistics.update(learner.policy_stats, rollout.features)
-        value_stats: Any = running_statistics.update(learner.value_stats, rollout.privileged)
+        value_stats: PyTree = running_statistics.update(learner.value_stats, rollout.privileged)
         # The policy is judged by the statistics it acted with; the critic uses the new ones throughout.
         values = self._values(learner.params, value_stats, rollout.privileged)
         bootstrap = self._values(learner.params, value_stats, final)
@@ -230,36 +232,12 @@ class Ppo:
         target_kl = config.target_kl[0] + progress * (config.target_kl[1] - config.target_kl[0])
         key = jax.random.fold_in(jax.random.fold_in(learner.key, LEARNING), learner.updates)
 
-        def loss(
-            params: Any, batch: dict[str, jax.Array], noise_key: jax.Array
-        ) -> tuple[jax.Array, Any]:
-            logits = mlp.apply(self.policy, params["policy"], batch["features"])
-            log_prob = self.distribution.log_prob(logits, batch["raw_action"])
-            ratio = jnp.exp(log_prob - batch["log_prob"])
-            clipped = jnp.clip(ratio, 1 - config.clipping, 1 + config.clipping)
-            policy_loss = -jnp.minimum(
-                ratio * batch["advantage"], clipped * batch["advantage"]
-            ).mean()
-            value = mlp.apply(self.value, params["value"], batch["privileged"])[..., 0]
-            value_loss = jnp.square(value - batch["return"]).mean()
-            entropy = self.distribution.entropy(logits, noise_key).mean()
-            total = policy_loss + config.value_weight * value_loss - entropy_weight * entropy
-            kl = normal_kl(self.distribution, batch["logits"], logits).mean()
-            figures = {
-                "loss/policy": policy_loss,
-                "loss/value": value_loss,
-                "loss/entropy": entropy,
-                "loss/clipped": (jnp.abs(ratio - 1) > config.clipping).mean(),
-                "loss/kl": kl,
-            }
-            return total, figures
-
-        def minibatch(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        def minibatch(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
             params, optimizer, rate = carry
             indices, noise_key = inputs
             batch = jax.tree.map(lambda x: x[indices], flat)
-            (_, figures), gradient = jax.value_and_grad(loss, has_aux=True)(
-                params, batch, noise_key
+            (_, figures), gradient = jax.value_and_grad(self._loss, has_aux=True)(
+                params, batch, noise_key, entropy_weight
             )
             rate = jnp.where(figures["loss/kl"] > 2 * target_kl, rate / 1.2, rate)
             rate = jnp.where(figures["loss/kl"] < target_kl / 2, rate * 1.1, rate)
@@ -290,17 +268,45 @@ class Ppo:
         )
         return learner, metrics
 
+    def _loss(
+        self,
+        params: PyTree,
+        batch: dict[str, jax.Array],
+        noise_key: jax.Array,
+        entropy_weight: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss of a minibatch, and figures."""
+        config = self.config
+        logits = mlp.apply(self.policy, params["policy"], batch["features"])
+        log_prob = self.distribution.log_prob(logits, batch["raw_action"])
+        ratio = jnp.exp(log_prob - batch["log_prob"])
+        clipped = jnp.clip(ratio, 1 - config.clipping, 1 + config.clipping)
+        policy_loss = -jnp.minimum(ratio * batch["advantage"], clipped * batch["advantage"]).mean()
+        value = mlp.apply(self.value, params["value"], batch["privileged"])[..., 0]
+        value_loss = jnp.square(value - batch["return"]).mean()
+        entropy = self.distribution.entropy(logits, noise_key).mean()
+        total = policy_loss + config.value_weight * value_loss - entropy_weight * entropy
+        kl = normal_kl(self.distribution, batch["logits"], logits).mean()
+        figures = {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "loss/entropy": entropy,
+            "loss/clipped": (jnp.abs(ratio - 1) > config.clipping).mean(),
+            "loss/kl": kl,
+        }
+        return total, figures
+
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _deterministic(
-    ppo: Ppo, env: Env, params: Any, stats: Any, state: EnvState, readout: Readout
-) -> Any:
+    ppo: Ppo, env: Env, params: PyTree, stats: PyTree, state: EnvState, readout: Readout
+) -> PyTree:
     state, features, _ = env.observe(state, readout)
-    logits = ppo._logits(params, stats, features)
+    logits = ppo.logits(params, stats, features)
     return env.control(state, readout, ppo.distribution.mode(logits))
 
 
-def rollout_measures(ppo: Ppo, env: Env, learner: LearnerState, keys: jax.Array) -> list[Any]:
+def rollout_measures(ppo: Ppo, env: Env, learner: LearnerState, keys: jax.Array) -> list[Scored]:
     """Runs the deterministic policy for one episode in every environment of `env` and returns each step's scores."""
     state, physics, readout = env.reset(keys)
     scores = []

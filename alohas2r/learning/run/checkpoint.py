@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from alohas2r.core import files
+from alohas2r.core.types import JsonObject, PyTree
 from alohas2r.errors import ArtifactError
+
+FORMAT = 2  # 1, before there was a format, is the same without the digest
+Tree = TypeVar("Tree")
+_EXTRA = "extra.json"
 
 
 class Checkpoint:
     """The newest state of a run in a folder.
+
+    Only the run that owns the folder may save, load or tidy up; anybody may ask whether there is one.
 
     Args:
       folder: where it is kept; replaced as a whole by each save.
@@ -26,14 +35,18 @@ class Checkpoint:
         self.folder = pathlib.Path(folder).absolute()
 
     def exists(self) -> bool:
-        """Whether there is a checkpoint to load."""
+        """Whether there is a checkpoint to load; changes nothing."""
+        folders = (self.folder, files.earlier_folder(self.folder))
+        return any((folder / _EXTRA).is_file() for folder in folders)
+
+    def tidy(self) -> None:
+        """Puts right what a run left that was killed while saving."""
         files.recover_folder(self.folder)
         for left in self.folder.parent.glob(f".{self.folder.name}.*.part"):
-            shutil.rmtree(left, ignore_errors=True)  # by a run that was killed while saving
-        return (self.folder / "extra.json").is_file()
+            shutil.rmtree(left, ignore_errors=True)
 
-    def save(self, tree: Any, extra: dict[str, Any]) -> None:
-        """Writes the leaves of a tree of arrays, and a few plain values.
+    def save(self, tree: PyTree, extra: JsonObject) -> None:
+        """Writes the leaves of a tree of arrays, a few plain values, and a digest of both.
 
         Raises:
           ArtifactError: the disk is full, or the like; the earlier checkpoint is intact.
@@ -43,6 +56,8 @@ class Checkpoint:
         leaves = {
             f"{index:04d}": np.asarray(leaf) for index, leaf in enumerate(jax.tree.leaves(tree))
         }
+        described = {"format": FORMAT, "leaves": len(leaves), "values": extra}
+        described["digest"] = _digest(leaves, extra)
 
         def write(path: pathlib.Path) -> None:
             try:
@@ -52,11 +67,11 @@ class Checkpoint:
                 raise
             except Exception as error:  # tensorstore reports a full disk as ValueError and the like
                 raise OSError(None, str(error).splitlines()[0]) from error
-            (path / "extra.json").write_text(json.dumps(extra))
+            (path / _EXTRA).write_text(json.dumps(described))
 
         files.write_folder_atomic(self.folder, write)
 
-    def load(self, template: Any) -> tuple[Any, dict[str, Any]]:
+    def load(self, template: Tree) -> tuple[Tree, JsonObject]:
         """Reads what `save` wrote.
 
         Args:
@@ -66,33 +81,68 @@ class Checkpoint:
           The tree, JAX arrays where the template has them and numpy elsewhere, and the plain values.
 
         Raises:
-          ArtifactError: missing, damaged, or of another structure.
+          ArtifactError: missing, damaged, of another structure, or written by a newer version.
         """
-        import orbax.checkpoint as ocp
-
+        self.tidy()
         if not self.exists():
             raise ArtifactError(
                 f"{self.folder.parent} holds no checkpoint yet; leave out --resume to start anew."
             )
         try:
-            extra = json.loads((self.folder / "extra.json").read_text())
-            leaves = jax.tree.leaves(template)
-            arguments = {
-                f"{index:04d}": ocp.RestoreArgs(restore_type=np.ndarray)
-                for index in range(len(leaves))
-            }
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                found = checkpointer.restore(self.folder / "arrays", restore_args=arguments)
-        except Exception as error:
+            described = json.loads((self.folder / _EXTRA).read_text())
+            extra, digest = _values(described)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        if described.get("format", 1) > FORMAT:
             raise ArtifactError(
-                f"The checkpoint {self.folder} is damaged ({str(error).splitlines()[0]})."
-            ) from error
+                f"The checkpoint {self.folder} was written by a newer version: upgrade alohas2r."
+            )
+        leaves = jax.tree.leaves(template)
+        if described.get("leaves", len(leaves)) != len(leaves):
+            raise self._foreign()
+        arrays = self._read(len(leaves))
+        if digest is not None and _digest(arrays, extra) != digest:
+            raise self._damaged("its content differs from its digest")
         restored = []
-        for index, leaf in enumerate(leaves):
-            value = found[f"{index:04d}"]
+        for value, leaf in zip(arrays.values(), leaves, strict=True):
             if value.shape != leaf.shape or value.dtype != leaf.dtype:
-                raise ArtifactError(
-                    f"The checkpoint {self.folder} belongs to another configuration."
-                )
+                raise self._foreign()
             restored.append(jax.numpy.asarray(value) if isinstance(leaf, jax.Array) else value)
         return jax.tree.unflatten(jax.tree.structure(template), restored), extra
+
+    def _read(self, count: int) -> dict[str, np.ndarray]:
+        """Reads so many leaves."""
+        import orbax.checkpoint as ocp
+
+        names = [f"{index:04d}" for index in range(count)]
+        try:
+            arguments = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                arrays = checkpointer.restore(self.folder / "arrays", restore_args=arguments)
+            return {name: np.asarray(arrays[name]) for name in names}
+        except Exception as error:  # a damaged folder fails in a dozen ways
+            raise self._damaged(str(error).splitlines()[0]) from error
+
+    def _damaged(self, how: str) -> ArtifactError:
+        return ArtifactError(f"The checkpoint {self.folder} is damaged ({how}).")
+
+    def _foreign(self) -> ArtifactError:
+        return ArtifactError(
+            f"The checkpoint {self.folder} belongs to another configuration, or to another version of alohas2r."
+        )
+
+
+def _values(described: JsonObject) -> tuple[JsonObject, str | None]:
+    """Returns the plain values of a checkpoint's description, and its digest if it has one."""
+    if "format" not in described:
+        return dict(described), None
+    return dict(described["values"]), str(described["digest"])
+
+
+def _digest(leaves: Mapping[str, np.ndarray], extra: JsonObject) -> str:
+    """Returns a SHA-256 of named arrays and plain values."""
+    hasher = hashlib.sha256(json.dumps(extra, sort_keys=True).encode())
+    for name, value in leaves.items():
+        hasher.update(f"{name} {value.dtype} {value.shape}".encode())
+        hasher.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()

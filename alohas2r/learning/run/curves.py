@@ -1,30 +1,53 @@
-"""Pictures of runs and results, by matplotlib."""
+"""Pictures of runs, by matplotlib."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from alohas2r.core.figures import save
+from alohas2r.core.types import Array, JsonObject, Untyped
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run import log as run_log
 
-# Which evaluation figures a training curve shows, in this order, if the run has them.
+# What the left side shows, in this order, as far as the run has it: the first group of which it has anything.
 _RATES = (
-    ("eval/success", "success"),
-    ("eval/precise", "precise"),
-    ("eval/held_at_end", "held at the end"),
-    ("eval/lifted", "lifted"),
-    ("eval/lifted_both", "lifted both"),
-    ("eval/dropped", "dropped"),
+    (
+        "rate, deterministic policy",
+        {
+            "eval/success": "success",
+            "eval/precise": "precise",
+            "eval/held_at_end": "held at the end",
+            "eval/lifted": "lifted",
+            "eval/lifted_both": "lifted both",
+            "eval/dropped": "dropped",
+        },
+    ),
+    (
+        "share of pictures",
+        {"held/accuracy": "right, held back", "train/accuracy": "right, learnt from"},
+    ),
+    (
+        "share of environments, exploring policy",
+        {"train/success": "success", "train/switched": "switched", "train/lifted": "lifted"},
+    ),
 )
+# And the right side.
+_TRAINING = (
+    ("reward per step, exploring policy", {"train/reward": "reward per step"}),
+    ("loss", {"loss/imitation": "imitation", "loss/objects": "objects"}),
+    ("loss", {"held/loss": "held back", "train/loss": "learnt from"}),
+)
+Groups = Sequence[tuple[str, dict[str, str]]]
 
 
 def training_curve(
     run: str | os.PathLike[str], path: str | os.PathLike[str], title: str = ""
 ) -> pathlib.Path:
-    """Draws the evaluations and the training figures of a run against environment steps and minutes.
+    """Draws rates and training figures of a run against its steps and minutes.
 
     Args:
       run: the run's folder.
@@ -32,7 +55,7 @@ def training_curve(
       title: above the picture.
 
     Raises:
-      ArtifactError: the folder holds no metrics, or the file cannot be written.
+      ArtifactError: the folder holds no metrics or none that are drawn, or the file cannot be written.
     """
     import matplotlib
 
@@ -42,34 +65,21 @@ def training_curve(
     rows = run_log.read_metrics(pathlib.Path(run) / run_log.METRICS)
     if not rows:
         raise ArtifactError(f"{run} holds no metrics yet.")
+    rates, training = _group(_RATES, rows), _group(_TRAINING, rows)
+    if rates is None and training is None:
+        raise ArtifactError(
+            f"{run} holds no metrics that are drawn, but {', '.join(sorted(rows[-1]))}."
+        )
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6))
     figure.subplots_adjust(wspace=0.3)
+    for axis, group in ((left, rates), (right, training)):
+        _draw(axis, group, rows)
+    if rates is not None:
+        left.set_ylim(-0.02, 1.02)
     steps = [row["step"] / 1e6 for row in rows]
-    tested = [row for row in rows if "eval/success" in row]
-    for name, label in _RATES:
-        if tested and name in tested[0]:
-            left.plot(
-                [r["step"] / 1e6 for r in tested],
-                [r[name] for r in tested],
-                marker="o",
-                ms=3,
-                label=label,
-            )
-    left.set(
-        xlabel="environment steps (millions)",
-        ylabel="rate, deterministic policy",
-        ylim=(-0.02, 1.02),
-    )
-    minutes = left.secondary_xaxis(
-        "top", functions=_minutes(steps, [row["wall_s"] / 60 for row in rows])
-    )
-    minutes.set_xlabel("wall time (min)")
-    left.grid(alpha=0.3)
-    left.legend(loc="lower right", fontsize=8)
-    right.plot(steps, [row.get("train/reward") for row in rows], lw=0.8, label="reward per step")
-    right.set(xlabel="environment steps (millions)", ylabel="reward per step, exploring policy")
-    right.grid(alpha=0.3)
-    if "train/stage" in rows[-1] and max(row.get("train/stage") or 0 for row in rows) > 0:
+    there_and_back = _minutes(steps, [row["wall_s"] / 60 for row in rows])
+    left.secondary_xaxis("top", functions=there_and_back).set_xlabel("wall time (min)")
+    if max(row.get("train/stage") or 0 for row in rows) > 0:
         stage = right.twinx()
         stage.plot(steps, [row.get("train/stage") for row in rows], color="tab:orange", lw=0.8)
         stage.set_ylabel("curriculum stage (mean)", color="tab:orange")
@@ -78,17 +88,47 @@ def training_curve(
     return save(figure, path)
 
 
-def _minutes(steps: list[float], minutes: list[float]) -> tuple[Any, Any]:
-    """Returns the maps between steps and wall time as monotone interpolations."""
-    import numpy as np
+def _group(groups: Groups, rows: Sequence[JsonObject]) -> tuple[str, dict[str, str]] | None:
+    """Returns the first group of which there is anything."""
+    names = {name for row in rows for name in row}
+    return next((group for group in groups if names & group[1].keys()), None)
 
+
+def _draw(axis: Untyped, group: tuple[str, dict[str, str]] | None, rows: list[JsonObject]) -> None:
+    """Draws the figures of a group, or says that there are none."""
+    axis.set_xlabel("steps (millions)")
+    axis.grid(alpha=0.3)
+    if group is None:
+        axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        return
+    label, names = group
+    for name, words in names.items():
+        having = [row for row in rows if name in row]
+        if having:
+            few = len(having) <= 40
+            axis.plot(
+                [row["step"] / 1e6 for row in having],
+                [row[name] for row in having],
+                marker="o" if few else "",
+                ms=3,
+                lw=1.5 if few else 0.8,
+                label=words,
+            )
+    axis.set_ylabel(label)
+    axis.legend(fontsize=8)
+
+
+def _minutes(
+    steps: list[float], minutes: list[float]
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Returns the maps between steps and wall time as monotone interpolations."""
     xs, ys = np.array([0.0, *steps]), np.array([0.0, *minutes])
     slope = ys[-1] / max(xs[-1], 1e-9) or 1.0
 
-    def forward(x: Any) -> Any:
+    def forward(x: Array) -> Array:
         return np.where(np.asarray(x) > xs[-1], ys[-1] + slope * (x - xs[-1]), np.interp(x, xs, ys))
 
-    def backward(y: Any) -> Any:
+    def backward(y: Array) -> Array:
         return np.where(np.asarray(y) > ys[-1], xs[-1] + (y - ys[-1]) / slope, np.interp(y, ys, xs))
 
     return forward, backward

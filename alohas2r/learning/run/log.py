@@ -1,6 +1,7 @@
-"""What a long run leaves behind and reports: metrics, progress, files written whole, clean stops.
+"""What a long run leaves behind and reports: metrics, progress, curves for TensorBoard.
 
-Nothing here prints: progress goes to a callback, which the command line draws.
+Nothing here prints: progress goes to a callback, which the command line draws. Metrics are part of the run, and a
+failure to write them ends it; what is only shown may fail without harm.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any, BinaryIO, SupportsFloat
+from typing import BinaryIO, SupportsFloat
 
 from alohas2r.core.files import make_folder, reason, write_atomic
 from alohas2r.core.progress import Meter, Progress
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
+from alohas2r.learning.run.events import TensorBoard
 
 METRICS = "metrics.jsonl"
 
@@ -45,7 +48,7 @@ class RunLog:
           folder: where the run is kept; created if missing.
           total_steps: the step at which the run ends.
           label: what the progress is called.
-          progress: receives a Report at every entry.
+          progress: receives a Report of every entry that is shown.
           tensorboard: whether to write TensorBoard events.
 
         Raises:
@@ -56,12 +59,13 @@ class RunLog:
         self._total, self._label, self._progress = total_steps, label, progress
         self._meter: Meter | None = None
         self._step = 0
+        self._last: tuple[int, dict[str, float | None]] | None = None
         self._resumed = False
         self._file: BinaryIO | None = None
         self._started = time.monotonic()
         self._wall_before = 0.0
-        self._tensorboard = tensorboard
-        self._events: Any = None
+        self._wanted = tensorboard
+        self._events: TensorBoard | None = None
 
     def __enter__(self) -> RunLog:
         """Returns itself."""
@@ -76,7 +80,7 @@ class RunLog:
         """Seconds of work so far, those of the resumed run included."""
         return self._wall_before + time.monotonic() - self._started
 
-    def resume(self, step: int) -> list[dict[str, Any]]:
+    def resume(self, step: int) -> list[JsonObject]:
         """Continues an earlier log from a checkpoint: drops the entries past `step`.
 
         A last line cut off by a crash is dropped as well.
@@ -96,11 +100,11 @@ class RunLog:
         return rows
 
     def start(self) -> None:
-        """Starts the clock of the progress; the first `write` does so too, but counts from then."""
+        """Starts the clock of the progress; the first `show` does so too, but counts from then."""
         self._meter = Meter(self._label, self._total, self._progress, done=self._step)
 
     def write(self, step: int, figures: Mapping[str, SupportsFloat]) -> None:
-        """Appends an entry and reports progress.
+        """Appends an entry, which the next `show` reports.
 
         Args:
           step: environment steps so far.
@@ -111,13 +115,24 @@ class RunLog:
           ArtifactError: the disk is full, or the like; the entries before are intact.
         """
         values = {name: _number(value) for name, value in figures.items()}
-        row = {"step": int(step), "wall_s": round(self.wall_s, 3), **values}
-        self._append(_line(row))
-        self._write_events(int(step), values)
+        self._append(_line({"step": int(step), "wall_s": round(self.wall_s, 3), **values}))
+        self._last = int(step), values
+
+    def show(self) -> None:
+        """Reports the newest entry as progress and to TensorBoard; neither can fail."""
+        if self._last is None:
+            return
+        step, values = self._last
+        if self._wanted:
+            if self._events is None:
+                # Events past the resumed step are hidden by TensorBoard from the purge step on.
+                purge = self._step + 1 if self._resumed else None
+                self._events = TensorBoard(self.folder / "tensorboard", purge)
+            self._events.write(step, values)
         if self._meter is None:
             self.start()
         assert self._meter is not None
-        self._meter.update(int(step), {k: v for k, v in values.items() if v is not None})
+        self._meter.update(step, {k: v for k, v in values.items() if v is not None})
 
     def close(self) -> None:
         """Closes the files; a later `write` opens them again."""
@@ -125,8 +140,7 @@ class RunLog:
             self._file.close()
             self._file, self._resumed = None, True
         if self._events is not None:
-            with contextlib.suppress(OSError):
-                self._events.close()
+            self._events.close()
             self._events = None
 
     def _append(self, line: bytes) -> None:
@@ -134,8 +148,8 @@ class RunLog:
         try:
             if self._file is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                descriptor = os.open(self.path, flags if self._resumed else flags | os.O_TRUNC)
-                self._file = os.fdopen(descriptor, "wb", buffering=0)
+                flags = flags if self._resumed else flags | os.O_TRUNC
+                self._file = os.fdopen(os.open(self.path, flags, 0o666), "wb", buffering=0)
             size = os.fstat(self._file.fileno()).st_size
             written = self._file.write(line)
             if written != len(line):  # a full disk takes a part of it and refuses the next
@@ -148,25 +162,8 @@ class RunLog:
                 f"{self.path} could not be written: {reason(error)}; the entries before are intact."
             ) from error
 
-    def _write_events(self, step: int, values: Mapping[str, float | None]) -> None:
-        if not self._tensorboard:
-            return
-        if self._events is None:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:
-                self._tensorboard = False
-                return
-            # Events past the resumed step are hidden by TensorBoard from the purge step on.
-            purge = self._step + 1 if self._resumed else None
-            self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
-        for name, value in values.items():
-            if value is not None:
-                self._events.add_scalar(name, value, step)
-        self._events.flush()
 
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[JsonObject]:
     """Reads a metrics file; a last line that was cut off is left out; no file is no entries.
 
     Raises:
@@ -201,5 +198,5 @@ def _number(value: SupportsFloat) -> float | int | None:
     return number if math.isfinite(number) else None
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def _line(row: JsonObject) -> bytes:
     return json.dumps(row).encode() + b"\n"

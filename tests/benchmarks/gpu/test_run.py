@@ -224,6 +224,7 @@ def test_a_training_is_timed_and_then_stopped_as_by_ctrl_c(tmp_path: pathlib.Pat
         for updates in range(1, 9):
             time.sleep(0.5 if updates == 1 else 0.1)
             log.write(100 * updates, {"loss": 1.0})
+            log.show()
             if stop:
                 break
     assert updates == job.scale.updates + 1

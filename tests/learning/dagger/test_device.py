@@ -19,7 +19,10 @@ from alohas2r.envs.vision import IDEAL, Senses, SensesConfig, SensesState
 from alohas2r.errors import ConfigError
 from alohas2r.learning.dagger import config as dagger_config
 from alohas2r.learning.dagger import learner as dagger_learner
-from alohas2r.learning.dagger.learner import Distiller
+from alohas2r.learning.dagger.collect_device import DeviceCollector
+from alohas2r.learning.dagger.collect_host import Collected, HostCollector
+from alohas2r.learning.dagger.distiller import Distiller, DistillState
+from alohas2r.learning.dagger.learner import Learner
 from alohas2r.learning.dagger.samples import Samples
 from alohas2r.learning.run import log as run_log
 from alohas2r.policies import artifact
@@ -55,11 +58,12 @@ class Small:
         self.distiller = Distiller(
             settings, self.teacher, student_cases.encoder(), 3, 1, engine="warp"
         )
-        self.learner = self.distiller.init()
-        self.begin = self.distiller.begin()
-        self.first = self.distiller.collect(self.learner, *self.begin)
+        assert isinstance(self.distiller.collector, DeviceCollector)
+        self.begin = self.distiller.init()
+        self.learner = self.begin.learner
+        self.first = self.distiller.collect(self.begin)
         self.later = self.learner._replace(iteration=self.learner.iteration + 1)
-        self.second = self.distiller.collect(self.later, *self.first[1:-1])
+        self.second = self.distiller.collect(self.first[0]._replace(learner=self.later))
 
 
 def episodes(sense: SensesState | None) -> np.ndarray:
@@ -72,15 +76,21 @@ def small() -> Small:
     return Small()
 
 
-def test_collection_is_what_the_loop_on_the_host_collects(
-    small: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_collection_is_what_the_loop_on_the_host_collects(small: Small) -> None:
     distiller = small.distiller
-    monkeypatch.setattr(distiller.env.engine, "traceable", False)
-    first = distiller.collect(small.learner, *small.begin)
-    second = distiller.collect(small.later, *first[1:-1])
+    host = HostCollector(distiller.setup, distiller.host_step, distiller.frozen)
+
+    def collect(state: DistillState) -> tuple[DistillState, Collected]:
+        world, collected = host.collect(state.learner, state.world)
+        samples = jax.tree.map(jnp.asarray, copied(collected.samples))
+        return state._replace(world=world), collected._replace(samples=samples)
+
+    first = collect(small.begin)
+    second = collect(first[0]._replace(learner=small.later))
     for ours, theirs in ((small.first, first), (small.second, second)):
-        for name, mine, other in zip(Samples._fields, ours[0], theirs[0], strict=True):
+        for name, mine, other in zip(
+            Samples._fields, ours[1].samples, theirs[1].samples, strict=True
+        ):
             mine, other = (np.asarray(value, np.float64) for value in (mine, other))
             assert mine.shape == other.shape
             assert mine.shape[0] == STEPS * COUNT
@@ -88,8 +98,8 @@ def test_collection_is_what_the_loop_on_the_host_collects(
             close = np.isclose(mine, other, atol=2 if name == "rgb" else 1e-4)
             assert close.mean() > (0.99 if name in ("rgb", "depth") else 0.9999), name
         (mine, *ours_after), (other, *theirs_after) = (
-            (state.task, state.control, physics.qpos, readout.sensordata)
-            for _, state, physics, readout, _, _ in (ours, theirs)
+            (world.env.task, world.env.control, world.physics.qpos, world.readout.sensordata)
+            for world in (ours[0].world, theirs[0].world)
         )
         jax.tree.map(np.testing.assert_array_equal, mine, other)
         jax.tree.map(
@@ -97,32 +107,35 @@ def test_collection_is_what_the_loop_on_the_host_collects(
             ours_after,
             theirs_after,
         )
-        np.testing.assert_array_equal(ours[-1][0].done, [scored.done for scored in theirs[-1]])
-        np.testing.assert_array_equal(ours[-1][0].finite, [scored.finite for scored in theirs[-1]])
-        np.testing.assert_array_equal(episodes(ours[4]), episodes(theirs[4]))
+        last, scores = ours[1].scores[0], theirs[1].scores
+        np.testing.assert_array_equal(last.done, [scored.done for scored in scores])
+        np.testing.assert_array_equal(last.finite, [scored.finite for scored in scores])
+        np.testing.assert_array_equal(
+            episodes(ours[0].world.sense), episodes(theirs[0].world.sense)
+        )
     # Episodes ended and began within, and the pictures show something.
-    assert episodes(small.second[4]).sum() >= COUNT
-    assert np.asarray(small.first[0].rgb).std() > 10
-    assert (np.asarray(small.first[0].depth) > 0).mean() > 0.3
+    assert episodes(small.second[0].world.sense).sum() >= COUNT
+    assert np.asarray(small.first[1].samples.rgb).std() > 10
+    assert (np.asarray(small.first[1].samples.depth) > 0).mean() > 0.3
 
 
 def test_the_teacher_acts_first_and_the_student_afterwards(small: Small) -> None:
-    for found, teacher_acts in ((small.first, True), (small.second, False)):
-        label = np.asarray(found[0].label).reshape(STEPS, COUNT, 14)[-1]
-        going_on = ~np.asarray(found[-1][0].done)[-1]
+    for (state, data), teacher_acts in ((small.first, True), (small.second, False)):
+        label = np.asarray(data.samples.label).reshape(STEPS, COUNT, 14)[-1]
+        going_on = ~np.asarray(data.scores[0].done)[-1]
         assert going_on.any()
-        acted = np.asarray(found[1].control.actions[:, 0])[going_on]
+        acted = np.asarray(state.world.env.control.actions[:, 0])[going_on]
         assert (np.abs(acted - label[going_on]).max() < 1e-5) == teacher_acts
 
 
 def test_nothing_but_the_learner_learns(small: Small) -> None:
     distiller = small.distiller
     teacher = {**small.teacher.pick.weights, **small.teacher.insert.weights}
-    before = copied((teacher, distiller.frozen, small.learner, small.first[0]))
+    before = copied((teacher, distiller.frozen, small.learner, small.first[1].samples))
     assert before[1]
-    distiller.collect(small.learner, *small.begin)
-    learner, figures = distiller.update(small.learner, small.first[0])
-    after = copied((teacher, distiller.frozen, small.learner, small.first[0]))
+    distiller.collect(small.begin)
+    learner, figures = distiller.learner.update(small.learner, small.first[1].samples)
+    after = copied((teacher, distiller.frozen, small.learner, small.first[1].samples))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     changed = jax.tree.map(
         lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()),
@@ -136,22 +149,24 @@ def test_nothing_but_the_learner_learns(small: Small) -> None:
 def test_nothing_is_fetched_or_sent_within_an_iteration(small: Small) -> None:
     # What has been compiled needs no constants any more.
     distiller = small.distiller
-    distiller.update(small.learner, small.first[0])
+    distiller.learner.update(small.learner, small.first[1].samples)
     with jax.transfer_guard("disallow"):
-        found = distiller.collect(small.learner, *small.begin)
-        distiller.update(small.learner, found[0])  # its figures are asked for
+        _, data = distiller.collect(small.begin)
+        distiller.learner.update(small.learner, data.samples)  # its figures are asked for
 
 
-def test_an_update_at_once_is_that_of_its_parts(
-    small: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_update_at_once_is_that_of_its_parts(small: Small) -> None:
     distiller = small.distiller
+    parts = Learner(
+        *(distiller.settings, distiller.setup.spec, distiller.setup.auxiliary),
+        *(distiller.encoding, None, distiller.frozen, False),
+    )
     # Few samples have features that hardly vary, whose normalization would make much of rounding.
-    samples, shape = small.second[0], small.second[0].features.shape
+    samples = small.second[1].samples
+    shape = samples.features.shape
     samples = samples._replace(features=jax.random.normal(jax.random.PRNGKey(0), shape))
-    learner, figures = distiller.update(small.later, samples)
-    monkeypatch.setattr(distiller.env.engine, "traceable", False)
-    again, same = distiller.update(small.later, samples)
+    learner, figures = distiller.learner.update(small.later, samples)
+    again, same = parts.update(small.later, samples)
     assert figures.keys() == same.keys()
     assert figures["loss/first"] == pytest.approx(same["loss/first"], rel=1e-5)
     for name, value in figures.items():
@@ -172,7 +187,7 @@ def test_convolutions_are_learnt_in_a_compiled_loop_only_where_that_is_fast(
     distiller = Distiller(settings, student_cases.staged(), None, 3, 1, "exact", "cpu")
     for backend, expected in (("cpu", False), ("gpu", True)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert distiller.compiles_passes == expected
+        assert distiller.learner.compiles_passes == expected
 
 
 def test_matrices_are_multiplied_in_full_on_a_gpu_only_while_distilling(
@@ -347,17 +362,14 @@ def test_a_state_student_learns_on_the_device() -> None:
         network=policies_spec.StudentNetworkConfig(hidden=(64,)),
     )
     distiller = Distiller(settings, student_cases.staged(), None, 0, 1, engine="warp")
-    assert distiller.env.engine.name == "warp"
-    learner, (state, physics, readout, sense) = distiller.init(), distiller.begin()
+    assert distiller.setup.env.engine.name == "warp"
+    state = distiller.init()
     losses = []
     for _ in range(settings.iterations):
-        samples, state, physics, readout, sense, _ = distiller.collect(
-            learner, state, physics, readout, sense
-        )
-        learner, figures = distiller.update(learner, samples)
+        state, data = distiller.collect(state)
+        state, figures = distiller.update(state, data)
         # On samples before they are learnt from, and at the end of learning from them.
         losses.append((figures["loss/first"], figures["loss/imitation"]))
-    distiller.env.engine.check(physics)
     assert np.mean([new for new, _ in losses[-3:]]) < 0.5 * losses[0][0]
     assert max(learnt for _, learnt in losses) < 0.2 * losses[0][0]
 

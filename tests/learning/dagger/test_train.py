@@ -25,12 +25,12 @@ from alohas2r.cli import app
 from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.envs import noise
 from alohas2r.envs.vision import IDEAL
-from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.errors import ArtifactError, ConfigError, ModelError
 from alohas2r.learning.dagger import config as dagger_config
 from alohas2r.learning.dagger import host_buffers, labels
-from alohas2r.learning.dagger import learner as dagger_learner
 from alohas2r.learning.dagger import train as dagger
-from alohas2r.learning.dagger.learner import Distiller
+from alohas2r.learning.dagger import worlds as dagger_worlds
+from alohas2r.learning.dagger.distiller import Distiller, DistillState
 from alohas2r.learning.dagger.samples import Samples
 from alohas2r.learning.run import log as run_log
 from alohas2r.policies import artifact
@@ -40,7 +40,6 @@ from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.vision import StudentPolicy
 from alohas2r.sim import scene
-from alohas2r.sim.engines.base import snapshot
 from alohas2r.tasks.insert import config, hold_out
 
 ITERATIONS = 12
@@ -191,6 +190,10 @@ def test_what_cannot_be_distilled_is_said_in_a_line(
         assert error.count("\n") == 1
 
 
+def copied(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.array(leaf), tree)
+
+
 class Small:
     """A distillation that has collected once."""
 
@@ -199,9 +202,11 @@ class Small:
         self.teacher = student_cases.staged()
         self.encoder = student_cases.encoder()
         self.distiller = Distiller(self.settings, self.teacher, self.encoder, 3, 1, "exact")
-        self.learner = self.distiller.init()
-        self.begin = self.distiller.begin()
-        self.samples, self.state, *_ = self.distiller.collect(self.learner, *self.begin)
+        self.begin = self.distiller.init()
+        self.learner = self.begin.learner
+        self.state, data = self.distiller.collect(self.begin)
+        # The next collection uses the samples' memory again.
+        self.samples = jax.tree.map(jnp.asarray, copied(data.samples))
 
 
 @pytest.fixture(scope="module")
@@ -209,16 +214,12 @@ def small() -> Small:
     return Small()
 
 
-def copied(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.array(leaf), tree)
-
-
 def test_an_update_leaves_teacher_and_encoder_alone(small: Small) -> None:
     distiller = small.distiller
     teacher_before = copied({**small.teacher.pick.weights, **small.teacher.insert.weights})
     encoder_before = copied(distiller.frozen)
     samples_before = copied(small.samples)
-    learner, figures = distiller.update(small.learner, small.samples)
+    learner, figures = distiller.learner.update(small.learner, small.samples)
     teacher_after = {**small.teacher.pick.weights, **small.teacher.insert.weights}
     jax.tree.map(np.testing.assert_array_equal, teacher_before, teacher_after)
     jax.tree.map(np.testing.assert_array_equal, encoder_before, copied(distiller.frozen))
@@ -230,7 +231,7 @@ def test_an_update_leaves_teacher_and_encoder_alone(small: Small) -> None:
     assert all(jax.tree.leaves(changed))
     assert int(learner.iteration) == 1
     assert figures["loss/imitation"] > 0
-    again, _ = distiller.update(small.learner, small.samples)
+    again, _ = distiller.learner.update(small.learner, small.samples)
     jax.tree.map(np.testing.assert_array_equal, copied(again), copied(learner))
 
 
@@ -238,13 +239,14 @@ def test_the_teacher_acts_first_and_the_student_afterwards(small: Small) -> None
     distiller = small.distiller
     label = np.asarray(small.samples.label).reshape(2, 4, 14)
     # The newest action that the environments' delay lines hold; none had ended.
-    acted = np.asarray(small.state.control.actions[:, 0])
+    acted = np.asarray(small.state.world.env.control.actions[:, 0])
     np.testing.assert_allclose(acted, label[-1], atol=1e-6)
     later = small.learner._replace(iteration=jnp.int32(1))
-    samples, state, *_ = distiller.collect(later, *distiller.begin())
-    acted = np.asarray(state.control.actions[:, 0])
+    state, data = distiller.collect(distiller.init()._replace(learner=later))
+    samples = data.samples
+    acted = np.asarray(state.world.env.control.actions[:, 0])
     assert np.abs(acted - np.asarray(samples.label).reshape(2, 4, 14)[-1]).max() > 0.01
-    found = distiller.to_policy(later, {})
+    found = distiller.learner.to_policy(later, {})
     inputs: dict[str, Any] = {"features": samples.features[-4:], "switched": samples.switched[-4:]}
     for camera, side in enumerate(embodiment_joints.SIDES):
         inputs[f"{side}_rgb"] = samples.rgb[-4:, camera]
@@ -252,39 +254,71 @@ def test_the_teacher_acts_first_and_the_student_afterwards(small: Small) -> None
     np.testing.assert_allclose(acted, found.apply(inputs), atol=1e-5)
 
 
+def restored_from(distiller: Distiller, state: DistillState) -> DistillState:
+    """A copy of a state, of the same kinds of arrays."""
+    kept = distiller.checkpointed(state)
+    world = kept.world
+    env_state, sense = jax.tree.map(jnp.asarray, copied((world.env, world.sense)))
+    readout = type(world.readout)(*copied(tuple(world.readout)))
+    return kept._replace(world=world._replace(env=env_state, readout=readout, sense=sense))
+
+
+def test_a_state_outlives_the_next_collection_and_samples_the_update(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several worlds' states lie in two buffers that take turns; what a collection begins from is never overwritten."""
+    monkeypatch.setattr(dagger_worlds, "WORLD_SIZE", 2)
+    distiller = Distiller(small.settings, small.teacher, small.encoder, 3, 2, "exact")
+    state = distiller.init()
+    for _ in range(3):
+        before = copied(state)
+        after, data = distiller.collect(state)
+        jax.tree.map(np.testing.assert_array_equal, before, copied(state))
+        # Twice from the same state is twice the same, though it lies in a buffer.
+        first = copied((after, data))
+        second = copied(distiller.collect(state))
+        jax.tree.map(np.testing.assert_array_equal, first, second)
+        jax.tree.map(np.testing.assert_array_equal, before, copied(state))
+        state, data = distiller.collect(state)
+        samples = copied(data.samples)
+        state, _ = distiller.update(state, data)
+        jax.tree.map(np.testing.assert_array_equal, samples, copied(data.samples))
+
+
 def test_several_threads_collect_what_one_does(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dagger_learner, "WORLD_SIZE", 2)
+    monkeypatch.setattr(dagger_worlds, "WORLD_SIZE", 2)
     settings = dataclasses.replace(small.settings, ahead=1, precision=1.0)
     found = []
     for threads in (1, 2):
         distiller = Distiller(settings, small.teacher, small.encoder, 3, threads, "exact")
-        assert [world.where for world in distiller.worlds] == [slice(0, 2), slice(2, 4)]
-        learner = distiller.init()
-        first = distiller.collect(learner, *distiller.begin())
-        later = learner._replace(iteration=jnp.int32(1))
+        parts = [world.where for world in distiller.setup.worlds]
+        assert parts == [slice(0, 2), slice(2, 4)]
+        begun = distiller.init()
+        state, data = distiller.collect(begun)
+        first = copied((state, data))
         # From copies, as from a checkpoint.
-        state, physics, readout, sense = first[1:-1]
-        state, sense = jax.tree.map(jnp.asarray, copied((state, sense)))
-        second = distiller.collect(later, state, snapshot(physics), readout, sense)
+        restored = restored_from(distiller, state)
+        later = begun.learner._replace(iteration=jnp.int32(1))
+        second = copied(distiller.collect(restored._replace(learner=later)))
         found.append((first, second))
-        samples, after, scores = first[0], first[1], first[-1]
-        label = np.asarray(samples.label).reshape(settings.steps, 4, 14)
+        (after, (samples, scores)) = first
+        label = samples.label.reshape(settings.steps, 4, 14)
         going_on = ~scores[-1].done
         assert going_on.any()
-        acted = np.asarray(after.control.actions)[going_on, 0]
+        acted = after.world.env.control.actions[going_on, 0]
         np.testing.assert_allclose(acted, label[-1][going_on], atol=1e-6)
         assert len(scores) == settings.steps
         assert scores[-1].done.shape == (4,)
-        assert np.asarray(samples.weight).mean() == pytest.approx(1, abs=1e-5)
+        assert samples.weight.mean() == pytest.approx(1, abs=1e-5)
         # What follows a sample is its own environment's next step.
-        known = np.asarray(samples.known).reshape(settings.steps, 4)
-        future = np.asarray(samples.future).reshape(settings.steps, 4, 14)
+        known = samples.known.reshape(settings.steps, 4)
+        future = samples.future.reshape(settings.steps, 4, 14)
         assert known[0].any()
         assert not known[-1].any()
         np.testing.assert_array_equal(future[0][known[0]], label[1][known[0]])
-        recorded = distiller.record(learner, *first[1:-1])
+        recorded = distiller.record(restored)
         assert len(recorded["switched"]) == 2
     one, two = (jax.tree.leaves(copied(result)) for result in found)
     for mine, other in zip(one, two, strict=True):
@@ -299,11 +333,11 @@ class Stateful:
         settings = dataclasses.replace(settings, hold_out=hold_out.HoldOutConfig(one=True))
         self.teacher = student_cases.staged()
         distiller = Distiller(settings, self.teacher, None, 3, 1, "exact")
-        state, physics, readout, sense = distiller.begin()
-        self.held_out = np.asarray(state.task.held_out)
-        found = distiller.collect(distiller.init(), state, physics, readout, sense)
-        self.samples = found[0]
-        self.done = np.stack([np.asarray(scored.done) for scored in found[-1]])  # [T, N]
+        state = distiller.init()
+        self.held_out = np.asarray(state.world.env.task.held_out)
+        _, data = distiller.collect(state)
+        self.samples = data.samples
+        self.done = np.stack([np.asarray(scored.done) for scored in data.scores])  # [T, N]
 
 
 @pytest.fixture(scope="module")
@@ -335,8 +369,8 @@ def test_labels_are_the_staged_teachers_and_an_arm_without_object_opens_its_grip
 
 
 def test_a_label_is_the_mean_over_independent_measurements(small: Small) -> None:
-    env = small.distiller.env
-    state, _, readout, _ = small.begin
+    env = small.distiller.setup.env
+    state, _, readout, _ = small.begin.world
     _, known, _ = jax.jit(env.observe)(state, readout)
     assert known.shape[:2] == (4, small.settings.draws) == (4, 4)
     for measured in np.asarray(known):
@@ -359,7 +393,7 @@ def test_clocks_are_scattered_at_the_start(small: Small) -> None:
         task=config.InsertConfig(),
     )
     distiller = Distiller(settings, small.teacher, None, 0, 1, "exact")
-    clocks = np.asarray(distiller.begin()[0].task.step)
+    clocks = np.asarray(distiller.init().world.env.task.step)
     assert clocks.min() < 10
     assert clocks.max() > 85
     assert len(np.unique(clocks)) > 30
@@ -423,11 +457,11 @@ def test_other_students_learn_all_that_they_should(
     )
     encoder = small.encoder if observation == "rgb" else None
     distiller = Distiller(settings, small.teacher, encoder, 3, 1, "exact")
-    learner = distiller.init()
+    learner = distiller.learner.init(3)
     assert not distiller.frozen
     assert ("encoder" in learner.params) == (observation == "rgb")
-    samples = draw_samples(distiller.spec, settings.samples, ahead)
-    new, figures = distiller.update(learner, samples)
+    samples = draw_samples(distiller.setup.spec, settings.samples, ahead)
+    new, figures = distiller.learner.update(learner, samples)
     changed = jax.tree.map(
         lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), learner.params, new.params
     )
@@ -435,7 +469,7 @@ def test_other_students_learn_all_that_they_should(
     assert ("loss/objects" in figures) == (auxiliary > 0)
     assert ("loss/ahead" in figures) == (ahead > 0)
     # What only training needs is not in the policy, which is the average.
-    found = distiller.to_policy(new, {}).weights
+    found = distiller.learner.to_policy(new, {}).weights
     assert not [name for name in found if "objects" in name]
     last = np.asarray(new.averaged["head"]["layer1"]["kernel"])
     assert last.shape == (16, 14 * (1 + ahead))
@@ -482,13 +516,11 @@ def test_a_state_student_learns_its_teacher_to_the_last_bit_of_variance() -> Non
         task=config.InsertConfig(steps=40),
     )
     distiller = Distiller(settings, student_cases.staged(), None, 0, 0, "exact")
-    learner, (state, physics, readout, sense) = distiller.init(), distiller.begin()
+    state = distiller.init()
     ratios = []
     for _ in range(settings.iterations):
-        samples, state, physics, readout, sense, _ = distiller.collect(
-            learner, state, physics, readout, sense
-        )
-        learner, figures = distiller.update(learner, samples)
+        state, data = distiller.collect(state)
+        state, figures = distiller.update(state, data)
         ratios.append(figures["loss/imitation"] / figures["loss/label_variance"])
         if len(ratios) >= 5 and max(ratios[-5:]) < 0.02:
             break
@@ -630,21 +662,23 @@ def test_what_goes_wrong_in_a_thread_is_raised() -> None:
         host_buffers.advance_all([bad(), iter([None] * 3)], 2)
 
 
-def test_memory_is_used_again_once_nothing_refers_to_it() -> None:
-    memory = host_buffers.Memory()
-    shape, dtype = (64, 5), np.dtype(np.float32)
-    first = memory.take(shape, dtype)
-    first[:] = 1
-    place = first.ctypes.data
-    on_device = jax.device_put(first, may_alias=True)
-    del first
-    second = memory.take(shape, dtype)  # JAX still reads the first one
-    assert second.ctypes.data != place
-    second[:] = 2
-    np.testing.assert_array_equal(on_device, 1)
-    part = second[3:]
-    del second, on_device
-    jax.block_until_ready(jax.device_put(np.zeros(3)))  # only now JAX lets go of it
-    found = [memory.take(shape, dtype) for _ in range(2)]
-    assert place in [one.ctypes.data for one in found]
-    assert part.ctypes.data - part.strides[0] * 3 not in [one.ctypes.data for one in found]
+def test_buffers_are_allocated_once_and_taken_over_without_a_copy() -> None:
+    buffers = host_buffers.HostBuffers(4, steps=2)
+    places = []
+    for value in (1, 2):
+        tree = {"a": jnp.full((2, 3), value, jnp.float32), "b": np.full(2, value)}
+        for step in (0, 1):
+            for where in (slice(0, 2), slice(2, 4)):
+                buffers.put(where, tree, step)
+        whole = buffers.whole()
+        assert isinstance(whole["a"], jax.Array)
+        assert isinstance(whole["b"], np.ndarray)
+        np.testing.assert_array_equal(whole["a"], np.full((8, 3), value))
+        np.testing.assert_array_equal(whole["b"], np.full(8, value))
+        assert buffers.holds(whole["b"])
+        assert buffers.holds(np.asarray(whole["a"]))
+        assert not buffers.holds(np.zeros(8))
+        places.append((np.asarray(whole["a"]).ctypes.data, whole["b"].ctypes.data))
+    assert places[0] == places[1]
+    with pytest.raises(ModelError, match="structure"):
+        buffers.put(slice(0, 2), {"a": np.zeros((2, 3), np.float32)}, 0)

@@ -168,7 +168,7 @@ def test_a_rollout_records_what_the_policy_saw_and_did(
     rollout, final, state, _, readout, scores = rollouts[0]
     assert rollout.features.shape == (UNROLL, COUNT, learner.env.features)
     assert final.shape == (COUNT, learner.env.task.privileged_size)
-    logits = learner._logits(start.params, start.policy_stats, rollout.features)
+    logits = learner.logits(start.params, start.policy_stats, rollout.features)
     np.testing.assert_allclose(rollout.logits, logits, atol=1e-5)
     log_prob = learner.distribution.log_prob(logits, rollout.raw_action)
     np.testing.assert_allclose(rollout.log_prob, log_prob, atol=1e-4)
@@ -191,7 +191,7 @@ def bandit(learner: Ppo, state: LearnerState, seed: int) -> Rollout:
     keys = jax.random.split(jax.random.PRNGKey(seed), 3)
     features = jax.random.normal(keys[0], (*SHAPE, learner.env.features))
     privileged = jax.random.normal(keys[1], (*SHAPE, learner.env.task.privileged_size))
-    logits = learner._logits(state.params, state.policy_stats, features)
+    logits = learner.logits(state.params, state.policy_stats, features)
     raw = learner.distribution.sample_no_postprocessing(logits, keys[2])
     reward = 10 - 10 * jnp.abs(jnp.tanh(raw) - GOAL).mean(-1)
     return Rollout(
@@ -225,7 +225,7 @@ def test_learning_finds_the_goal(
     assert np.mean(rewards[:3]) < 5
     assert np.mean(rewards[-3:]) > 7.5
     features = jax.random.normal(jax.random.PRNGKey(99), (64, learner.env.features))
-    mode = learner.distribution.mode(learner._logits(state.params, state.policy_stats, features))
+    mode = learner.distribution.mode(learner.logits(state.params, state.policy_stats, features))
     np.testing.assert_allclose(np.asarray(mode).mean(0), GOAL, atol=0.2)
 
 

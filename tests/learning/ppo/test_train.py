@@ -19,6 +19,7 @@ from alohas2r import config
 from alohas2r.cli import app
 from alohas2r.embodiment import joints
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.learning.ppo import algorithm as ppo_algorithm
 from alohas2r.learning.ppo import envs as ppo_envs
 from alohas2r.learning.ppo import policy as ppo_policy
 from alohas2r.learning.ppo import presets
@@ -229,7 +230,7 @@ def test_the_artifact_acts_as_the_learner_does_without_chance(small: Small) -> N
     learner = small.learner._replace(params=params, policy_stats=stats)
     found = ppo_policy.to_policy(small.settings, small.env, learner, {})
     features = jnp.asarray(draw.normal(size=(50, size)), jnp.float32)
-    expected = small.ppo.distribution.mode(small.ppo._logits(params, stats, features))
+    expected = small.ppo.distribution.mode(small.ppo.logits(params, stats, features))
     np.testing.assert_allclose(found.apply(np.asarray(features), np), expected, atol=1e-5)
     pick = scene.load("pick")
     assert found.spec.action.joints == joints.ACTUATORS
@@ -260,27 +261,16 @@ def test_the_guard_names_the_environment_and_keeps_its_state(
         name: draw.normal(size=(*shape, *sizes.get(name, ()))) for name in Rollout._fields
     }
     physics = Physics(draw.normal(size=(4, 11)), draw.normal(size=(4, 5)))
-    teacher._guard(Rollout(**values), [], physics, tmp_path)
+    ppo_algorithm.check_finite(Rollout(**values), physics, tmp_path)
     assert not list(tmp_path.iterdir())
     values[field][1, 2, ...] = np.nan if field != "reward" else np.inf
     with pytest.raises(ArtifactError, match=r"Environment 2 .* step 1 ") as caught:
-        teacher._guard(Rollout(**values), [], physics, tmp_path)
+        ppo_algorithm.check_finite(Rollout(**values), physics, tmp_path)
     assert "nonfinite.npz" in str(caught.value)
     with np.load(tmp_path / "nonfinite.npz") as dump:
         np.testing.assert_array_equal(dump["state_before_unroll"], physics.rows[2])
         if field in dump:
             np.testing.assert_array_equal(dump[field], values[field][:, 2])
-
-
-@pytest.mark.parametrize("times", [0, 1, 3, 7, 20, 50])
-def test_events_are_spread_evenly_and_the_last_is_at_the_end(times: int) -> None:
-    updates = 20
-    due = [update for update in range(1, updates + 1) if teacher._due(update, updates, times)]
-    assert len(due) == min(times, updates)
-    if times:
-        assert due[-1] == updates
-        gaps = np.diff([0, *due])
-        assert gaps.max() - gaps.min() <= 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import random
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -141,13 +144,69 @@ def test_a_kill_between_the_renames_loses_nothing(saved: Checkpoint) -> None:
     assert_same(again.load(make_tree(1))[0], make_tree(0))
 
 
-def test_what_a_killed_run_left_aside_is_cleared_away(saved: Checkpoint) -> None:
+def test_what_a_killed_run_left_aside_is_cleared_away_by_the_owner_alone(saved: Checkpoint) -> None:
     left = saved.folder.with_name(".checkpoint.123.456.part")
     (left / "arrays").mkdir(parents=True)
     (left / "arrays" / "half").write_bytes(bytes(10))
     assert saved.exists()
+    assert left.is_dir()  # it may be what another process is writing just now
+    saved.tidy()
     assert [path.name for path in saved.folder.parent.iterdir()] == ["checkpoint"]
 
 
-def test_extra_values_are_plain_json(saved: Checkpoint) -> None:
-    assert json.loads((saved.folder / "extra.json").read_text()) == {"updates": 3, "wall_s": 1.5}
+def test_asking_for_a_checkpoint_does_not_disturb_its_writer(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "run" / "checkpoint"
+    script = (
+        "import sys; from alohas2r.learning.run.checkpoint import Checkpoint\n"
+        "print('begun', flush=True)\n"
+        "while True: Checkpoint(sys.argv[1]).exists()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "begun\n"
+        for number in range(15):
+            Checkpoint(folder).save(make_tree(number, size=3000), {"updates": number})
+    finally:
+        other.kill()
+        other.communicate()
+    assert Checkpoint(folder).load(make_tree(0, size=3000))[1] == {"updates": 14}
+
+
+def test_flipped_bits_are_found(saved: Checkpoint) -> None:
+    draw = random.Random(0)
+    files = [path for path in saved.folder.rglob("*") if path.is_file() and path.stat().st_size]
+    complaints = []
+    for _ in range(40):
+        path = draw.choice(files)
+        content = bytearray(path.read_bytes())
+        at = draw.randrange(len(content))
+        content[at] ^= 1 << draw.randrange(8)
+        before = path.read_bytes()
+        path.write_bytes(bytes(content))
+        try:
+            tree, extra = saved.load(make_tree(1))
+        except ArtifactError as error:
+            complaints.append(str(error))
+        else:  # a byte that nothing depends on
+            assert_same(tree, make_tree(0))
+            assert extra == {"updates": 3, "wall_s": 1.5}
+        path.write_bytes(before)
+    assert len(complaints) > 5
+    assert not [complaint for complaint in complaints if "\n" in complaint]
+
+
+def test_a_checkpoint_from_before_there_were_digests_is_read(saved: Checkpoint) -> None:
+    (saved.folder / "extra.json").write_text(json.dumps({"updates": 3, "wall_s": 1.5}))
+    tree, extra = saved.load(make_tree(1))
+    assert_same(tree, make_tree(0))
+    assert extra == {"updates": 3, "wall_s": 1.5}
+
+
+def test_a_checkpoint_of_a_newer_version_says_so(saved: Checkpoint) -> None:
+    path = saved.folder / "extra.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ArtifactError, match="newer version"):
+        saved.load(make_tree(1))

@@ -4,24 +4,19 @@ import contextlib
 import json
 import os
 import pathlib
-import random
 import resource
-import signal
 import struct
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from alohas2r.core import files
-from alohas2r.core.progress import Meter, Report
-from alohas2r.core.stop import StopSignal
+from alohas2r.core.progress import Report
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run import log as run_log
+from alohas2r.learning.run.events import TensorBoard
 from alohas2r.learning.run.log import RunLog
 
 
@@ -48,31 +43,6 @@ def events(folder: pathlib.Path) -> list[tuple[int, str, float]]:
             found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
             data = data[16 + length :]
     return found
-
-
-def test_meter_reports_speed_and_time_left_without_the_first_slow_update() -> None:
-    now, reports = [0.0], []
-    meter = Meter("train", 1000, reports.append, unit="rows", clock=lambda: now[0])
-    now[0] = 50.0  # compiling
-    meter.update(100, {"loss": 1.0})
-    for done in range(200, 1001, 100):
-        now[0] += 2.0
-        meter.update(done)
-    assert reports[0] == Report("train", 100, 1000, "rows", 2.0, 450.0, {"loss": 1.0})
-    for report in reports[1:]:
-        assert report.per_s == pytest.approx(50.0)
-        assert report.left_s == pytest.approx((1000 - report.done) / 50.0)
-    assert reports[-1].left_s == 0.0
-
-
-def test_meter_follows_a_change_of_speed_and_counts_resumed_work_as_no_speed() -> None:
-    now, reports = [0.0], []
-    meter = Meter("train", 10_000, reports.append, done=5_000, clock=lambda: now[0])
-    for update in range(100):
-        now[0] += 1.0 if update < 50 else 0.5
-        meter.update(5_000 + 10 * (update + 1))
-    assert reports[10].per_s == pytest.approx(10.0)
-    assert reports[-1].per_s == pytest.approx(20.0)
 
 
 def test_entries_are_on_disk_at_once_as_strict_json(tmp_path: pathlib.Path) -> None:
@@ -150,6 +120,8 @@ def test_progress_is_reported_from_the_resumed_step(tmp_path: pathlib.Path) -> N
     log.resume(40)
     log.start()
     log.write(50, {"reward": 2.0, "bad": float("nan")})
+    assert not reports  # saving comes before showing
+    log.show()
     log.close()
     (report,) = reports
     assert (report.label, report.done, report.total) == ("pick", 50, 100)
@@ -159,8 +131,12 @@ def test_progress_is_reported_from_the_resumed_step(tmp_path: pathlib.Path) -> N
 
 def test_tensorboard_events_hold_the_same_figures(tmp_path: pathlib.Path) -> None:
     with RunLog(tmp_path, 30) as log:
-        log.write(10, {"eval/success": 0.25, "bad": float("nan")})
-        log.write(20, {"eval/success": 0.5})
+        for step, figures in (
+            (10, {"eval/success": 0.25, "bad": np.nan}),
+            (20, {"eval/success": 0.5}),
+        ):
+            log.write(step, figures)
+            log.show()
     assert events(tmp_path / "tensorboard") == [
         (10, "eval/success", 0.25),
         (20, "eval/success", 0.5),
@@ -173,6 +149,7 @@ def test_without_tensorboard_the_metrics_are_written_all_the_same(
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with RunLog(tmp_path, 30) as log:
         log.write(10, {"loss": 1.0})
+        log.show()
     assert not (tmp_path / "tensorboard").exists()
     assert [row["step"] for row in run_log.read_metrics(log.path)] == [10]
 
@@ -189,119 +166,56 @@ def test_full_disk_leaves_the_entries_before_and_can_be_continued(tmp_path: path
     assert [row["step"] for row in run_log.read_metrics(log.path)] == [1, 3]
 
 
-def test_full_disk_leaves_the_earlier_file(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "folder" / "weights"
-    with full_disk(1000), pytest.raises(ArtifactError, match="nothing was left behind"):
-        files.write_atomic(path, bytes(5000))
-    assert list(path.parent.iterdir()) == []
-    files.write_atomic(path, b"first")
-    with full_disk(1000), pytest.raises(ArtifactError, match="the earlier file is intact"):
-        files.write_atomic(path, lambda file: file.write(bytes(5000)))
-    assert path.read_bytes() == b"first"
-    assert list(path.parent.iterdir()) == [path]
+def test_a_resumed_run_hides_the_events_past_its_checkpoint(tmp_path: pathlib.Path) -> None:
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    with RunLog(tmp_path, 30) as log:
+        for step in (10, 20):
+            log.write(step, {"loss": 1.0})
+            log.show()
+    before = set((tmp_path / "tensorboard").iterdir())
+    time.sleep(1.1)  # the files' names have the second
+    with RunLog(tmp_path, 30) as log:
+        log.resume(10)
+        log.write(20, {"loss": 2.0})
+        log.show()
+    (second,) = set((tmp_path / "tensorboard").iterdir()) - before
+    steps, starts = [], []
+    data = second.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        steps.append(event.step)
+        starts.append(event.HasField("session_log"))
+        data = data[16 + length :]
+    assert steps == [0, 11, 11, 20]
+    assert starts == [False, False, True, False]
 
 
-def test_failing_writer_leaves_the_earlier_file(tmp_path: pathlib.Path) -> None:
-    def interrupted(file: object) -> None:
-        raise KeyboardInterrupt
-
-    path = files.write_atomic(tmp_path / "weights", b"first")
-    with pytest.raises(KeyboardInterrupt):
-        files.write_atomic(path, interrupted)
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"first"]
-
-
-def test_a_file_is_whole_whenever_the_writer_is_killed(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "weights"
-    script = (
-        "import sys; from alohas2r.core.files import write_atomic\n"
-        "while True:\n"
-        "    for letter in b'ab': write_atomic(sys.argv[1], bytes([letter]) * 300_000)\n"
-    )
-    draw = random.Random(0)
-    for _ in range(4):
-        writer = subprocess.Popen([sys.executable, "-c", script, str(path)])
-        while not path.exists():
-            assert writer.poll() is None
-            time.sleep(0.01)
-        time.sleep(draw.uniform(0, 0.1))
-        writer.kill()
-        writer.wait()
-        content = path.read_bytes()
-        assert content in (b"a" * 300_000, b"b" * 300_000)
-        path.unlink()
+def test_tensorboard_that_cannot_write_is_left_alone(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "tensorboard").touch()  # a file where the folder should be
+    with RunLog(tmp_path, 30) as log:
+        for step in (10, 20):
+            log.write(step, {"loss": 1.0})
+            log.show()
+    assert [row["step"] for row in run_log.read_metrics(log.path)] == [10, 20]
 
 
-def test_folder_is_replaced_whole(tmp_path: pathlib.Path) -> None:
-    def fill(text: str, *names: str):
-        def writer(folder: pathlib.Path) -> None:
-            for name in names:
-                (folder / name).write_text(text)
-
-        return writer
-
-    def content(folder: pathlib.Path) -> dict[str, str]:
-        return {file.name: file.read_text() for file in folder.iterdir()}
-
-    path = files.write_folder_atomic(tmp_path / "policy", fill("1", "a", "b"))
-    assert content(path) == {"a": "1", "b": "1"}
-    files.write_folder_atomic(path, fill("2", "a"))
-    assert content(path) == {"a": "2"}
-    with full_disk(1000), pytest.raises(ArtifactError, match="the earlier folder is intact"):
-        files.write_folder_atomic(path, fill("3" * 5000, "a"))
-    with pytest.raises(ZeroDivisionError):
-        files.write_folder_atomic(path, lambda folder: 1 / 0)
-    assert content(path) == {"a": "2"}
-    assert list(tmp_path.iterdir()) == [path]
+def test_a_full_disk_of_tensorboards_ends_nothing(tmp_path: pathlib.Path) -> None:
+    board = TensorBoard(tmp_path / "tensorboard")
+    board.write(1, {"loss": 1.0})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    with full_disk(path.stat().st_size + 5):
+        for step in range(2, 40):
+            board.write(step, {"loss": 1.0})
+    board.write(40, {"loss": 1.0})  # there is room again, but the file is cut
+    board.close()
 
 
-def test_folder_comes_back_after_a_kill_between_the_renames(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "policy"
-    path.mkdir()
-    (path / "a").write_text("1")
-    path.rename(tmp_path / ".policy.earlier")
-    files.recover_folder(path)
-    assert (path / "a").read_text() == "1"
-    (tmp_path / ".policy.earlier").mkdir()  # killed after both
-    files.recover_folder(path)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_folders_that_cannot_be_written_are_named(tmp_path: pathlib.Path) -> None:
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ArtifactError, match=str(folder)):
-            RunLog(folder, 10)
-    with pytest.raises(ArtifactError, match="could not be written"):
-        files.write_atomic(tmp_path / "file" / "weights", b"")
-    with pytest.raises(ArtifactError, match="could not be written"):
-        files.write_folder_atomic(tmp_path / "file" / "policy", lambda folder: None)
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_asks_to_stop_and_the_second_interrupts(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    asked = []
-    with StopSignal(lambda: asked.append(True)) as stop:
-        assert not stop
-        os.kill(os.getpid(), number)
-        assert stop
-        assert asked == [True]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert asked == [True]
-    assert signal.getsignal(number) is before
-
-
-def test_stop_signal_outside_of_the_main_thread_does_nothing() -> None:
-    seen = []
-
-    def work() -> None:
-        with StopSignal() as stop:
-            seen.append(bool(stop))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [False]
+def test_metrics_are_no_program(tmp_path: pathlib.Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with RunLog(tmp_path, 30) as log:
+            log.write(1, {})
+    finally:
+        os.umask(before)
+    assert oct(log.path.stat().st_mode & 0o777) == "0o644"

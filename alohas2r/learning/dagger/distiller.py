@@ -1,0 +1,188 @@
+"""Distillation as an algorithm of the run loop: environments, senses, teacher and student, joined."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r.core.types import JsonObject, PyTree
+from alohas2r.embodiment import joints
+from alohas2r.envs import student_step
+from alohas2r.envs.task import Scored
+from alohas2r.evaluation.episodes import episode_keys
+from alohas2r.evaluation.evaluate import Runner
+from alohas2r.learning.dagger.collect_device import DeviceCollector
+from alohas2r.learning.dagger.collect_host import Collected, HostCollector, part_of
+from alohas2r.learning.dagger.config import CHECK_ROWS, DistillConfig, choose_engine
+from alohas2r.learning.dagger.encoding import (
+    Encoding,
+    FrozenEncoding,
+    TracedEncoding,
+    traceable_code,
+)
+from alohas2r.learning.dagger.learner import Learner
+from alohas2r.learning.dagger.samples import LearnerState
+from alohas2r.learning.dagger.student_step import HostStep, StudentStep
+from alohas2r.learning.dagger.worlds import WorldState, set_up
+from alohas2r.learning.run.loop import Figures
+from alohas2r.policies import vision
+from alohas2r.policies.encoder import EncoderArtifact
+from alohas2r.policies.staged import StagedPolicy
+from alohas2r.sim.engines import registry as engines
+from alohas2r.sim.engines.base import snapshot
+
+EVALUATION_SEED = 1_000_003  # on top of the run's: what is evaluated on the way was not trained on
+_STAGES = ("grasped", "lifted", "switched", "success")  # of an episode, for the metrics
+_RATES = ("success", "held_at_end", "lifted_both", "switched", "dropped")  # of an evaluation
+
+
+class DistillState(NamedTuple):
+    """All that changes in a distillation."""
+
+    learner: LearnerState
+    world: WorldState
+
+
+class Distiller:
+    """A distillation.
+
+    On the engine "warp" all of it is compiled JAX on one device, an NVIDIA GPU. On the engine "cpu" Python joins the
+    parts.
+
+    Args:
+      settings: the configuration.
+      teacher: the staged teacher.
+      encoder: a pretrained colour encoder; None to begin at random and learn it as well.
+      seed: of everything random.
+      threads: of physics and ray caster; 0 for all cores.
+      renderer, engine: see `choose_engine`.
+      folder: of the run, where `finish` writes the student.
+
+    Raises:
+      ConfigError: an engine and a renderer that do not go together.
+      BackendUnavailable: one of them cannot run here.
+    """
+
+    label = "distill"
+    losses = ("loss/imitation",)
+    remedy = "learning_rate"
+    artifacts = ("student",)
+
+    def __init__(
+        self,
+        settings: DistillConfig,
+        teacher: StagedPolicy,
+        encoder: EncoderArtifact | None,
+        seed: int,
+        threads: int = 0,
+        renderer: str = "auto",
+        engine: str = engines.AUTO,
+        folder: pathlib.Path = pathlib.Path(),
+    ) -> None:
+        engine, renderer = choose_engine(engine, renderer, settings.sees)
+        filters = None if encoder is None else encoder.filters
+        self.settings, self.seed, self._folder = settings, seed, folder
+        self.setup = setup = set_up(settings, teacher, filters, seed, threads, renderer, engine)
+        self.iterations, self.steps_per_iteration = settings.iterations, settings.samples
+        self.frozen: dict[str, PyTree] = {}
+        if setup.spec.has_rgb and encoder is not None and not settings.finetune:
+            self.frozen = {"encoder": jax.tree.map(jnp.asarray, encoder.params)}
+        on_cpu, on_device = jax.default_backend() == "cpu", setup.env.engine.traceable
+        code = traceable_code(setup.spec)
+        self.encoding: Encoding = TracedEncoding(settings, code)
+        if on_cpu and self.frozen and not on_device:
+            self.encoding = FrozenEncoding(
+                settings, setup.spec, self.frozen["encoder"], setup.threads
+            )
+        self.step = StudentStep(setup, code)
+        # Where several threads collect at once, each computes on its own core alone.
+        self.host_step = HostStep(self.step, self.encoding.encode, on_cpu and len(setup.worlds) > 1)
+        self.collector: HostCollector | DeviceCollector
+        if on_device:
+            self.collector = DeviceCollector(setup, self.step, self.frozen)
+        else:
+            self.collector = HostCollector(setup, self.host_step, self.frozen)
+        params = None if encoder is None else encoder.params
+        self.learner = Learner(
+            *(settings, setup.spec, setup.auxiliary, self.encoding, params, self.frozen, on_device)
+        )
+        self._runner: Runner | None = None
+
+    def init(self) -> DistillState:
+        """Returns the state before the first iteration."""
+        return DistillState(self.learner.init(self.seed), self.collector.begin())
+
+    def collect(self, state: DistillState) -> tuple[DistillState, Collected]:
+        """Lets the teacher act in the first iteration, the student in all others."""
+        world, collected = self.collector.collect(state.learner, state.world)
+        return state._replace(world=world), collected
+
+    def update(self, state: DistillState, data: Collected) -> tuple[DistillState, Figures]:
+        """Learns from an iteration's samples.
+
+        Raises:
+          ModelError: something did not fit into the engine's buffers.
+        """
+        learner, figures = self.learner.update(state.learner, data.samples)
+        self.setup.env.engine.check(state.world.physics)
+        return state._replace(learner=learner), figures | _measures(data.scores)
+
+    def evaluate(self, state: DistillState) -> Figures:
+        """Returns rates of the student under the frozen protocol, on the engine "cpu" in any case."""
+        if self._runner is None:
+            keys = episode_keys(self.seed + EVALUATION_SEED, 0, self.settings.evaluation_episodes)
+            setup = self.setup
+            self._runner = Runner(setup.spec, None, keys, setup.threads, setup.renderer)
+        policy = self.learner.to_policy(state.learner, {})
+        table = self._runner.run(weights=policy.weights).table
+        return {f"eval/{name}": float(table[name].mean()) for name in _RATES}
+
+    def checkpointed(self, state: DistillState) -> DistillState:
+        """Returns the state with its physics copied."""
+        physics = snapshot(state.world.physics)
+        return state._replace(world=state.world._replace(physics=physics))
+
+    def restored(self, kept: DistillState) -> DistillState:
+        """Returns the state itself."""
+        return kept
+
+    def finish(self, state: DistillState, trained: JsonObject, figures: Figures) -> dict[str, str]:
+        """Writes the student."""
+        del figures
+        policy = self.learner.to_policy(state.learner, trained)
+        return {"student": str(vision.save(policy, self._folder / "student", self.record(state)))}
+
+    def record(self, state: DistillState) -> dict[str, np.ndarray]:
+        """Returns what the first environments observe now, one after the other, for an artifact's check."""
+        setup = self.setup
+        world = setup.worlds[0]
+        part = part_of(setup, world, state.world)
+        drawn = student_step.draw(world.senses, part.sense, part.readout)
+        teacher_acts = jnp.asarray(False)
+        seen = self.host_step(state.learner, self.frozen, part, drawn, teacher_acts).noted.seen
+        rows = {setup.spec.vector: np.asarray(seen.vector)}
+        for camera, side in enumerate(joints.SIDES):
+            if seen.rgb is not None:
+                rows[f"{side}_rgb"] = np.asarray(seen.rgb[:, camera])
+            if seen.depth is not None:
+                rows[f"{side}_depth"] = np.asarray(seen.depth[:, camera])
+        rows["switched"] = np.asarray(part.env.task.switched)
+        return {name: value[:CHECK_ROWS] for name, value in rows.items()}
+
+
+def _measures(scores: Sequence[Scored]) -> Figures:
+    """Returns the shares of environments in each stage at the last step, and of those that diverged."""
+    measures = scores[-1].measures._asdict()
+    last, finite = jax.device_get(
+        ([measures[name] for name in _STAGES], [scored.finite for scored in scores])
+    )
+    figures = {
+        f"train/{name}": float(np.asarray(value, np.float32).mean())
+        for name, value in zip(_STAGES, last, strict=True)
+    }
+    return figures | {"train/unstable": float(np.mean([(~row).mean() for row in finite]))}

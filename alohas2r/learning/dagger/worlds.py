@@ -1,0 +1,170 @@
+"""What a distillation is made of: environments, the student's senses in them, and their state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from alohas2r.core import threads as core_threads
+from alohas2r.core.types import PyTree
+from alohas2r.envs.repeated_measurement import RepeatedMeasurement
+from alohas2r.envs.task import EnvConfig, EnvState
+from alohas2r.envs.vision import Senses, SensesState
+from alohas2r.learning.dagger.config import ENVS_STREAM, SENSES_STREAM, WORLD_SIZE, DistillConfig
+from alohas2r.policies import spec as policies_spec
+from alohas2r.policies.spec import StudentSpec
+from alohas2r.policies.staged import StagedPolicy
+from alohas2r.rendering.registry import make_renderer
+from alohas2r.sim import physics_randomization, scene
+from alohas2r.sim.engines import registry as engines
+from alohas2r.sim.signals import Readout
+from alohas2r.tasks.insert.hold_out import HoldOutTask
+
+
+class WorldState(NamedTuple):
+    """State of N environments and of the student's senses in them."""
+
+    env: EnvState
+    physics: PyTree  # a NamedTuple of the engine's
+    readout: Readout
+    sense: SensesState | None  # None of a student that observes what the teacher does
+
+
+class World(NamedTuple):
+    """Some of the environments; one thread at a time takes them a step further."""
+
+    where: slice  # which of all
+    env: RepeatedMeasurement
+    senses: Senses | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """Environments, senses and teacher of a distillation; what several worlds share is compiled with the first one's.
+
+    Attributes:
+      settings: the configuration.
+      teacher: gives the labels.
+      spec: of the student.
+      worlds: of a fixed size, so that samples do not depend on the number of threads; one holds all environments
+        where the engine or the renderer cannot work in several threads at once.
+      fields: what each environment's physics differs in: model field -> [N, ...].
+      seed: of everything random.
+      threads: of physics and ray caster.
+      renderer: the one that was chosen.
+    """
+
+    settings: DistillConfig
+    teacher: StagedPolicy
+    spec: StudentSpec
+    worlds: tuple[World, ...]
+    fields: Mapping[str, np.ndarray]
+    seed: int
+    threads: int
+    renderer: str
+
+    @property
+    def env(self) -> RepeatedMeasurement:
+        """The first world's environments."""
+        return self.worlds[0].env
+
+    @property
+    def senses(self) -> Senses | None:
+        """The first world's senses."""
+        return self.worlds[0].senses
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether the student predicts where the objects are."""
+        return self.settings.auxiliary > 0 and self.senses is not None
+
+    def begin(self, world: World) -> WorldState:
+        """Starts a world's environments, their clocks scattered over the episode."""
+        root = jax.random.PRNGKey(self.seed)
+        keys, sense_keys = (
+            jax.random.split(jax.random.fold_in(root, stream), self.settings.num_envs)
+            for stream in (ENVS_STREAM, SENSES_STREAM)
+        )
+        where, env, senses = world
+        sense = None if senses is None else senses.reset(sense_keys[where])
+        return WorldState(*env.reset(keys[where], stagger=True), sense)
+
+
+def set_up(
+    settings: DistillConfig,
+    teacher: StagedPolicy,
+    filters: tuple[int, int, int] | None,
+    seed: int,
+    threads: int,
+    renderer: str,
+    engine: str,
+) -> Setup:
+    """Makes the environments of a distillation and the student's senses in them.
+
+    Args:
+      settings: the configuration. teacher: gives the labels.
+      filters: of a pretrained colour encoder; those of the configuration if None.
+      seed: of everything random. threads: of physics and ray caster; 0 for all cores.
+      renderer, engine: from `choose_engine`.
+
+    Raises:
+      BackendUnavailable: the engine or the renderer cannot run here.
+    """
+    loaded = scene.load_physics("insert")
+    count = settings.num_envs
+    draws = np.random.default_rng([seed, 2]).random((count, physics_randomization.INSERT_DRAWS))
+    fields, half = physics_randomization.sample_insert(loaded, settings.task.physics, draws)
+    task = HoldOutTask(
+        loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
+    )
+    environment = EnvConfig(settings.control, settings.noise, teacher.spec.history)
+    context = np.stack([half, np.zeros(count)], 1)
+    spec = _student_spec(settings, teacher, filters)
+    # Only ray casters may draw in several threads at once.
+    several = engine == "cpu" and (not settings.sees or renderer in ("raycast", "exact"))
+    size = WORLD_SIZE if several else count
+    worlds: list[World] = []
+    for first in range(0, count, size):
+        where = slice(first, min(first + size, count))
+        some, alone = where.stop - first, 1 if count > size else threads
+        made = engines.make(
+            *(engine, loaded, some, alone),
+            {name: value[where] for name, value in fields.items()},
+            settings.engine,
+        )
+        env = RepeatedMeasurement(settings.draws, task, made, environment, context[where])
+        senses = None
+        if settings.sees:
+            capacity = some if made.traceable else 0
+            drawer = make_renderer(renderer, spec.cameras.size, alone, capacity)
+            senses = Senses(spec, settings.senses, half[where], drawer)
+        if worlds:
+            env.share(worlds[0].env)
+        worlds.append(World(where, env, senses))
+    cores = threads or len(core_threads.cores())
+    return Setup(settings, teacher, spec, tuple(worlds), fields, seed, cores, renderer)
+
+
+def _student_spec(
+    settings: DistillConfig, teacher: StagedPolicy, filters: tuple[int, int, int] | None
+) -> StudentSpec:
+    """Returns the description of the student."""
+    network, memory = settings.network, settings.history
+    if filters is not None:
+        network = dataclasses.replace(network, filters=filters)
+    if not settings.sees:  # the teacher's own observation and memory
+        memory = teacher.spec.history
+    return policies_spec.make_spec(
+        scene.load("insert"),
+        settings.observation,
+        network,
+        settings.cameras,
+        memory,
+        teacher.switch,
+        settings.control.scale,
+        teacher.spec.observation,
+    )

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from alohas2r.core.progress import Meter, Report
+
+
+def test_meter_reports_speed_and_time_left_without_the_first_slow_update() -> None:
+    now, reports = [0.0], []
+    meter = Meter("train", 1000, reports.append, unit="rows", clock=lambda: now[0])
+    now[0] = 50.0  # compiling
+    meter.update(100, {"loss": 1.0})
+    for done in range(200, 1001, 100):
+        now[0] += 2.0
+        meter.update(done)
+    assert reports[0] == Report("train", 100, 1000, "rows", 2.0, 450.0, {"loss": 1.0})
+    for report in reports[1:]:
+        assert report.per_s == pytest.approx(50.0)
+        assert report.left_s == pytest.approx((1000 - report.done) / 50.0)
+    assert reports[-1].left_s == 0.0
+
+
+def test_meter_follows_a_change_of_speed_and_counts_resumed_work_as_no_speed() -> None:
+    now, reports = [0.0], []
+    meter = Meter("train", 10_000, reports.append, done=5_000, clock=lambda: now[0])
+    for update in range(100):
+        now[0] += 1.0 if update < 50 else 0.5
+        meter.update(5_000 + 10 * (update + 1))
+    assert reports[10].per_s == pytest.approx(10.0)
+    assert reports[-1].per_s == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("gone"), ValueError("closed"), BrokenPipeError(), SystemExit(1)]
+)
+def test_what_shows_the_reports_may_fail(error: BaseException) -> None:
+    calls = []
+
+    def broken(report: Report) -> None:
+        calls.append(report)
+        raise error
+
+    meter = Meter("train", 10, broken)
+    for done in range(1, 4):
+        meter.update(done)
+    assert len(calls) == 1  # it is not asked again
+
+
+def test_an_interrupt_while_something_is_shown_is_one() -> None:
+    def interrupted(report: Report) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Meter("train", 10, interrupted).update(1)
