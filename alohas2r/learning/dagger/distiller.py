@@ -14,7 +14,7 @@ from alohas2r.core.types import JsonObject, PyTree
 from alohas2r.embodiment import joints
 from alohas2r.envs import student_step
 from alohas2r.envs.task import Scored
-from alohas2r.evaluation.episodes import episode_keys
+from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.evaluation.evaluate import Runner
 from alohas2r.learning.dagger.collect_device import DeviceCollector
 from alohas2r.learning.dagger.collect_host import Collected, HostCollector, part_of
@@ -30,7 +30,7 @@ from alohas2r.learning.dagger.samples import LearnerState
 from alohas2r.learning.dagger.student_step import HostStep, StudentStep
 from alohas2r.learning.dagger.worlds import WorldState, set_up
 from alohas2r.learning.run.loop import Figures
-from alohas2r.policies import vision
+from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.sim.engines import registry as engines
@@ -135,7 +135,9 @@ class Distiller:
     def evaluate(self, state: DistillState) -> Figures:
         """Returns rates of the student under the frozen protocol, on the engine "cpu" in any case."""
         if self._runner is None:
-            keys = episode_keys(self.seed + EVALUATION_SEED, 0, self.settings.evaluation_episodes)
+            keys = episode_keys(
+                (self.seed + EVALUATION_SEED) % SEEDS, 0, self.settings.evaluation_episodes
+            )
             setup = self.setup
             self._runner = Runner(setup.spec, None, keys, setup.threads, setup.renderer)
         policy = self.learner.to_policy(state.learner, {})
@@ -155,7 +157,7 @@ class Distiller:
         """Writes the student."""
         del figures
         policy = self.learner.to_policy(state.learner, trained)
-        return {"student": str(vision.save(policy, self._folder / "student", self.record(state)))}
+        return {"student": str(artifact.save(policy, self._folder / "student", self.record(state)))}
 
     def record(self, state: DistillState) -> dict[str, np.ndarray]:
         """Returns what the first environments observe now, one after the other, for an artifact's check."""

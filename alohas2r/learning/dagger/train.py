@@ -25,7 +25,7 @@ from alohas2r.learning.dagger.learner import full_precision
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
-from alohas2r.policies.encoder import EncoderArtifact, load_encoder
+from alohas2r.policies.encoder import EncoderArtifact
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.rendering import registry as renderers
 from alohas2r.sim.engines import registry as engines
@@ -39,12 +39,7 @@ def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
     Raises:
       ArtifactError: it cannot be read, or is none.
     """
-    teacher = artifact.load(path)
-    if not isinstance(teacher, StagedPolicy):
-        raise ArtifactError(
-            f"{path} is no staged teacher; `alohas2r train-teacher --phase insert` makes one."
-        )
-    return teacher
+    return artifact.load(path, StagedPolicy)
 
 
 @full_precision()
@@ -153,6 +148,6 @@ def _encoder_of(
         return None, NO_ENCODER
     shipped = assets.data_path("params") / "encoder"
     if name == FINETUNE:
-        return load_encoder(shipped), FINETUNE
+        return artifact.load(shipped, EncoderArtifact), FINETUNE
     path = shipped if encoder is None else pathlib.Path(encoder)
-    return load_encoder(path), manifest.named(path)
+    return artifact.load(path, EncoderArtifact), manifest.named(path)

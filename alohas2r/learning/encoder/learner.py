@@ -20,7 +20,6 @@ from alohas2r.learning.encoder.config import (
     PretrainConfig,
 )
 from alohas2r.learning.encoder.pictures import OBJECTS, Pictures
-from alohas2r.policies.encoder import Tree
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.networks.vision import Encoder
 from alohas2r.rendering import augmentation
@@ -42,8 +41,8 @@ class _Finder(nn.Module):
 class LearnerState(NamedTuple):
     """What learning changes."""
 
-    params: Tree  # "encoder", and "finder" or "bilinear"
-    target: Tree  # the key encoder; empty where there is none
+    params: PyTree  # "encoder", and "finder" or "bilinear"
+    target: PyTree  # the key encoder; empty where there is none
     optimizer: PyTree
     updates: jax.Array  # [] int32
 
@@ -74,8 +73,8 @@ class Pretrainer:
         size = self.settings.size if self.settings.data == "sim" else 32
         encoder = jax.jit(self.encoder.init)(keys[0], jnp.zeros((1, size, size, 3)))["params"]
         code = jnp.zeros((1, self.settings.filters[-1]))
-        params: dict[str, Tree] = {"encoder": encoder}
-        target: Tree = {}
+        params: dict[str, PyTree] = {"encoder": encoder}
+        target: PyTree = {}
         if self.settings.method == "supervised":
             params["finder"] = self.finder.init(keys[1], code)["params"]
         else:
@@ -87,12 +86,12 @@ class Pretrainer:
             target = encoder
         return LearnerState(params, target, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    def encode(self, params: Tree, rgb: Array) -> jax.Array:
+    def encode(self, params: PyTree, rgb: Array) -> jax.Array:
         """Encodes pictures [B, H, W, 3] uint8."""
         return self.encoder.apply({"params": params}, vision_network.scale_rgb(rgb))  # pyright: ignore[reportReturnType]
 
     def loss(
-        self, params: Tree, target: Tree, key: jax.Array, batch: Pictures, shift: int
+        self, params: PyTree, target: PyTree, key: jax.Array, batch: Pictures, shift: int
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss of a batch, and figures; see PretrainConfig.method."""
         query_key, key_key, flip_key = jax.random.split(key, 3)

@@ -30,7 +30,8 @@ from alohas2r.learning.encoder.learner import LearnerState, Pretrainer
 from alohas2r.learning.encoder.pictures import Pictures, Studio
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loop import Figures, Run, Schedule
-from alohas2r.policies.encoder import EncoderArtifact, save_encoder
+from alohas2r.policies import artifact
+from alohas2r.policies.encoder import EncoderArtifact
 from alohas2r.rendering import registry as renderers
 
 
@@ -115,7 +116,7 @@ class EncoderTraining:
             self.settings.filters, self.settings.size, state.params["encoder"], trained
         )
         pictures = self._held.rgb[:CHECK_ROWS]
-        return {"encoder": str(save_encoder(encoder, self._folder / "encoder", pictures))}
+        return {"encoder": str(artifact.save(encoder, self._folder / "encoder", {"rgb": pictures}))}
 
 
 def pretrain_encoder(

@@ -66,9 +66,7 @@ def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> L
     Raises:
       ArtifactError: the artifact cannot be read, or its network has other shapes.
     """
-    policy = artifact.load(policy_path)
-    if not isinstance(policy, state_policy.StatePolicy):
-        raise ArtifactError(f"{policy_path} is no policy of one phase.")
+    policy = artifact.load(policy_path, state_policy.StatePolicy)
     layers = learner.params["policy"]["params"]
     new = {
         name: {

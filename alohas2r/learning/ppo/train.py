@@ -17,7 +17,7 @@ from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import evaluate
-from alohas2r.evaluation.episodes import episode_keys
+from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
 from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.policy import record_check, to_policy
@@ -25,7 +25,7 @@ from alohas2r.learning.ppo.presets import InsertTrainConfig, TrainConfig, find_p
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loop import Figures, Run, Schedule
 from alohas2r.policies import artifact
-from alohas2r.policies.staged import AnyPolicy, StagedPolicy
+from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.sim.engines import registry as engines
 from alohas2r.tasks.insert import switch_states
@@ -83,8 +83,10 @@ class Teacher(PpoAlgorithm):
     def evaluate(self, state: PpoState) -> Figures:
         """Returns rates of the deterministic policy under the frozen protocol."""
         policy = to_policy(self.settings, self.env, state.learner, {})
-        acting: AnyPolicy = self._staged(policy, {}) or policy
-        keys = episode_keys(self.seed + EVALUATION_SEED, 0, self.settings.evaluation_episodes)
+        acting: StatePolicy | StagedPolicy = self._staged(policy, {}) or policy
+        keys = episode_keys(
+            (self.seed + EVALUATION_SEED) % SEEDS, 0, self.settings.evaluation_episodes
+        )
         table = evaluate.run(acting, None, keys, self.threads, engine=self.engine).table
         watched = evaluate.watched(find_task(acting.spec.phase), table)
         return {f"eval/{name}": value for name, value in watched.items()}
@@ -94,12 +96,14 @@ class Teacher(PpoAlgorithm):
         del figures
         policy = to_policy(self.settings, self.env, state.learner, trained)
         observations = record_check(policy, self.env, self.seed)
-        paths = {"policy": str(artifact.save(policy, self.folder / "policy", observations))}
+        paths = {"policy": str(artifact.save(policy, self.folder / "policy", {"observations": observations}))}
         brief = {"alohas2r": alohas2r.__version__, "date": trained["date"]}
         whole = self._staged(policy, brief)
         if whole is not None:
             switched = np.arange(len(observations)) >= len(observations) // 2
-            saved = artifact.save(whole, self.folder / "teacher", observations, switched)
+            saved = artifact.save(
+                whole, self.folder / "teacher", {"observations": observations, "switched": switched}
+            )
             paths["teacher"] = str(saved)
         return paths
 

@@ -138,7 +138,7 @@ class Run:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        settings: object,
+        settings: DataclassInstance,
         identity: Mapping[str, Json],
         resume: bool = False,
     ) -> None:

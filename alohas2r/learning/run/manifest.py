@@ -43,7 +43,7 @@ def recorded(folder: pathlib.Path, name: str, otherwise: str) -> str:
 
 def begin(
     folder: pathlib.Path,
-    settings: object,
+    settings: DataclassInstance,
     identity: Mapping[str, Json],
     resume: bool,
     has_checkpoint: bool,
@@ -137,7 +137,7 @@ def _shipped() -> pathlib.Path:
 
 def provenance(
     again: str,
-    settings: object,
+    settings: DataclassInstance,
     identity: Mapping[str, Json],
     parents: Mapping[str, str | None],
     figures: Mapping[str, Json],
