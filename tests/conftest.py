@@ -90,4 +90,6 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         weights[f"layer{layer}/bias"] = draw.normal(0, 0.3, shape[1])
     found = state_policy.StatePolicy(spec, weights, {"seed": 0})
     folder = tmp_path_factory.mktemp("policies") / "random"
-    return artifact.save(found, folder, draw.normal(size=(5, spec.observation_size)))
+    return artifact.save(
+        found, folder, {"observations": draw.normal(size=(5, spec.observation_size))}
+    )

@@ -63,7 +63,9 @@ def state_policy(
 def save_pick(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     parts = (("joint_pos", 8, "rad, m"), ("object_pos_in_base", 3, "m"))
     found = state_policy("pick", parts, 1, **changes)
-    return policies_artifact.save(found, folder, np.random.default_rng(1).normal(size=(20, 11)))
+    return policies_artifact.save(
+        found, folder, {"observations": np.random.default_rng(1).normal(size=(20, 11))}
+    )
 
 
 def save_staged(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
@@ -74,7 +76,9 @@ def save_staged(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     found = StagedPolicy(pick, insert, Switch(), {"seed": 3})
     draw = np.random.default_rng(4)
     switched = np.arange(20) % 8 > 3
-    return policies_artifact.save(found, folder, draw.normal(size=(20, 25)), switched)
+    return policies_artifact.save(
+        found, folder, {"observations": draw.normal(size=(20, 25)), "switched": switched}
+    )
 
 
 def save_student(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
@@ -98,7 +102,7 @@ def save_student(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     rows = samples.wrist_views(spec.cameras.size, 20, seed + 1)
     rows[spec.vector] = draw.normal(0, 0.5, (20, spec.vector_size)).astype(np.float32)
     rows["switched"] = draw.random(20) < 0.5
-    return vision.save(vision.StudentPolicy(spec, weights, {"seed": seed}), folder, rows)
+    return policies_artifact.save(vision.StudentPolicy(spec, weights, {"seed": seed}), folder, rows)
 
 
 _SAVERS = {"pick": save_pick, "staged": save_staged, "student": save_student}

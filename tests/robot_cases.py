@@ -23,8 +23,8 @@ def student(factory: pytest.TempPathFactory) -> pathlib.Path:
         import jax
 
         from alohas2r.embodiment.history import HistoryConfig
+        from alohas2r.policies import artifact, vision
         from alohas2r.policies import spec as policies_spec
-        from alohas2r.policies import vision
         from alohas2r.policies.networks import vision as vision_network
         from alohas2r.policies.onnx import export as onnx_export
         from alohas2r.policies.onnx import samples
@@ -45,7 +45,7 @@ def student(factory: pytest.TempPathFactory) -> pathlib.Path:
         rows[spec.vector] = draw.normal(0, 0.5, (4, spec.vector_size)).astype(np.float32)
         rows["switched"] = draw.random(4) < 0.5
         folder = factory.mktemp("student")
-        vision.save(vision.StudentPolicy(spec, weights, {}), folder / "student", rows)
+        artifact.save(vision.StudentPolicy(spec, weights, {}), folder / "student", rows)
         onnx_export.export(folder / "student", folder / "student.onnx", verify_samples=16)
         _STUDENTS.append(folder / "student.onnx")
     return _STUDENTS[0]

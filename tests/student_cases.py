@@ -96,7 +96,9 @@ def staged() -> StagedPolicy:
 def save_teacher(folder: pathlib.Path) -> pathlib.Path:
     found = staged()
     rows = np.random.default_rng(1).normal(0, 0.1, (4, found.spec.observation_size))
-    return artifact.save(found, folder, rows, np.array([False, False, True, True]))
+    return artifact.save(
+        found, folder, {"observations": rows, "switched": np.array([False, False, True, True])}
+    )
 
 
 def encoder(
@@ -112,7 +114,7 @@ def encoder(
 
 def save_encoder(folder: pathlib.Path) -> pathlib.Path:
     pictures = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
-    return encoder_artifact.save_encoder(encoder(), folder, pictures)
+    return artifact.save(encoder(), folder, {"rgb": pictures})
 
 
 # How tests compile: nothing twice in a session, also not in another process, and quickly rather than well.

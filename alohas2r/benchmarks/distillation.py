@@ -56,6 +56,7 @@ def bench_distill(
     from alohas2r.core import assets
     from alohas2r.learning.dagger import config as dagger_config
     from alohas2r.learning.dagger import train as dagger
+    from alohas2r.policies import artifact
     from alohas2r.policies import encoder as encoder_artifact
     from alohas2r.policies.networks import vision as vision_network
 
@@ -70,7 +71,7 @@ def bench_distill(
         params: PyTree = spec.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))["params"]
         encoder = encoder_artifact.EncoderArtifact(filters, side, params, {})
     else:
-        encoder = encoder_artifact.load_encoder(encoder_path)
+        encoder = artifact.load(encoder_path, encoder_artifact.EncoderArtifact)
     core_threads.keep_memory()
     distiller = dagger_learner.Distiller(settings, staged, encoder, 0, threads, renderer, engine)
     assert distiller.senses is not None

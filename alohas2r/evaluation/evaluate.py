@@ -57,7 +57,9 @@ def load_policy(path: str | os.PathLike[str]) -> Evaluable:
         policy = exported.load(path)
         single = policy.kind == "state"
     else:
-        policy = artifact.load(path)
+        loaded = artifact.load(path)
+        assert isinstance(loaded, StatePolicy | StagedPolicy | StudentPolicy)
+        policy = loaded
         single = isinstance(policy, StatePolicy)
     if isinstance(policy.spec, StudentSpec):
         return policy

@@ -13,10 +13,10 @@ from alohas2r.core import stats
 from alohas2r.core.types import JsonObject
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
-from alohas2r.errors import ArtifactError
 from alohas2r.evaluation.actors import memory_of
 from alohas2r.evaluation.episodes import Setting, set_up
-from alohas2r.evaluation.evaluate import Runner, check_episodes, chunks, join, load_policy
+from alohas2r.evaluation.evaluate import Runner, check_episodes, chunks, join
+from alohas2r.policies import artifact
 from alohas2r.policies.spec import StudentSpec
 from alohas2r.policies.vision import StudentPolicy
 from alohas2r.sim.objects import SOCKET_HALF, TABLE_HEIGHT
@@ -112,9 +112,7 @@ def evaluate_hold_out(
     """
     started = time.monotonic()
     check_episodes(episodes)
-    student = load_policy(policy_path)
-    if not isinstance(student, StudentPolicy):
-        raise ArtifactError(f"{policy_path} is no student; `alohas2r distill` makes one.")
+    student = artifact.load(policy_path, StudentPolicy)
     meter = core_progress.Meter("evaluate", episodes, progress, unit="episodes")
     tables = []
     for first, keys in chunks(seed, episodes):

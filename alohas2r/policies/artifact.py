@@ -1,102 +1,145 @@
-"""Reads and writes policies: one folder with a description, weights and a check."""
+"""The one reader and writer of artifacts: a folder with a description, weights, and a check that every load repeats.
+
+policy.json (or encoder.json) says what goes in and what comes out, with shapes and units, and how it was trained;
+weights.npz holds plain arrays (no pickle); check.npz holds inputs and the outputs they must give. What is particular
+to a kind is said by its class, see `policies.protocol.Stored`; classes are imported when a folder asks for them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
 import io
 import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar, overload
 
 import numpy as np
 
-from alohas2r import config
-from alohas2r.core import files as core_files
-from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.policies.spec import CHECK_TOLERANCE, FORMAT_VERSION, PolicySpec
-from alohas2r.policies.staged import AnyPolicy, StagedPolicy
-from alohas2r.policies.state import StatePolicy
-from alohas2r.policies.switch import Switch
+from alohas2r.core.files import write_folder_atomic
+from alohas2r.core.types import JsonObject
+from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
+from alohas2r.policies.protocol import AnyPolicy, Stored
+from alohas2r.policies.spec import CHECK_TOLERANCE, FORMAT_VERSION
 
-if TYPE_CHECKING:
-    from alohas2r.policies.vision import StudentPolicy
+# Kind, as descriptions have it -> module and class.
+KINDS = {
+    "state": ("alohas2r.policies.state", "StatePolicy"),
+    "staged": ("alohas2r.policies.staged", "StagedPolicy"),
+    "student": ("alohas2r.policies.vision", "StudentPolicy"),
+    "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),
+}
+FILES = ("policy.json", "encoder.json")
 
-
-def _check_actions(policy: AnyPolicy, observations: np.ndarray, switched: np.ndarray) -> np.ndarray:
-    policy.reset()
-    actions = []
-    for observation, flag in zip(observations, switched, strict=True):
-        staged = isinstance(policy, StagedPolicy)
-        actions.append(policy.act(observation, bool(flag)) if staged else policy.act(observation))
-    policy.reset()
-    return np.stack(actions)
-
-
-def to_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns arrays as the content of a compressed .npz file."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()
+Kind = TypeVar("Kind", bound=Stored)
 
 
 def save(
-    policy: AnyPolicy,
-    folder: str | os.PathLike[str],
-    observations: np.ndarray,
-    switched: np.ndarray | None = None,
+    stored: Stored, folder: str | os.PathLike[str], recorded: Mapping[str, np.ndarray]
 ) -> pathlib.Path:
-    """Writes the artifact; an earlier one is replaced whole or left intact.
+    """Writes an artifact; an earlier one is replaced whole or left intact.
 
     Args:
-      policy: what to save.
+      stored: what to save.
       folder: the directory.
-      observations: [T, n] a recorded sequence, for check.npz.
-      switched: [T] the switch's state with each observation, for a staged policy.
+      recorded: inputs for check.npz, each [T, ...]: "observations" (and "switched", the switch's state with each) of a
+        policy on the state, those of `spec.inputs` of a student, pictures "rgb" of an encoder.
 
     Raises:
-      ArtifactError: the folder cannot be written.
+      ArtifactError: the folder cannot be written, or an input is missing.
     """
-    observations = np.asarray(observations, np.float32)
-    switched = np.zeros(len(observations), bool) if switched is None else np.asarray(switched, bool)
-    if isinstance(policy, StagedPolicy):
-        parts = {"pick": policy.pick, "insert": policy.insert}
-        body: dict[str, Any] = {
-            "kind": "staged",
-            "switch": config.to_dict(policy.switch),
-            "parts": {
-                name: {"hash": part.hash, **config.to_dict(part.spec), "trained": part.trained}
-                for name, part in parts.items()
-            },
-        }
-        weights = {
-            f"{name}/{key}": value
-            for name, part in parts.items()
-            for key, value in part.weights.items()
-        }
-    else:
-        body, weights = config.to_dict(policy.spec), policy.weights
+    rows = stored.check_inputs(recorded)
     description = {
         "format_version": FORMAT_VERSION,
-        "hash": policy.hash,
-        **body,
-        "trained": policy.trained,
+        "hash": stored.hash,
+        **stored.describe(),
+        "trained": dict(stored.trained),
     }
-    actions = _check_actions(policy, observations, switched)
     files = {
-        "policy.json": json.dumps(description, indent=2).encode() + b"\n",
-        "weights.npz": to_npz(weights),
-        "check.npz": to_npz(
-            {"observations": observations, "switched": switched, "actions": actions}
-        ),
+        stored.file: json.dumps(description, indent=2).encode() + b"\n",
+        "weights.npz": _to_npz(stored.weights),
+        "check.npz": _to_npz({**rows, stored.output: stored.answer(rows)}),
     }
 
     def write(path: pathlib.Path) -> None:
         for name, content in files.items():
             (path / name).write_bytes(content)
 
-    return core_files.write_folder_atomic(folder, write)
+    return write_folder_atomic(folder, write)
+
+
+def describe(folder: str | os.PathLike[str]) -> JsonObject:
+    """Reads the description, without anything else.
+
+    Raises:
+      ArtifactError: missing, damaged, or written by a newer version of this package.
+    """
+    path = _described(folder)
+    if path is None:
+        raise ArtifactError(
+            f"{folder} holds no policy: {pathlib.Path(folder) / FILES[0]} is missing."
+        )
+    try:
+        description = json.loads(path.read_text())
+        version = int(description["format_version"])
+        if version < 1:
+            raise ValueError(f"format {version}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+    if version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{folder} has format {version}; this alohas2r reads up to {FORMAT_VERSION}: upgrade alohas2r."
+        )
+    return description
+
+
+@overload
+def load(folder: str | os.PathLike[str]) -> AnyPolicy: ...
+@overload
+def load(folder: str | os.PathLike[str], kind: type[Kind]) -> Kind: ...
+def load(folder: str | os.PathLike[str], kind: type[Stored] | None = None) -> object:
+    """Reads an artifact and verifies that it still computes what it did when it was saved.
+
+    Students and encoders need JAX; teachers are read with NumPy alone.
+
+    Args:
+      folder: the directory.
+      kind: what it must be; a policy of any kind if None.
+
+    Raises:
+      ArtifactError: missing, truncated, too new, inconsistent, of another kind, or its check fails.
+    """
+    if kind is not None and _described(folder) is None:
+        wanted = pathlib.Path(folder) / kind.file
+        raise ArtifactError(
+            f"{folder} holds no {kind.called}: {wanted} is missing; `{kind.made_by}` makes one."
+        )
+    description = describe(folder)
+    name = description.get("kind")
+    path = _described(folder)
+    if name not in KINDS:
+        raise ArtifactError(
+            f"{path} is not a valid policy: kind '{name}'.{did_you_mean(str(name), KINDS)}"
+        )
+    cls: type[Stored] = _class(str(name))
+    if kind is None and cls.file != FILES[0]:
+        raise ArtifactError(f"{folder} is no policy, but '{name}'.")
+    if kind is not None and cls is not kind:
+        raise ArtifactError(
+            f"{folder} is no {kind.called}, but '{name}'; `{kind.made_by}` makes one."
+        )
+    weights = read_npz(pathlib.Path(folder) / "weights.npz")
+    try:
+        stored = cls.build(description, weights)
+    except (ConfigError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a valid policy: {error}") from error
+    if stored.hash != description.get("hash"):
+        raise ArtifactError(
+            f"{folder} is damaged: its weights or description differ from its hash."
+        )
+    _verify(stored, pathlib.Path(folder))
+    return stored
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -112,91 +155,39 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ArtifactError(f"{path} is missing or damaged ({error}).") from error
 
 
-def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads policy.json.
+def _class(name: str) -> type[Stored]:
+    module, attribute = KINDS[name]
+    return getattr(importlib.import_module(module), attribute)
 
-    Raises:
-      ArtifactError: missing, damaged, or written by a newer version of this package.
-    """
-    path = pathlib.Path(folder) / "policy.json"
-    if not path.is_file():
-        raise ArtifactError(f"{folder} holds no policy: {path} is missing.")
+
+def _described(folder: str | os.PathLike[str]) -> pathlib.Path | None:
+    """Returns the description's file, or None if there is none."""
+    paths = (pathlib.Path(folder) / name for name in FILES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _verify(stored: Stored, folder: pathlib.Path) -> None:
+    """Raises ArtifactError unless the recorded inputs give the recorded outputs."""
+    recorded = read_npz(folder / "check.npz")
     try:
-        description = json.loads(path.read_text())
-        version = int(description["format_version"])
-        if version < 1:
-            raise ValueError(f"format {version}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
-    if version > FORMAT_VERSION:
-        raise ArtifactError(
-            f"{folder} has format {version}; this alohas2r reads up to {FORMAT_VERSION}: upgrade alohas2r."
-        )
-    return description
-
-
-def load(folder: str | os.PathLike[str]) -> AnyPolicy | StudentPolicy:
-    """Reads an artifact and verifies that it still computes what it did when it was saved.
-
-    A student needs JAX; teachers are read with NumPy alone.
-
-    Raises:
-      ArtifactError: missing, truncated, too new, inconsistent, or its check fails.
-    """
-    description = describe(folder)
-    if description.get("kind") == "student":
-        from alohas2r.policies import vision
-
-        return vision.load(folder)
-    weights = read_npz(pathlib.Path(folder) / "weights.npz")
-    try:
-        if description.get("kind") == "staged":
-            policy: AnyPolicy = _staged(description, weights)
-        else:
-            policy = _state(description, weights)
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{folder}/policy.json is not a valid policy: {error}") from error
-    if policy.hash != description.get("hash"):
-        raise ArtifactError(
-            f"{folder} is damaged: its weights or description differ from its hash."
-        )
-    check = read_npz(pathlib.Path(folder) / "check.npz")
-    if not {"observations", "switched", "actions"} <= check.keys():
-        raise ArtifactError(
-            f"{folder}/check.npz is damaged: it lacks observations, switched or actions."
-        )
-    try:
-        actions = _check_actions(policy, check["observations"], check["switched"])
-        if actions.shape != check["actions"].shape:
-            raise ValueError(f"actions {check['actions'].shape}, not {actions.shape}")
-        difference = np.abs(actions - check["actions"]).max()
-    except (TypeError, ValueError) as error:
+        rows = stored.check_inputs(recorded)
+        expected = recorded[stored.output]
+        outputs = stored.answer(rows)
+        if outputs.shape != expected.shape:
+            raise ValueError(f"{stored.output} {expected.shape}, not {outputs.shape}")
+        difference = np.abs(outputs - expected).max()
+    except KeyError as error:
+        raise ArtifactError(f"{folder}/check.npz is damaged: it lacks {error.args[0]}.") from error
+    except Exception as error:  # flax has its own errors for wrong shapes
         raise ArtifactError(f"{folder}/check.npz is damaged ({error}).") from error
     if not difference <= CHECK_TOLERANCE:
         raise ArtifactError(
-            f"{folder} fails its check: actions differ by {difference:.2g} on this machine."
+            f"{folder} fails its check: {stored.output} differ by {difference:.2g} on this machine."
         )
-    return policy
 
 
-def _state(description: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> StatePolicy:
-    fields = {field.name: description[field.name] for field in dataclasses.fields(PolicySpec)}
-    return StatePolicy(
-        config.from_dict(PolicySpec, fields), weights, description.get("trained", {})
-    )
-
-
-def _staged(description: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> StagedPolicy:
-    parts = {
-        name: _state(
-            description["parts"][name],
-            {
-                key.removeprefix(f"{name}/"): value
-                for key, value in weights.items()
-                if key.startswith(f"{name}/")
-            },
-        )
-        for name in ("pick", "insert")
-    }
-    switch = config.from_dict(Switch, description["switch"])
-    return StagedPolicy(parts["pick"], parts["insert"], switch, description.get("trained", {}))
+def _to_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Returns arrays as the content of a compressed .npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()

@@ -1,11 +1,17 @@
-"""What acts on a robot."""
+"""What acts on a robot, and what artifacts hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+
+from alohas2r.core.types import JsonObject
+
+if TYPE_CHECKING:
+    from alohas2r.policies.onnx.interface import Interface
+    from alohas2r.policies.spec import PolicySpec, StudentSpec
 
 
 class Policy(Protocol):
@@ -20,10 +26,92 @@ class Policy(Protocol):
         ...
 
 
+class Stored(Protocol):
+    """What an artifact holds: a policy, or a part of one. Its class says all that is particular to its kind.
+
+    Attributes:
+      file: name of the description.
+      called: what messages call it; made_by: the command that makes one.
+      output: what the outputs are called in check.npz.
+    """
+
+    file: ClassVar[str]
+    called: ClassVar[str]
+    made_by: ClassVar[str]
+    output: ClassVar[str]
+
+    @property
+    def trained(self) -> Mapping[str, object]:
+        """How it was trained, for the description."""
+        ...
+
+    @property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """Arrays by name."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """Identifies what it computes: its description and weights."""
+        ...
+
+    def describe(self) -> JsonObject:
+        """Returns what the description says beside version, hash and training; "kind" first."""
+        ...
+
+    @classmethod
+    def build(cls, description: JsonObject, weights: Mapping[str, np.ndarray]) -> Stored:
+        """Makes it of its description and weights.
+
+        Raises:
+          ArtifactError: the weights do not fit the description. Others of Python's errors: no such description.
+        """
+        ...
+
+    def check_inputs(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns those of the recorded arrays [T, ...] that it takes, as it takes them.
+
+        Raises:
+          KeyError: one is missing.
+        """
+        ...
+
+    def answer(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the outputs [T, ...] for what `check_inputs` returned, one after the other."""
+        ...
+
+
+class AnyPolicy(Stored, Protocol):
+    """What all policies of artifacts have, whatever they observe."""
+
+    @property
+    def spec(self) -> PolicySpec | StudentSpec:
+        """What goes in and what comes out; of a staged policy that of its last part."""
+        ...
+
+    @property
+    def action_size(self) -> int:
+        """Number of actions."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets the past."""
+        ...
+
+
+@runtime_checkable
+class Selective(Policy, Protocol):
+    """A policy that says what it takes."""
+
+    @property
+    def interface(self) -> Interface:
+        """What goes in and what comes out."""
+        ...
+
+
 def select(policy: Policy, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Leaves out what a policy does not take, where it says what it takes."""
-    interface = getattr(policy, "interface", None)
-    if interface is None:
+    if not isinstance(policy, Selective):
         return dict(observation)
-    names = {one.name for one in interface.inputs}
+    names = {one.name for one in policy.interface.inputs}
     return {name: value for name, value in observation.items() if name in names}

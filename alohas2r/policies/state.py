@@ -1,20 +1,18 @@
-"""Policy artifacts: one directory with policy.json, weights.npz and check.npz.
-
-policy.json says what goes in and what comes out, with shapes and units, and how the policy was trained;
-weights.npz holds plain arrays (no pickle); check.npz holds inputs and the actions they must give, verified at
-every load.
-"""
+"""Policies on the state of the simulation, computed by NumPy or JAX."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
+from typing import ClassVar
 
 import numpy as np
 
 from alohas2r import config
+from alohas2r.core.files import digest
+from alohas2r.core.types import Array, JsonObject
 from alohas2r.embodiment import history
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.spec import PolicySpec
@@ -29,12 +27,17 @@ class StatePolicy:
       trained: how it was trained, for policy.json.
     """
 
+    file: ClassVar[str] = "policy.json"
+    called: ClassVar[str] = "policy of one task"
+    made_by: ClassVar[str] = "alohas2r train-teacher"
+    output: ClassVar[str] = "actions"
+
     def __init__(
-        self, spec: PolicySpec, weights: Mapping[str, np.ndarray], trained: Mapping[str, Any]
+        self, spec: PolicySpec, weights: Mapping[str, np.ndarray], trained: Mapping[str, object]
     ):
         self.spec = spec
         self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
-        self.trained = dict(trained)
+        self.trained: JsonObject = dict(trained)
         self._memory: history.HistoryState | None = None
         sizes = [
             spec.history.size(spec.observation_size),
@@ -45,23 +48,14 @@ class StatePolicy:
         for layer, shape in enumerate(itertools.pairwise(sizes)):
             expected[f"layer{layer}/kernel"] = shape
             expected[f"layer{layer}/bias"] = shape[1:]
-        found = {name: value.shape for name, value in self.weights.items()}
-        if found != expected:
-            wrong = sorted(
-                name
-                for name in expected.keys() | found.keys()
-                if expected.get(name) != found.get(name)
-            )[0]
-            raise ArtifactError(
-                f"The weights do not fit policy.json: '{wrong}' is {found.get(wrong)}, not {expected.get(wrong)}."
-            )
+        check_shapes(self.weights, expected)
 
     @property
     def action_size(self) -> int:
         """Number of actions."""
         return len(self.spec.action.joints)
 
-    def apply(self, features: Any, xp: Any) -> Any:
+    def apply(self, features: Array, xp: ModuleType) -> Array:
         """Maps features [..., F] to actions [..., n] in [-1, 1]; `xp` is numpy or jax.numpy."""
         values = xp.clip((features - self.weights["mean"]) / self.weights["std"], -10.0, 10.0)
         layers = len(self.spec.hidden) + 1
@@ -89,11 +83,47 @@ class StatePolicy:
     @property
     def hash(self) -> str:
         """Identifies what the policy computes: its description and weights."""
-        digest = hashlib.sha256(config.digest(self.spec).encode())
-        for name in sorted(self.weights):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(self.weights[name]).tobytes())
-        return digest.hexdigest()
+        return digest(self.spec, self.weights)
+
+    def describe(self) -> JsonObject:
+        """Returns what policy.json says of it."""
+        return config.to_dict(self.spec)
+
+    @classmethod
+    def build(cls, description: JsonObject, weights: Mapping[str, np.ndarray]) -> StatePolicy:
+        """Makes a policy of its description and weights."""
+        fields = {field.name: description[field.name] for field in dataclasses.fields(PolicySpec)}
+        return cls(config.from_dict(PolicySpec, fields), weights, description.get("trained", {}))
+
+    def check_inputs(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the recorded observations [T, n]; what a switch said meanwhile is kept for a staged policy."""
+        return recorded_rows(recorded)
+
+    def answer(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the actions [T, n] for recorded observations, one after the other."""
+        self.reset()
+        actions = np.stack([self.act(observation) for observation in rows["observations"]])
+        self.reset()
+        return actions
+
+
+def check_shapes(
+    weights: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises ArtifactError unless the weights have the names and shapes that the description asks for."""
+    shapes = {name: value.shape for name, value in weights.items()}
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            raise ArtifactError(
+                f"The weights do not fit policy.json: '{name}' is {shapes.get(name)}, not {expected.get(name)}."
+            )
+
+
+def recorded_rows(recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns "observations" [T, n] float32 and "switched" [T] bool, false where it was not recorded."""
+    observations = np.asarray(recorded["observations"], np.float32)
+    switched = recorded.get("switched", np.zeros(len(observations), bool))
+    return {"observations": observations, "switched": np.asarray(switched, bool)}
 
 
 def remember(
@@ -113,7 +143,7 @@ def remember(
     return history.update(spec.history, memory, observation, np)
 
 
-def activate(name: str, values: Any, xp: Any) -> Any:
+def activate(name: str, values: Array, xp: ModuleType) -> Array:
     """Applies an activation by name in numpy or jax.numpy."""
     if name == "swish":
         return values / (1.0 + xp.exp(-values))

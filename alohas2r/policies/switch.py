@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.core.types import Array
 
 # Finger travel (m) below which a closed gripper holds nothing. Closed on the thinnest object, the
 # 20 mm peg or block, the fingers stop at 18 mm; on nothing they run to 2 mm.
@@ -42,8 +43,13 @@ class Switch:
         )
 
     def update(
-        self, switched: Any, tip_heights: Any, finger_travel: Any, gripper_target: Any, xp: Any = np
-    ) -> Any:
+        self,
+        switched: Array,
+        tip_heights: Array,
+        finger_travel: Array,
+        gripper_target: Array,
+        xp: ModuleType = np,
+    ) -> Array:
         """Returns the next state of the switch, for any number of robots at once.
 
         Args:

@@ -1,19 +1,15 @@
-"""The student: a policy on wrist pictures and proprioception, its networks and its artifact.
+"""The student: a policy on wrist pictures and proprioception.
 
-An artifact is one directory like a teacher's: policy.json, weights.npz (no pickle) and check.npz. What it takes is
-raw, as a robot gives it: pictures as `Frame` has them, joints as `deploy.observe` has them; scaling is part of the
-policy. Source of the networks: recipe, section 6.
+What it takes is raw, as a robot gives it: pictures as `Frame` has them, joints as `deploy.observe` has them; scaling
+is part of the policy.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
-import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +17,13 @@ import numpy as np
 from flax import traverse_util
 
 from alohas2r import config
-from alohas2r.core import files as core_files
 from alohas2r.core.files import digest
+from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.embodiment import history
-from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.policies import artifact
-from alohas2r.policies import spec as policies_spec
+from alohas2r.errors import ArtifactError
 from alohas2r.policies.networks.vision import forward, init
 from alohas2r.policies.spec import StudentSpec
+from alohas2r.policies.state import check_shapes
 
 
 class StudentPolicy:
@@ -43,26 +38,22 @@ class StudentPolicy:
       ArtifactError: the weights do not fit the description.
     """
 
+    file: ClassVar[str] = "policy.json"
+    called: ClassVar[str] = "student"
+    made_by: ClassVar[str] = "alohas2r distill"
+    output: ClassVar[str] = "actions"
+
     def __init__(
-        self, spec: StudentSpec, weights: Mapping[str, np.ndarray], trained: Mapping[str, Any]
+        self, spec: StudentSpec, weights: Mapping[str, np.ndarray], trained: Mapping[str, object]
     ):
         self.spec = spec
         self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
-        self.trained = dict(trained)
+        self.trained: JsonObject = dict(trained)
         self._memory: history.HistoryState | None = None
         expected = {
             name: value.shape for name, value in jax.eval_shape(lambda: _blank(spec)).items()
         }
-        found = {name: value.shape for name, value in self.weights.items()}
-        wrong = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        if wrong:
-            name = wrong[0]
-            raise ArtifactError(
-                f"The weights do not fit policy.json: '{name}' is {found.get(name)},"
-                f" not {expected.get(name)}."
-            )
+        check_shapes(self.weights, expected)
         self._forward = jax.jit(functools.partial(forward, spec))
 
     @property
@@ -70,7 +61,7 @@ class StudentPolicy:
         """Number of actions."""
         return len(self.spec.action.joints)
 
-    def apply(self, inputs: Mapping[str, Any]) -> jax.Array:
+    def apply(self, inputs: Mapping[str, Array]) -> jax.Array:
         """Computes actions [B, n] from a batch of inputs; see `forward`."""
         return self._forward(self.weights, dict(inputs))
 
@@ -78,7 +69,7 @@ class StudentPolicy:
         """Forgets the past."""
         self._memory = None
 
-    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+    def act(self, observation: Mapping[str, Array]) -> np.ndarray:
         """Returns the action [n] for one observation, as `spec.inputs` lists it, and remembers it.
 
         Keys that are not needed are ignored, so that an observation of `deploy.observe` will do.
@@ -86,7 +77,7 @@ class StudentPolicy:
         Raises:
           ArtifactError: an input is missing, has another shape or type, or is not finite.
         """
-        inputs: dict[str, Any] = {}
+        inputs: dict[str, np.ndarray] = {}
         for name, (shape, dtype, _) in self.spec.inputs.items():
             if name not in observation:
                 raise ArtifactError(f"The observation lacks '{name}'.")
@@ -110,94 +101,34 @@ class StudentPolicy:
         """Identifies what the policy computes: its description and weights."""
         return digest(self.spec, self.weights)
 
+    def describe(self) -> JsonObject:
+        """Returns what policy.json says of it."""
+        inputs = [
+            {"name": name, "shape": list(shape), "dtype": dtype, "unit": unit}
+            for name, (shape, dtype, unit) in self.spec.inputs.items()
+        ]
+        return {**config.to_dict(self.spec), "inputs": inputs}
+
+    @classmethod
+    def build(cls, description: JsonObject, weights: Mapping[str, np.ndarray]) -> StudentPolicy:
+        """Makes a student of its description and weights."""
+        fields = {field.name: description[field.name] for field in dataclasses.fields(StudentSpec)}
+        return cls(config.from_dict(StudentSpec, fields), weights, description.get("trained", {}))
+
+    def check_inputs(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns each of `spec.inputs` as it was recorded, [T, ...]."""
+        return {name: np.asarray(recorded[name]) for name in self.spec.inputs}
+
+    def answer(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the actions [T, n] for recorded observations, one after the other."""
+        self.reset()
+        steps = range(len(next(iter(rows.values()))))
+        actions = [self.act({name: row[step] for name, row in rows.items()}) for step in steps]
+        self.reset()
+        return np.stack(actions)
+
 
 def _blank(spec: StudentSpec) -> dict[str, jax.Array]:
     """Returns weights of the right shapes."""
-    flat: dict[str, Any] = traverse_util.flatten_dict(init(spec, jax.random.PRNGKey(0)), sep="/")
+    flat: PyTree = traverse_util.flatten_dict(init(spec, jax.random.PRNGKey(0)), sep="/")
     return flat | {"mean": jnp.zeros(spec.features), "std": jnp.ones(spec.features)}
-
-
-def _check_actions(found: StudentPolicy, observations: Mapping[str, np.ndarray]) -> np.ndarray:
-    found.reset()
-    names = list(found.spec.inputs)
-    count = len(observations[names[0]])
-    actions = [
-        found.act({name: observations[name][step] for name in names}) for step in range(count)
-    ]
-    found.reset()
-    return np.stack(actions)
-
-
-def save(
-    found: StudentPolicy,
-    folder: str | os.PathLike[str],
-    observations: Mapping[str, np.ndarray],
-) -> pathlib.Path:
-    """Writes the artifact; an earlier one is replaced whole or left intact.
-
-    Args:
-      found: what to save.
-      folder: the directory.
-      observations: a recorded sequence for check.npz: each of `spec.inputs` as [T, ...].
-
-    Raises:
-      ArtifactError: the folder cannot be written, or the observations are not the policy's.
-    """
-    missing = sorted(found.spec.inputs.keys() - observations.keys())
-    if missing:
-        raise ArtifactError(f"The recorded observations lack '{missing[0]}'.")
-    rows = {name: np.asarray(observations[name]) for name in found.spec.inputs}
-    actions = _check_actions(found, rows)
-    description = {
-        "format_version": policies_spec.FORMAT_VERSION,
-        "hash": found.hash,
-        **config.to_dict(found.spec),
-        "inputs": [
-            {"name": name, "shape": list(shape), "dtype": dtype, "unit": unit}
-            for name, (shape, dtype, unit) in found.spec.inputs.items()
-        ],
-        "trained": found.trained,
-    }
-    files = {
-        "policy.json": json.dumps(description, indent=2).encode() + b"\n",
-        "weights.npz": artifact.to_npz(found.weights),
-        "check.npz": artifact.to_npz({**rows, "actions": actions}),
-    }
-
-    def write(path: pathlib.Path) -> None:
-        for name, content in files.items():
-            (path / name).write_bytes(content)
-
-    return core_files.write_folder_atomic(folder, write)
-
-
-def load(folder: str | os.PathLike[str]) -> StudentPolicy:
-    """Reads an artifact and verifies that it still computes what it did when it was saved.
-
-    Raises:
-      ArtifactError: missing, truncated, too new, no student, inconsistent, or its check fails.
-    """
-    description = artifact.describe(folder)
-    if description.get("kind") != "student":
-        raise ArtifactError(f"{folder} is no student, but '{description.get('kind')}'.")
-    weights = artifact.read_npz(pathlib.Path(folder) / "weights.npz")
-    try:
-        fields = {field.name: description[field.name] for field in dataclasses.fields(StudentSpec)}
-        spec = config.from_dict(StudentSpec, fields)
-        found = StudentPolicy(spec, weights, description.get("trained", {}))
-    except (ConfigError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{folder}/policy.json is not a valid policy: {error}") from error
-    if found.hash != description.get("hash"):
-        raise ArtifactError(
-            f"{folder} is damaged: its weights or description differ from its hash."
-        )
-    recorded = artifact.read_npz(pathlib.Path(folder) / "check.npz")
-    missing = sorted({*spec.inputs, "actions"} - recorded.keys())
-    if missing:
-        raise ArtifactError(f"{folder}/check.npz is damaged: it lacks {missing[0]}.")
-    difference = np.abs(_check_actions(found, recorded) - recorded["actions"]).max()
-    if not difference <= policies_spec.CHECK_TOLERANCE:
-        raise ArtifactError(
-            f"{folder} fails its check: actions differ by {difference:.2g} on this machine."
-        )
-    return found

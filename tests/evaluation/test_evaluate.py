@@ -65,8 +65,7 @@ def pick(random_policy: pathlib.Path) -> Result:
 @pytest.fixture(scope="module")
 def loose(random_policy: pathlib.Path) -> dict[str, np.ndarray]:
     """Two of the same episodes under thresholds that everything meets."""
-    found = artifact.load(random_policy)
-    assert isinstance(found, StatePolicy)
+    found = artifact.load(random_policy, StatePolicy)
     rules = dataclasses.replace(EVAL_V1.pick, success=(100.0, 181.0), precise=(1e-9, 1e-9))
     generous = dataclasses.replace(EVAL_V1, name="loose", pick=rules)
     return evaluate.run(found, generous, episodes.episode_keys(7, 0, 2), threads=2).table
@@ -182,7 +181,9 @@ def staged_path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     pick, insert = make_state("pick", 0, 0.01, lift=3.0), make_state("insert", 1, 0.1)
     staged = StagedPolicy(pick, insert, Switch(), {})
     folder = tmp_path_factory.mktemp("policies") / "staged"
-    return artifact.save(staged, folder, np.zeros((2, 109)), np.array([False, True]))
+    return artifact.save(
+        staged, folder, {"observations": np.zeros((2, 109)), "switched": np.array([False, True])}
+    )
 
 
 def test_staged_result_has_the_promised_keys(staged_path: pathlib.Path) -> None:
@@ -209,15 +210,16 @@ def test_staged_result_has_the_promised_keys(staged_path: pathlib.Path) -> None:
 def test_policies_that_cannot_be_evaluated_are_refused(
     tmp_path: pathlib.Path, random_policy: pathlib.Path
 ) -> None:
-    alone = artifact.save(make_state("insert", 1, 0.1), tmp_path / "alone", np.zeros((1, 109)))
+    alone = artifact.save(
+        make_state("insert", 1, 0.1), tmp_path / "alone", {"observations": np.zeros((1, 109))}
+    )
     with pytest.raises(ArtifactError, match="for 'insert' alone"):
         evaluate.evaluate(alone)
-    found = artifact.load(random_policy)
-    assert isinstance(found, StatePolicy)
+    found = artifact.load(random_policy, StatePolicy)
     parts = found.spec.observation
     renamed = (dataclasses.replace(parts[0], name="angles"), *parts[1:])
     other = StatePolicy(dataclasses.replace(found.spec, observation=renamed), found.weights, {})
-    path = artifact.save(other, tmp_path / "other", np.zeros((1, 53)))
+    path = artifact.save(other, tmp_path / "other", {"observations": np.zeros((1, 53))})
     with pytest.raises(ArtifactError, match="other observations"):
         evaluate.evaluate(path)
     for wrong in (0, -1, 10**7):

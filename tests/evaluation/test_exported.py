@@ -129,7 +129,9 @@ def test_an_insertion_policy_alone_is_refused(tmp_path: pathlib.Path) -> None:
     rows = np.random.default_rng(0).normal(0, 0.1, (8, alone.spec.observation_size))
     file = tmp_path / "insert.onnx"
     onnx_export.export(
-        policies_artifact.save(alone, tmp_path / "insert", rows), file, verify_samples=16
+        policies_artifact.save(alone, tmp_path / "insert", {"observations": rows}),
+        file,
+        verify_samples=16,
     )
     with pytest.raises(ArtifactError, match="for 'insert' alone"):
         evaluate.evaluate(file, 1)

@@ -16,8 +16,8 @@ from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.vision import Seen
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import episodes, evaluate, hold_out, paired, video
+from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
-from alohas2r.policies import vision
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 from alohas2r.policies.vision import StudentPolicy
@@ -65,7 +65,7 @@ def save(found: StudentPolicy, folder: pathlib.Path) -> pathlib.Path:
     for name, (shape, dtype, _) in found.spec.inputs.items():
         values = draw.random((3, *shape)) * (255 if dtype == "uint8" else 1)
         rows[name] = (values > 0.5) if dtype == "bool" else values.astype(dtype)
-    return vision.save(found, folder / "student", rows)
+    return artifact.save(found, folder / "student", rows)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_student_gets_the_rows_and_the_starts_of_a_teacher(
 ) -> None:
     keys = episodes.episode_keys(5, 0, EPISODES)
     recorded: list[Seen] = []
-    found = vision.load(saved)
+    found = artifact.load(saved, StudentPolicy)
     runner = evaluate.Runner(found, SHORT, keys, 1, "exact", recorded=recorded)
     table, qpos, _ = runner.run()
     staged = student_cases.staged()
@@ -135,7 +135,7 @@ def test_a_gripper_that_closes_where_nothing_is_is_counted() -> None:
 def test_evaluation_of_a_student_is_that_of_a_teacher_with_pictures(saved: pathlib.Path) -> None:
     result = evaluate.evaluate(saved, EPISODES, 5, 1, protocol=SHORT, renderer="exact")
     assert (result["protocol"], result["protocol_hash"]) == ("eval-v1+seconds=1", SHORT.hash)
-    assert result["policy"] == vision.load(saved).hash
+    assert result["policy"] == artifact.load(saved, StudentPolicy).hash
     assert result["phase"] == "insert"
     assert result["success"] == stats.rate(0, EPISODES)
     assert result.keys() >= {"held_at_end", "dropped", "stages", "retries", "time_to_success_s"}
@@ -147,7 +147,7 @@ def test_paired_evaluation_compares_the_same_episodes(
     result = paired.paired(saved, teacher, EPISODES, 5, 1, protocol=SHORT, renderer="exact")
     assert result["mcnemar"] == {"only_a": 0, "only_b": 0, "p": 1.0}
     assert result["difference"] == {"success": 0, "low": 0, "high": 0}
-    assert result["first"]["policy"] == vision.load(saved).hash
+    assert result["first"]["policy"] == artifact.load(saved, StudentPolicy).hash
     assert result["second"]["policy"] == student_cases.staged().hash
     json.dumps(result)
     assert app.main(["evaluate", str(saved), "--paired", "params/pick"]) == 1

@@ -16,10 +16,10 @@ pytest.importorskip("onnxruntime")
 from alohas2r.core import assets
 from alohas2r.evaluation import episodes, evaluate
 from alohas2r.policies import artifact as policies_artifact
-from alohas2r.policies import vision
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.onnx import exported as onnx_exported
 from alohas2r.policies.onnx.runtime import OnnxPolicy
+from alohas2r.policies.vision import StudentPolicy
 from alohas2r.tasks.protocol import EVAL_V1
 
 PARAMS = assets.data_path("params")
@@ -43,7 +43,7 @@ class Recording:
 @pytest.mark.slow
 def test_artifact_and_file_act_alike_on_all_that_twenty_episodes_show() -> None:
     """Closed loop: the file acts; in hindsight the artifact is asked about every observation."""
-    artifact = vision.load(PARAMS / "student")
+    artifact = policies_artifact.load(PARAMS / "student", StudentPolicy)
     exported = onnx_exported.load(PARAMS / "student" / "policy.onnx")
     file: Any = Recording(exported.file)
     keys = episodes.episode_keys(7, 0, EPISODES)

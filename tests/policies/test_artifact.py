@@ -63,7 +63,7 @@ def observations(size: int, steps: int = 6) -> np.ndarray:
 
 @pytest.fixture
 def saved(state_policy: StatePolicy, tmp_path: pathlib.Path) -> pathlib.Path:
-    return artifact.save(state_policy, tmp_path / "policy", observations(5))
+    return artifact.save(state_policy, tmp_path / "policy", {"observations": observations(5)})
 
 
 def refused(folder: pathlib.Path) -> str:
@@ -73,8 +73,7 @@ def refused(folder: pathlib.Path) -> str:
 
 
 def test_what_is_saved_is_what_is_loaded(state_policy: StatePolicy, saved: pathlib.Path) -> None:
-    found = artifact.load(saved)
-    assert isinstance(found, StatePolicy)
+    found = artifact.load(saved, StatePolicy)
     assert found.spec == state_policy.spec
     assert found.trained == state_policy.trained
     assert found.hash == state_policy.hash
@@ -93,11 +92,12 @@ def test_a_staged_policy_needs_nothing_but_its_folder(
     staged_policy: StagedPolicy, tmp_path: pathlib.Path
 ) -> None:
     rows, switched = observations(11), np.array([0, 0, 1, 1, 0, 1], bool)
-    folder = artifact.save(staged_policy, tmp_path / "a" / "teacher", rows, switched)
+    folder = artifact.save(
+        staged_policy, tmp_path / "a" / "teacher", {"observations": rows, "switched": switched}
+    )
     elsewhere = tmp_path / "elsewhere"
     shutil.move(folder, elsewhere)
-    found = artifact.load(elsewhere)
-    assert isinstance(found, StagedPolicy)
+    found = artifact.load(elsewhere, StagedPolicy)
     assert found.hash == staged_policy.hash
     assert found.switch == staged_policy.switch
     assert found.pick.hash == staged_policy.pick.hash
@@ -346,10 +346,10 @@ def test_saving_replaces_the_earlier_artifact_whole(
     saved: pathlib.Path, state_policy: StatePolicy
 ) -> None:
     other = draw_policy("pick", (3, 2), 3, 9)
-    artifact.save(other, saved, observations(5))
+    artifact.save(other, saved, {"observations": observations(5)})
     assert artifact.load(saved).hash == other.hash
     blocked = saved / "policy.json" / "inside"
     with pytest.raises(ArtifactError, match="could not be written"):
-        artifact.save(state_policy, blocked, observations(5))
+        artifact.save(state_policy, blocked, {"observations": observations(5)})
     assert artifact.load(saved).hash == other.hash
     assert sorted(path.name for path in saved.parent.iterdir()) == [saved.name]

@@ -91,8 +91,8 @@ OPEN, HOLDS, EMPTY = 0.037, 0.018, 0.002
     ],
 )
 def test_switch_cases(before, heights, travel, target, after):
-    arrays = [np.array(values) for values in (heights, travel, target)]
-    assert bool(Switch().update(np.array(before), *arrays)) is after
+    heights, travel, target = (np.array(values) for values in (heights, travel, target))
+    assert bool(Switch().update(np.array(before), heights, travel, target)) is after
 
 
 def test_switch_is_the_same_state_machine_batched_and_on_jax():

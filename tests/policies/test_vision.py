@@ -18,7 +18,7 @@ from alohas2r.embodiment import camera as camera_contract
 from alohas2r.embodiment import joints
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.policies import artifact, vision
+from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
 from alohas2r.policies.networks import cpu_encoder
 from alohas2r.policies.networks import vision as vision_network
@@ -367,7 +367,7 @@ def test_impossible_settings_are_refused(make: Callable[[], Any]) -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, remembering: StudentPolicy) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("students") / "student"
-    return vision.save(remembering, folder, draw_inputs(remembering.spec, 5))
+    return artifact.save(remembering, folder, draw_inputs(remembering.spec, 5))
 
 
 def test_an_artifact_comes_back_as_it_was(remembering: StudentPolicy, saved: pathlib.Path) -> None:
@@ -376,8 +376,7 @@ def test_an_artifact_comes_back_as_it_was(remembering: StudentPolicy, saved: pat
         "policy.json",
         "weights.npz",
     ]
-    found = artifact.load(saved)  # whatever the kind of a policy is
-    assert isinstance(found, StudentPolicy)
+    found = artifact.load(saved, StudentPolicy)  # whatever the kind of a policy is
     assert (found.spec, found.trained) == (remembering.spec, remembering.trained)
     assert found.hash == remembering.hash == artifact.describe(saved)["hash"]
     assert found.weights.keys() == remembering.weights.keys()
@@ -483,9 +482,9 @@ def test_what_is_no_student_or_no_sequence_is_refused(
     remembering: StudentPolicy, saved: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(ArtifactError, match="is no student, but 'state'"):
-        vision.load(assets.data_path("params") / "pick")
+        artifact.load(assets.data_path("params") / "pick", StudentPolicy)
     rows = draw_inputs(remembering.spec, 2)
     del rows["switched"]
     with pytest.raises(ArtifactError, match="lack 'switched'"):
-        vision.save(remembering, tmp_path / "student", rows)
+        artifact.save(remembering, tmp_path / "student", rows)
     assert not (tmp_path / "student").exists()

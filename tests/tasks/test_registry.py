@@ -156,10 +156,9 @@ def test_a_task_from_outside_is_trained_and_evaluated_like_any_other(
     signals = env.extract(readout)
     np.testing.assert_array_equal(signals.extra["box_grip_pos"], signals.grip_pos[:, 0])
     assert signals.extra["box_quat"].shape == (4, 4)
-    pick = artifact.load(random_policy)
-    assert isinstance(pick, StatePolicy)
+    pick = artifact.load(random_policy, StatePolicy)
     policy = StatePolicy(dataclasses.replace(pick.spec, phase="raise_it"), pick.weights, {})
-    folder = artifact.save(policy, tmp_path / "policy", np.zeros((2, 53)))
+    folder = artifact.save(policy, tmp_path / "policy", {"observations": np.zeros((2, 53))})
     result = evaluate.evaluate(folder, 2, seed=1, threads=1)
     assert (result["protocol"], result["phase"]) == ("short-v1", "raise_it")
     assert result["protocol_hash"] == ShortProtocol().hash
@@ -169,9 +168,8 @@ def test_a_task_from_outside_is_trained_and_evaluated_like_any_other(
 def test_a_policy_of_a_task_that_is_not_there_is_refused(
     random_policy: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    pick = artifact.load(random_policy)
-    assert isinstance(pick, StatePolicy)
+    pick = artifact.load(random_policy, StatePolicy)
     policy = StatePolicy(dataclasses.replace(pick.spec, phase="juggle"), pick.weights, {})
-    folder = artifact.save(policy, tmp_path / "policy", np.zeros((2, 53)))
+    folder = artifact.save(policy, tmp_path / "policy", {"observations": np.zeros((2, 53))})
     with pytest.raises(ArtifactError, match=r"task that is not known here.*'juggle'"):
         evaluate.evaluate(folder, 1)

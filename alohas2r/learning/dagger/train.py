@@ -30,7 +30,7 @@ from alohas2r.learning.dagger.learner import Distiller, full_precision
 from alohas2r.learning.run import log as run_log
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.checkpoint import Checkpoint
-from alohas2r.policies import artifact, vision
+from alohas2r.policies import artifact
 from alohas2r.policies import encoder as encoder_artifact
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.sim.engines import registry as engines
@@ -43,12 +43,7 @@ def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
     Raises:
       ArtifactError: it cannot be read, or is none.
     """
-    found = artifact.load(path)
-    if not isinstance(found, StagedPolicy):
-        raise ArtifactError(
-            f"{path} is no staged teacher; `alohas2r train-teacher --phase insert` makes one."
-        )
-    return found
+    return artifact.load(path, StagedPolicy)
 
 
 @full_precision()
@@ -114,7 +109,9 @@ def distill(
     if settings.observation in ("rgb", "rgbd") and (
         encoder is None or os.fspath(encoder) != "none"
     ):
-        found = encoder_artifact.load_encoder(shipped / "encoder" if encoder is None else encoder)
+        found = artifact.load(
+            shipped / "encoder" if encoder is None else encoder, encoder_artifact.EncoderArtifact
+        )
     checkpoint = Checkpoint(folder / "checkpoint")
     parents = {"teacher": staged.hash, "encoder": None if found is None else found.hash}
     others = {"seed": seed, "engine": engine, **parents}
@@ -214,7 +211,7 @@ def distill(
         trained["engine"] = engine
         rows = distiller.record(learner, state, physics, readout, sense)
         result["student"] = str(
-            vision.save(distiller.to_policy(learner, trained), folder / "student", rows)
+            artifact.save(distiller.to_policy(learner, trained), folder / "student", rows)
         )
     return result
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from alohas2r.core.types import PyTree as Tree
 from alohas2r.learning.encoder.cifar10 import CLASSES
 from alohas2r.learning.encoder.config import (
     ORDER_STREAM,
@@ -19,7 +20,6 @@ from alohas2r.learning.encoder.config import (
     PretrainConfig,
 )
 from alohas2r.learning.encoder.pictures import OBJECTS, Pictures
-from alohas2r.policies.encoder import Tree
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.networks.vision import Encoder
 from alohas2r.rendering import augmentation

@@ -28,7 +28,8 @@ from alohas2r.learning.encoder.pictures import Pictures, Studio
 from alohas2r.learning.run import log as run_log
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.checkpoint import Checkpoint
-from alohas2r.policies.encoder import EncoderArtifact, save_encoder
+from alohas2r.policies import artifact
+from alohas2r.policies.encoder import EncoderArtifact
 
 
 def pretrain_encoder(
@@ -159,7 +160,7 @@ def pretrain_encoder(
             settings.filters, settings.size, learner.params["encoder"], trained
         )
         result["encoder"] = str(
-            save_encoder(found_encoder, folder / "encoder", held.rgb[:CHECK_ROWS])
+            artifact.save(found_encoder, folder / "encoder", {"rgb": held.rgb[:CHECK_ROWS]})
         )
     return result
 

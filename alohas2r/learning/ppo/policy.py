@@ -64,9 +64,7 @@ def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> L
     Raises:
       ArtifactError: the artifact cannot be read, or its network has other shapes.
     """
-    found = artifact.load(policy_path)
-    if not isinstance(found, state_policy.StatePolicy):
-        raise ArtifactError(f"{policy_path} is no policy of one phase.")
+    found = artifact.load(policy_path, state_policy.StatePolicy)
     layers = learner.params["policy"]["params"]
     new = {
         name: {

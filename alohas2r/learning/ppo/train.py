@@ -33,7 +33,7 @@ from alohas2r.learning.run import log as run_log
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.policies import artifact
 from alohas2r.policies import staged as policies_staged
-from alohas2r.policies import state as state_policy
+from alohas2r.policies.state import StatePolicy
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import snapshot
 from alohas2r.sim.engines.buffers import BufferConfig
@@ -42,7 +42,11 @@ from alohas2r.tasks.registry import find_task
 
 
 def _quick_rates(
-    found: policies_staged.AnyPolicy, episodes: int, seed: int, threads: int, engine: str
+    found: StatePolicy | policies_staged.StagedPolicy,
+    episodes: int,
+    seed: int,
+    threads: int,
+    engine: str,
 ) -> dict[str, float]:
     keys = evaluation_episodes.episode_keys(seed, 0, episodes)
     table = evaluate.run(found, None, keys, threads, engine=engine).table
@@ -136,11 +140,8 @@ def train(
     states, pick_policy = None, None
     if isinstance(settings, InsertTrainConfig):
         pick = assets.data_path("params") / "pick" if pick is None else pick
-        pick_policy = artifact.load(pick)
-        if (
-            not isinstance(pick_policy, state_policy.StatePolicy)
-            or pick_policy.spec.phase != "pick"
-        ):
+        pick_policy = artifact.load(pick, StatePolicy)
+        if pick_policy.spec.phase != "pick":
             raise ArtifactError(f"{pick} is no pick policy.")
         plan["pick"] = pick_policy.hash
     described = folder / "config.json"
@@ -289,7 +290,9 @@ def train(
         }
         found = to_policy(settings, env, learner, trained)
         observations = record_check(found, env, seed)
-        result["policy"] = str(artifact.save(found, folder / "policy", observations))
+        result["policy"] = str(
+            artifact.save(found, folder / "policy", {"observations": observations})
+        )
         if pick_policy is not None and isinstance(settings, InsertTrainConfig):
             teacher = policies_staged.StagedPolicy(
                 pick_policy,
@@ -298,9 +301,8 @@ def train(
                 {"alohas2r": alohas2r.__version__, "date": trained["date"]},
             )
             switched = np.arange(len(observations)) >= len(observations) // 2
-            result["teacher"] = str(
-                artifact.save(teacher, folder / "teacher", observations, switched)
-            )
+            recorded = {"observations": observations, "switched": switched}
+            result["teacher"] = str(artifact.save(teacher, folder / "teacher", recorded))
     return result
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from alohas2r import config
 from alohas2r.core.types import Array, JsonObject
 from alohas2r.policies import artifact, vision
-from alohas2r.policies import staged as policies_staged
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.onnx.interface import OUTPUT, Input, Interface, Memory, Part
 from alohas2r.policies.onnx.samples import Arrays, random_features, random_flags, wrist_views
@@ -61,15 +60,15 @@ def load_network(policy_path: str | os.PathLike[str], samples: int = 256, seed: 
     """
     description = artifact.describe(policy_path)
     loaded = artifact.load(policy_path)
-    with np.load(pathlib.Path(policy_path) / "check.npz", allow_pickle=False) as file:
-        recorded = {name: file[name] for name in file.files}
+    recorded = artifact.read_npz(pathlib.Path(policy_path) / "check.npz")
     if isinstance(loaded, vision.StudentPolicy):
         return student_network(loaded, description, recorded, samples, seed)
+    assert isinstance(loaded, StatePolicy | StagedPolicy)
     return state_network(loaded, description, recorded, samples, seed)
 
 
 def state_network(
-    loaded: policies_staged.AnyPolicy,
+    loaded: StatePolicy | StagedPolicy,
     description: JsonObject,
     recorded: Arrays,
     samples: int,

@@ -231,8 +231,8 @@ def ensure(
     Raises:
       ArtifactError: the pick policy cannot be read, or the file cannot be written.
     """
-    pick = artifact.load(pick_path)
-    if not isinstance(pick, StatePolicy) or pick.spec.phase != "pick":
+    pick = artifact.load(pick_path, StatePolicy)
+    if pick.spec.phase != "pick":
         raise ArtifactError(f"{pick_path} is no pick policy.")
     if pathlib.Path(path).exists():
         try:

@@ -22,8 +22,9 @@ from alohas2r.learning.dagger import learner as dagger_learner
 from alohas2r.learning.dagger.learner import Distiller
 from alohas2r.learning.dagger.samples import Samples
 from alohas2r.learning.run import log as run_log
-from alohas2r.policies import artifact, vision
+from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
+from alohas2r.policies.vision import StudentPolicy
 from alohas2r.rendering import visual_randomization
 from alohas2r.rendering.warp import WarpRenderer
 from alohas2r.sim import scene
@@ -305,7 +306,7 @@ def test_a_run_stops_resumes_and_says_what_it_ran_on(
     code, resumed, _ = command("broken", "--resume")
     assert code == 0
     assert resumed["engine"] == "warp"
-    first, second = (vision.load(result["student"]) for result in (whole, resumed))
+    first, second = (artifact.load(result["student"], StudentPolicy) for result in (whole, resumed))
     for name, value in first.weights.items():
         np.testing.assert_array_equal(value, second.weights[name], err_msg=name)
     trained = artifact.describe(whole["student"])["trained"]

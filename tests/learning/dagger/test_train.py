@@ -33,11 +33,12 @@ from alohas2r.learning.dagger import train as dagger
 from alohas2r.learning.dagger.learner import Distiller
 from alohas2r.learning.dagger.samples import Samples
 from alohas2r.learning.run import log as run_log
-from alohas2r.policies import artifact, vision
+from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
 from alohas2r.policies import state as state_policy
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.state import StatePolicy
+from alohas2r.policies.vision import StudentPolicy
 from alohas2r.sim import scene
 from alohas2r.sim.engines.base import snapshot
 from alohas2r.tasks.insert import config, hold_out
@@ -120,7 +121,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(
     assert first.keys() == second.keys()
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
-    hashes = [vision.load(path / "student").hash for path in (unbroken, out)]
+    hashes = [artifact.load(path / "student", StudentPolicy).hash for path in (unbroken, out)]
     assert hashes[0] == hashes[1]
     rows = [run_log.read_metrics(path / "metrics.jsonl") for path in (unbroken, out)]
     for row in (*rows[0], *rows[1]):
@@ -140,7 +141,7 @@ def test_a_run_leaves_what_it_promises(paths: Paths, unbroken: pathlib.Path) -> 
     teacher = dagger.load_teacher(paths.teacher)
     assert trained["parents"]["teacher"] == teacher.hash
     assert trained["parents"]["encoder"] == student_cases.encoder().hash
-    found = vision.load(unbroken / "student")
+    found = artifact.load(unbroken / "student", StudentPolicy)
     # The frozen encoder is the one that was given; the memory does not grow with the run.
     expected = student_cases.encoder().weights
     for name, value in expected.items():
@@ -365,7 +366,7 @@ def test_clocks_are_scattered_at_the_start(small: Small) -> None:
 
 
 def test_the_action_changes_with_each_input(unbroken: pathlib.Path) -> None:
-    found = vision.load(unbroken / "student")
+    found = artifact.load(unbroken / "student", StudentPolicy)
     with np.load(unbroken / "student" / "check.npz") as recorded:
         rows = {name: recorded[name][:3] for name in found.spec.inputs}
     assert len(rows) == 6

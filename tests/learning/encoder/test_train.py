@@ -29,7 +29,8 @@ from alohas2r.learning.encoder import train as pretrain
 from alohas2r.learning.encoder.config import PretrainConfig
 from alohas2r.learning.encoder.learner import Pretrainer
 from alohas2r.learning.encoder.pictures import Pictures
-from alohas2r.policies import encoder as encoder_artifact
+from alohas2r.policies import artifact
+from alohas2r.policies.encoder import EncoderArtifact
 from alohas2r.rendering import visual_randomization
 from alohas2r.sim import scene
 
@@ -137,7 +138,7 @@ def test_an_encoder_can_be_trained_on_cifar10(tmp_path: pathlib.Path) -> None:
     assert result["steps"] == 60 * 5 * PER_BATCH
     # A class is a colour: more than guessing, on pictures it has not seen.
     assert result["metrics"]["held/accuracy"] > 0.3
-    found = encoder_artifact.load_encoder(result["encoder"])
+    found = artifact.load(result["encoder"], EncoderArtifact)
     assert found.filters == (4, 4, 8)
     assert found.trained["metrics"]["held/accuracy"] == pytest.approx(
         result["metrics"]["held/accuracy"], abs=1e-3
@@ -163,7 +164,7 @@ def test_a_stopped_pretraining_resumes_to_the_same_bits(
     result = json.loads(capsys.readouterr().out)
     assert result["finished"] is True
     hashes = [
-        encoder_artifact.load_encoder(tmp_path / name / "encoder").hash
+        artifact.load(tmp_path / name / "encoder", EncoderArtifact).hash
         for name in ("whole", "parts")
     ]
     assert hashes[0] == hashes[1]
@@ -173,21 +174,21 @@ def test_a_stopped_pretraining_resumes_to_the_same_bits(
 
 def test_encoders_are_verified_when_they_are_loaded(tmp_path: pathlib.Path) -> None:
     folder = student_cases.save_encoder(tmp_path / "encoder")
-    found, given = encoder_artifact.load_encoder(folder), student_cases.encoder()
+    found, given = artifact.load(folder, EncoderArtifact), student_cases.encoder()
     assert found.hash == given.hash
     pictures = np.random.default_rng(1).integers(0, 255, (2, 32, 32, 3), np.uint8)
     np.testing.assert_allclose(found.encode(pictures), given.encode(pictures), atol=1e-6)
     assert np.abs(given.encode(pictures)).max() > 1e-3
     other = student_cases.encoder(seed=1)
-    encoder_artifact.save_encoder(other, tmp_path / "other", pictures)
+    artifact.save(other, tmp_path / "other", {"rgb": pictures})
     shutil.copy(tmp_path / "other" / "weights.npz", folder / "weights.npz")
     with pytest.raises(ArtifactError, match="differ from its hash"):
-        encoder_artifact.load_encoder(folder)
+        artifact.load(folder, EncoderArtifact)
     (folder / "encoder.json").write_text("{")
     with pytest.raises(ArtifactError, match="damaged"):
-        encoder_artifact.load_encoder(folder)
+        artifact.load(folder, EncoderArtifact)
     with pytest.raises(ArtifactError, match="pretrain-encoder"):
-        encoder_artifact.load_encoder(tmp_path)
+        artifact.load(tmp_path, EncoderArtifact)
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,7 @@ def test_the_artifact_acts_as_the_learner_does_without_chance(small: Small) -> N
 def test_training_can_start_from_an_artifact(small: Small, tmp_path: pathlib.Path) -> None:
     other = small.ppo.init(jax.random.PRNGKey(9))
     found = ppo_policy.to_policy(small.settings, small.env, other, {})
-    path = artifact.save(found, tmp_path / "policy", np.zeros((1, 53)))
+    path = artifact.save(found, tmp_path / "policy", {"observations": np.zeros((1, 53))})
     learner = ppo_policy.with_policy(small.learner, path)
     jax.tree.map(np.testing.assert_array_equal, learner.params["policy"], other.params["policy"])
     assert learner.params["value"] is small.learner.params["value"]
@@ -313,13 +313,12 @@ def test_insertion_is_trained_after_a_pick_policy_and_gives_a_teacher(
     random_policy: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """The whole way at the smallest scale, with a pick policy that raises its empty arm."""
-    found = artifact.load(random_policy)
-    assert isinstance(found, StatePolicy)
+    found = artifact.load(random_policy, StatePolicy)
     weights: dict[str, Any] = {name: np.zeros_like(value) for name, value in found.weights.items()}
     weights["std"] += 1
     weights["layer1/bias"][1] = -3.0
     lifting = StatePolicy(found.spec, weights, {})
-    pick = artifact.save(lifting, tmp_path / "pick", np.zeros((2, 53)))
+    pick = artifact.save(lifting, tmp_path / "pick", {"observations": np.zeros((2, 53))})
     settings = (
         *TINY,
         "collect.variants=4",
@@ -337,8 +336,7 @@ def test_insertion_is_trained_after_a_pick_policy_and_gives_a_teacher(
     )
     assert result["finished"]
     assert (tmp_path / "run" / "switch_states.npz").exists()
-    staged = artifact.load(result["teacher"])
-    assert isinstance(staged, StagedPolicy)
+    staged = artifact.load(result["teacher"], StagedPolicy)
     assert staged.pick.hash == lifting.hash
     alone = artifact.load(result["policy"])
     assert alone.hash == staged.insert.hash

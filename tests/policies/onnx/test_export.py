@@ -28,7 +28,7 @@ from alohas2r.policies.onnx.interface import OUTPUT
 from alohas2r.policies.onnx.network import Network
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.state import StatePolicy
-from alohas2r.policies.vision import load as load_student
+from alohas2r.policies.vision import StudentPolicy
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,10 @@ def test_every_weight_of_the_student_is_in_the_file(
 def test_the_student_acts_from_raw_sensor_inputs(
     student_folder: pathlib.Path, student_file: pathlib.Path
 ) -> None:
-    file, artifact = OnnxPolicy.load(student_file), load_student(student_folder)
+    file, artifact = (
+        OnnxPolicy.load(student_file),
+        policies_artifact.load(student_folder, StudentPolicy),
+    )
     rows = onnx_samples.wrist_views(32, 64, seed=5)
     rows["proprioception"] = np.random.default_rng(5).normal(size=(64, 32)).astype(np.float32)
     rows["switched"] = np.arange(64) % 16 > 7

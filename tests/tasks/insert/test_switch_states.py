@@ -27,8 +27,7 @@ SETTINGS = CollectConfig(variants=3, rounds=2, steps=60)
 
 def lifting_policy(random_policy: pathlib.Path) -> StatePolicy:
     """A pick policy that raises its empty arm, whatever it sees."""
-    found = artifact.load(random_policy)
-    assert isinstance(found, StatePolicy)
+    found = artifact.load(random_policy, StatePolicy)
     weights = {name: np.zeros_like(value) for name, value in found.weights.items()}
     weights["std"] += 1
     weights["layer1/bias"][1] = -3.0  # the shoulder
@@ -38,7 +37,7 @@ def lifting_policy(random_policy: pathlib.Path) -> StatePolicy:
 @pytest.fixture(scope="module")
 def pick(random_policy: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("policies") / "lifting"
-    return artifact.save(lifting_policy(random_policy), folder, np.zeros((2, 53)))
+    return artifact.save(lifting_policy(random_policy), folder, {"observations": np.zeros((2, 53))})
 
 
 @pytest.fixture(scope="module")

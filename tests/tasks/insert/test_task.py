@@ -383,8 +383,7 @@ def test_turning_the_scene_and_its_targets_exchanges_the_arms(
     seed: int, random_policy: pathlib.Path
 ) -> None:
     """By 180 degrees about z through the middle between the bases; the arms exchange their actions."""
-    pick = artifact.load(random_policy)
-    assert isinstance(pick, StatePolicy)
+    pick = artifact.load(random_policy, StatePolicy)
     insert = scene.load_physics("insert")
     left, right = insert.arms
     np.testing.assert_allclose(turn_point(left.base_pos), right.base_pos, atol=1e-12)
