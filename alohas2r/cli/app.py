@@ -66,7 +66,10 @@ else:  # choices that are known when the program runs
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same result.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**32 - 1, help="Random seed; the same seed gives the same result."),
+]
 Threads = Annotated[
     int, typer.Option(min=0, help="CPU threads for the simulation; 0 takes all cores.")
 ]

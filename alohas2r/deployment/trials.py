@@ -54,6 +54,7 @@ class Trials:
       starts: [N, nq] where the episodes begin; targets: [N, 14] what the arms hold there.
     """
 
+    @evaluation_episodes.pinned()
     def __init__(
         self,
         world: World,
@@ -163,6 +164,7 @@ class Trials:
             "table": columns,
         }
 
+    @evaluation_episodes.pinned()
     def _measure(self, episode: int, task: PyTree) -> Outcome:
         """Scores the world's present state."""
         data = self._data

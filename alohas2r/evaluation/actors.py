@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r.core.types import PyTree
+from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.embodiment.joints import SIDES
+from alohas2r.envs import student_step
 from alohas2r.envs.env import Env
+from alohas2r.envs.student_step import Drawn
 from alohas2r.envs.task import EnvState
-from alohas2r.envs.vision import EVALUATION, Seen, Senses, SensesConfig
+from alohas2r.envs.vision import EVALUATION, Seen, Senses, SensesConfig, SensesState
 from alohas2r.evaluation.episodes import Setting
-from alohas2r.policies.networks import mlp
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.onnx.exported import ExportedPolicy
 from alohas2r.policies.spec import PolicySpec, StudentSpec
@@ -74,27 +75,21 @@ class Eyes:
             drawer = renderers.make_renderer(renderer, spec.cameras.size, threads)
             self.senses = Senses(spec, conditions, setting.context[:, 0], drawer)
 
-    def reset(self, keys: jax.Array) -> PyTree:
+    def reset(self, keys: jax.Array) -> SensesState | None:
         """Returns the senses' state at the start of the episodes; None for a student without cameras."""
         fold = jax.vmap(lambda key: jax.random.fold_in(key, _SENSES))
         return None if self.senses is None else self.senses.reset(fold(keys))
 
-    def draw(self, sense: PyTree, readout: Readout) -> PyTree:
+    def draw(self, sense: SensesState | None, readout: Readout) -> Drawn | None:
         """Renders what the cameras see."""
-        return None if self.senses is None else self.senses.draw(sense, readout.qpos)
+        return student_step.draw(self.senses, sense, readout)
 
-    def perceive(
-        self, state: EnvState, readout: Readout, sense: PyTree, drawn: PyTree
-    ) -> tuple[EnvState, PyTree, Seen]:
+    def observe(
+        self, state: EnvState, readout: Readout, sense: SensesState | None, drawn: Drawn | None
+    ) -> tuple[EnvState, SensesState | None, Seen]:
         """Measures what is observed (traceable); returns new states of environments and senses, and what is seen."""
-        signals = self.env.extract(readout)
-        state, known, _ = self.env.observe(state, readout)
-        if self.senses is None:  # the teacher's own observation
-            size = self.env.task.observation_size
-            return state, sense, Seen(None, None, known[:, :size], known)
-        frames, brightness = drawn
-        sense, seen = self.senses.perceive(sense, frames, brightness, signals)
-        return state, sense, seen
+        after = student_step.observe(self.env, self.senses, state, readout, sense, drawn)
+        return after.state, after.sense, after.seen
 
 
 class VisionActor:
@@ -108,20 +103,19 @@ class VisionActor:
     def __init__(self, eyes: Eyes, spec: StudentSpec, recorded: list[Seen] | None = None):
         self.eyes, self.recorded = eyes, recorded
         self.weights: Mapping[str, jax.Array] = {}
-        self._sense: PyTree = None
+        self._sense: SensesState | None = None
 
         def step(
-            weights: PyTree, state: EnvState, readout: Readout, sense: PyTree, drawn: PyTree
-        ) -> tuple[EnvState, PyTree, Seen, jax.Array]:
+            weights: PyTree,
+            state: EnvState,
+            readout: Readout,
+            sense: SensesState | None,
+            drawn: Drawn | None,
+        ) -> tuple[EnvState, SensesState | None, Seen, jax.Array]:
             switched = state.task.switched
-            state, sense, seen = eyes.perceive(state, readout, sense, drawn)
-            tree = vision_network.tree_of(weights)
-            rgb = (
-                None if seen.rgb is None else vision_network.encode(spec, tree["encoder"], seen.rgb)
-            )
-            features = mlp.normalize(seen.features, weights["mean"], weights["std"])
-            logits, _ = vision_network.head(spec, tree["head"], rgb, seen.depth, features, switched)
-            state, ctrl = eyes.env.control(state, readout, jnp.tanh(logits))
+            state, sense, seen = eyes.observe(state, readout, sense, drawn)
+            actions = vision_network.forward(spec, weights, network_inputs(seen, switched))
+            state, ctrl = eyes.env.control(state, readout, actions)
             return state, sense, seen, ctrl
 
         self._step = jax.jit(step)
@@ -153,9 +147,9 @@ class ExportedActor:
 
     def __init__(self, env: Env, policy: ExportedPolicy, eyes: Eyes | None = None):
         self._policy, self._eyes = policy, eyes
-        self._sense: PyTree = None
+        self._sense: SensesState | None = None
         self._observe, self._control = jax.jit(env.observe), jax.jit(env.control)
-        self._perceive = None if eyes is None else jax.jit(eyes.perceive)
+        self._look = None if eyes is None else jax.jit(eyes.observe)
 
     def reset(self, keys: jax.Array) -> None:
         """Draws looks and sensors anew, where there are any."""
@@ -164,24 +158,27 @@ class ExportedActor:
 
     def act(self, state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
         """Observes and acts in all environments."""
-        inputs: dict[str, np.ndarray] = {}
-        if self._policy.kind != "state":
-            inputs["switched"] = np.asarray(state.task.switched)
-        if self._eyes is None or self._perceive is None:
+        switched = None if self._policy.kind == "state" else np.asarray(state.task.switched)
+        if self._eyes is None or self._look is None:
             state, features, _ = self._observe(state, readout)
-            inputs["features"] = np.asarray(features)
+            inputs = {"features": np.asarray(features), "switched": switched}
         else:
             drawn = self._eyes.draw(self._sense, readout)
-            state, self._sense, seen = self._perceive(state, readout, self._sense, drawn)
-            inputs["features"] = np.asarray(seen.features)
-            for kind, pictures in (("rgb", seen.rgb), ("depth", seen.depth)):
-                if pictures is not None:
-                    views = np.asarray(pictures)
-                    inputs |= {f"{side}_{kind}": views[:, i] for i, side in enumerate(SIDES)}
+            state, self._sense, seen = self._look(state, readout, self._sense, drawn)
+            inputs = network_inputs(jax.tree.map(np.asarray, seen), switched)
         file = self._policy.file
         names = [one.name for one in file.interface.network_inputs]
         actions = file.network({name: inputs[name] for name in names})
         return self._control(state, readout, jnp.asarray(actions))
+
+
+def network_inputs(seen: Seen, switched: Array) -> dict[str, Array]:
+    """Returns what N students' networks take of one observation, by name; of NumPy or JAX arrays as they are."""
+    inputs: dict[str, Array] = {"features": seen.features, "switched": switched}
+    for kind, pictures in (("rgb", seen.rgb), ("depth", seen.depth)):
+        if pictures is not None:
+            inputs |= {f"{side}_{kind}": pictures[:, index] for index, side in enumerate(SIDES)}
+    return inputs
 
 
 def memory_of(spec: PolicySpec | StudentSpec) -> HistoryConfig:

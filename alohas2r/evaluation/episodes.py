@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.config import check
 from alohas2r.core.progress import Meter
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.env import Env
@@ -20,6 +23,7 @@ from alohas2r.tasks.protocol import TaskProtocol
 from alohas2r.tasks.registry import AnyTask
 from alohas2r.tasks.scoring import Scorer, Step
 
+SEEDS = 2**32  # the generator takes 32 bits of a seed
 MAX_ENVS = 2048  # episodes simulated at once; results do not depend on it
 
 
@@ -35,8 +39,35 @@ class Actor(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """Holds the random generator and the precision that protocols are drawn with, whatever JAX is set to elsewhere.
+
+    Also a decorator. Without it, a variable such as JAX_ENABLE_X64 would change the episodes of a seed.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.threefry_partitionable(True),
+        jax.default_prng_impl("threefry2x32"),
+        jax.enable_custom_prng(False),
+        jax.legacy_prng_key("allow"),
+    ):
+        yield
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError unless the generator tells the seed from all others."""
+    check(0 <= seed < SEEDS, f"seed must be in 0..{SEEDS - 1}, not {seed}")
+
+
+@pinned()
 def episode_keys(seed: int, first: int, count: int) -> jax.Array:
-    """Returns the random keys [count, 2] of episodes first .. first + count - 1 of a seed."""
+    """Returns the random keys [count, 2] of episodes first .. first + count - 1 of a seed.
+
+    Raises:
+      ConfigError: the seed is out of range.
+    """
+    check_seed(seed)
     root = jax.random.PRNGKey(seed)
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.arange(first, first + count))
 
@@ -49,6 +80,30 @@ class Setting(NamedTuple):
     scorer: Callable[[], Scorer]  # makes what counts them, anew for each run
 
 
+def physics_draws(task: AnyTask, keys: jax.Array) -> jax.Array:
+    """Returns the uniform draws [N, draws] of the episodes' physics."""
+    return jax.vmap(
+        lambda key: jax.random.uniform(
+            jax.random.fold_in(key, physics_randomization.STREAM), (task.draws,)
+        )
+    )(keys)
+
+
+@pinned()
+def draws_digest(task: AnyTask, seed: int) -> str:
+    """Identifies what a seed draws for a task: 16 hexadecimal digits of its first keys and numbers.
+
+    Results of one protocol and seed are of the same episodes only if these agree as well.
+    """
+    keys = episode_keys(seed, 0, 8)
+    arrays = (keys, physics_draws(task, keys), jax.random.uniform(keys[0], (8,)))
+    digest = hashlib.sha256()
+    for values in arrays:
+        digest.update(np.asarray(values).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@pinned()
 def set_up(
     task: AnyTask,
     protocol: TaskProtocol,
@@ -68,17 +123,14 @@ def set_up(
     """
     loaded = scene.load_physics(task.scene)
     settings, control, noise = task.conditions(protocol)
-    draws = jax.vmap(
-        lambda key: jax.random.uniform(
-            jax.random.fold_in(key, physics_randomization.STREAM), (task.draws,)
-        )
-    )(keys)
-    fields, context = task.randomize(loaded, settings, np.asarray(draws, np.float64))
+    draws = np.asarray(physics_draws(task, keys), np.float64)
+    fields, context = task.randomize(loaded, settings, draws)
     made = engines.make(engine, loaded, len(keys), threads, fields)
     env = Env(task.task(loaded, settings), made, EnvConfig(control, noise, memory), context)
     return Setting(env, context, lambda: task.scorer(protocol, context))
 
 
+@pinned()
 def run_episodes(
     env: Env,
     actor: Actor,

@@ -26,7 +26,9 @@ from alohas2r.evaluation.episodes import (
     MAX_ENVS,
     Actor,
     Setting,
+    draws_digest,
     episode_keys,
+    pinned,
     run_episodes,
     set_up,
 )
@@ -108,6 +110,7 @@ class Runner:
       recorded: receives what a student observes in each step, for videos.
     """
 
+    @pinned()
     def __init__(
         self,
         policy: Evaluable | StudentSpec,
@@ -212,7 +215,8 @@ def evaluate(
       engine: "cpu"; "warp", for teachers; or "auto": "warp" for teachers where there is CUDA.
 
     Returns:
-      Protocol, rates with Wilson intervals, quantiles of errors and times, and "table": per-episode columns.
+      Protocol, "draws" (see `draws_digest`), rates with Wilson intervals, quantiles of errors and times, and "table":
+      per-episode columns.
 
     Raises:
       ArtifactError: the policy cannot be read or is none for this protocol.
@@ -238,6 +242,7 @@ def evaluate(
         "engine": engine,
         "episodes": episodes,
         "seed": seed,
+        "draws": draws_digest(entry, seed),
         **parts[0].scorer.summary(table),
         "peak_joint_speed_rad_s": quantiles(table["peak_joint_speed"]),
         "peak_contact_force_n": quantiles(table["peak_contact_force"]),

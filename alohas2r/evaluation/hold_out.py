@@ -14,7 +14,7 @@ from alohas2r.core.types import JsonObject
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
 from alohas2r.evaluation.actors import memory_of
-from alohas2r.evaluation.episodes import Setting, set_up
+from alohas2r.evaluation.episodes import Setting, draws_digest, pinned, set_up
 from alohas2r.evaluation.evaluate import Runner, check_episodes, chunks, join
 from alohas2r.policies import artifact
 from alohas2r.policies.spec import StudentSpec
@@ -80,6 +80,7 @@ def _missing(state: EnvState) -> jax.Array:
     return state.task.held_out
 
 
+@pinned()
 def set_up_hold_out(
     spec: StudentSpec, protocol: Protocol, keys: jax.Array, threads: int = 0
 ) -> Setting:
@@ -131,6 +132,7 @@ def evaluate_hold_out(
         "policy": student.hash,
         "episodes": episodes,
         "seed": seed,
+        "draws": draws_digest(find_task(student.spec.phase), seed),
         "closed_on_air": rate("closed_on_air", every),
         "left": rate("closed_on_air", left),
         "right": rate("closed_on_air", ~left),

@@ -54,6 +54,7 @@ def paired(
         "protocol_hash": results[0]["protocol_hash"],
         "episodes": episodes,
         "seed": seed,
+        "draws": results[0]["draws"],
         "difference": {
             "success": difference,
             "low": max(difference - margin, -1.0),

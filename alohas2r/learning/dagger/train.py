@@ -92,7 +92,7 @@ def distill(
       ModelError: the engine's buffers are too small; the message says what to set.
       ArtifactError: an artifact cannot be read, the folder cannot be written, or the checkpoint is damaged.
     """
-    from alohas2r.evaluation.episodes import episode_keys
+    from alohas2r.evaluation.episodes import SEEDS, episode_keys
     from alohas2r.evaluation.evaluate import Runner
 
     settings = find_preset(preset, observation)
@@ -166,7 +166,7 @@ def distill(
                 )
             if manifest.due(iteration, settings.iterations, settings.evaluations):
                 if runner is None:
-                    keys = episode_keys(seed + 1_000_003, 0, settings.evaluation_episodes)
+                    keys = episode_keys((seed + 1_000_003) % SEEDS, 0, settings.evaluation_episodes)
                     runner = Runner(distiller.spec, None, keys, threads, renderer)
                 table = runner.run(weights=distiller.to_policy(learner, {}).weights).table
                 figures |= {

@@ -252,7 +252,11 @@ def train(
                         pick_policy, found, settings.task.switch, {}
                     )
                 figures |= _quick_rates(
-                    found, settings.evaluation_episodes, seed + 1_000_003, threads, engine
+                    found,
+                    settings.evaluation_episodes,
+                    (seed + 1_000_003) % evaluation_episodes.SEEDS,
+                    threads,
+                    engine,
                 )
             log.write(update * per_update, figures)
             if stop or expired or update == updates or _due(update, updates, settings.checkpoints):
