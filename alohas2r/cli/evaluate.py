@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show, working
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ConfigError
 
 
@@ -76,23 +76,29 @@ def evaluate_policy(
                 "--paired and --hold-out give a table of their own; leave out the other options."
             )
         _evaluate_student(policy, paired, episodes, seed, threads, as_json)
-        return
-    evaluate = library("evaluation.evaluate")
-    check_path = library("rendering.video").check_path
-    folder = policy_folder(policy)
-    if video is not None:
-        check_path(video, ".mp4")
-    if csv is not None:
-        check_path(csv, ".csv")
-    if sweep is not None:
+    elif sweep is not None:
         if video is not None or csv is not None:
             raise ConfigError("--sweep gives one table of rates; leave out --video and --csv.")
-        with progress_display() as progress:
-            swept = library("evaluation.sweep").sweep(
-                folder, sweep, episodes, seed, threads, progress=progress
-            )
-        _show_sweep(swept, policy, as_json)
-        return
+        _sweep(policy, sweep, episodes, seed, threads, as_json)
+    else:
+        _evaluate(policy, episodes, seed, threads, engine, video, csv, as_json)
+
+
+def _evaluate(
+    policy: str,
+    episodes: int,
+    seed: int,
+    threads: int,
+    engine: str,
+    video: pathlib.Path | None,
+    csv: pathlib.Path | None,
+    as_json: bool,
+) -> None:
+    """Evaluates a policy, and writes what was asked for."""
+    evaluate, folder = library("evaluation.evaluate"), policy_folder(policy)
+    for path, suffix in ((video, ".mp4"), (csv, ".csv")):
+        if path is not None:
+            library("rendering.video").check_path(path, suffix)
     with progress_display() as progress:
         result = evaluate.evaluate(
             folder, episodes, seed, threads, progress=progress, engine=engine
@@ -103,6 +109,15 @@ def evaluate_policy(
         with working("Writing the video"):
             library("evaluation.video").write_video(folder, video, seed=seed)
     show(result, f"{policy}, {episodes} episodes", as_json)
+
+
+def _sweep(policy: str, name: str, episodes: int, seed: int, threads: int, as_json: bool) -> None:
+    """Evaluates a policy under several conditions."""
+    with progress_display() as progress:
+        swept = library("evaluation.sweep").sweep(
+            policy_folder(policy), name, episodes, seed, threads, progress=progress
+        )
+    _show_sweep(swept, policy, as_json)
 
 
 @command("contamination", "Measure")
@@ -153,7 +168,7 @@ def _evaluate_student(
     show(result, title, as_json)
 
 
-def _show_sweep(swept: Mapping[str, Any], policy: str, as_json: bool) -> None:
+def _show_sweep(swept: JsonObject, policy: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(swept))
         return

@@ -18,7 +18,7 @@ from alohas2r.sim.signals import Signals
 class NoiseConfig:
     """Half widths of uniform noise, drawn anew each step and independently per axis.
 
-    Source: recipe, section 5.
+    Source: the published report.
 
     Attributes:
       joint_pos: arm joint positions (rad); the fingers are exact.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import mujoco
 import numpy as np
 
+from alohas2r.embodiment.camera import DEPTH_CUTOFF
 from alohas2r.envs.vision import Seen
 from alohas2r.evaluation.episodes import episode_keys
 from alohas2r.evaluation.evaluate import Runner, check_episodes, load_policy, run
@@ -104,8 +105,7 @@ def _wrist_views(seen: Seen, episode: int, height: int) -> list[np.ndarray]:
             continue
         views = np.asarray(pictures[episode])
         if views.ndim == 3:  # depth: near is bright, unknown is black
-            scale = 0.4
-            grey = np.where((views > 0) & (views < scale), 1 - 0.9 * views / scale, 0)
+            grey = np.where((views > 0) & (views < DEPTH_CUTOFF), 1 - 0.9 * views / DEPTH_CUTOFF, 0)
             views = np.repeat((255 * grey).astype(np.uint8)[..., None], 3, -1)
         index = (np.arange(side) * views.shape[1]) // side
         columns.append(np.concatenate([view[index][:, index] for view in views]))

@@ -67,7 +67,7 @@ def run(
     folder = files.make_folder(out)
     settings = presets.find_preset("pick", "default")
     assert isinstance(settings.task, PickConfig)
-    block = BlockConfig(half_side=(0.010, 0.022))
+    block = BlockConfig(half_side=(objects.PEG_HALF, objects.SOCKET_HALF))
     task = dataclasses.replace(settings.task, block=block)
     settings = dataclasses.replace(
         settings,

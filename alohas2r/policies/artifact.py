@@ -49,7 +49,10 @@ def save(
     Raises:
       ArtifactError: the folder cannot be written, or an input is missing.
     """
-    rows = stored.check_inputs(recorded)
+    try:
+        rows = stored.check_inputs(recorded)
+    except KeyError as error:
+        raise ArtifactError(f"The recorded inputs lack '{error.args[0]}'.") from error
     description = {
         "format_version": FORMAT_VERSION,
         "hash": stored.hash,
@@ -116,13 +119,13 @@ def load(folder: str | os.PathLike[str], kind: type[Stored] | None = None) -> ob
             f"{folder} holds no {kind.called}: {wanted} is missing; `{kind.made_by}` makes one."
         )
     description = describe(folder)
-    name = description.get("kind")
+    name = str(description.get("kind"))
     path = _described(folder)
     if name not in KINDS:
         raise ArtifactError(
-            f"{path} is not a valid policy: kind '{name}'.{did_you_mean(str(name), KINDS)}"
+            f"{path} is not a valid policy: kind '{name}'.{did_you_mean(name, KINDS)}"
         )
-    cls: type[Stored] = _class(str(name))
+    cls: type[Stored] = _class(name)
     if kind is None and cls.file != FILES[0]:
         raise ArtifactError(f"{folder} is no policy, but '{name}'.")
     if kind is not None and cls is not kind:

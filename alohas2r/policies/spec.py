@@ -8,6 +8,7 @@ import numpy as np
 
 from alohas2r.config import check
 from alohas2r.embodiment import joints as embodiment_joints
+from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.policies.switch import Switch
@@ -87,13 +88,13 @@ class CameraSpec:
 
     Attributes:
       size: side of the square pictures (pixels).
-      fovy_deg: vertical field of view. Source: recipe, section 6.
+      fovy_deg: vertical field of view.
       depth_cutoff: depth beyond this counts as unknown, 0 (m).
     """
 
     size: int = 32
-    fovy_deg: float = 58.0
-    depth_cutoff: float = 0.4
+    fovy_deg: float = FOVY_DEG
+    depth_cutoff: float = DEPTH_CUTOFF
 
     def __post_init__(self) -> None:
         check(8 <= self.size <= 512, f"size must be in 8..512 pixels, not {self.size}")
@@ -206,15 +207,15 @@ class StudentSpec:
     def inputs(self) -> dict[str, tuple[tuple[int, ...], str, str]]:
         """What `StudentPolicy.act` takes: name -> shape, dtype, unit."""
         size = self.cameras.size
-        found: dict[str, tuple[tuple[int, ...], str, str]] = {}
+        inputs: dict[str, tuple[tuple[int, ...], str, str]] = {}
         for side in SIDES:
             if self.has_rgb:
-                found[f"{side}_rgb"] = ((size, size, 3), "uint8", "sRGB")
+                inputs[f"{side}_rgb"] = ((size, size, 3), "uint8", "sRGB")
             if self.has_depth:
-                found[f"{side}_depth"] = ((size, size), "float32", "m")
-        found[self.vector] = ((self.vector_size,), "float32", "rad, m")
-        found["switched"] = ((), "bool", "1")
-        return found
+                inputs[f"{side}_depth"] = ((size, size), "float32", "m")
+        inputs[self.vector] = ((self.vector_size,), "float32", "rad, m")
+        inputs["switched"] = ((), "bool", "1")
+        return inputs
 
 
 def make_spec(

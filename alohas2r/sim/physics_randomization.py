@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.sim.objects import HOLE_HALF
 from alohas2r.sim.scene import Scene
 
 # Folded into an episode's key to draw its physics. `split` and small `fold_in`s give the same keys, so a stream of
@@ -152,7 +153,7 @@ class InsertRandomization:
 
     def __post_init__(self) -> None:
         check(
-            0.005 <= self.peg_half_side[0] <= self.peg_half_side[1] < 0.018,
+            0.005 <= self.peg_half_side[0] <= self.peg_half_side[1] < HOLE_HALF,
             "peg_half_side must lie in 5..18 mm",
         )
         for name in ("mass", "friction", "gain", "damping"):

@@ -27,7 +27,7 @@ SINGLE_ARM_OBSERVATION = (
 def grasped(signals: Signals, minimum: float = 2.5, angle_deg: float = 75.0) -> jax.Array:
     """Returns [..., A]: both fingers press with at least `minimum` N along the line between them.
 
-    Source: recipe, section 3 (2.5 N, within 75 deg of the line between the fingers).
+    Source: the published report (2.5 N, within 75 deg of the line between the fingers).
     """
     force = signals.finger_force
     size = jnp.linalg.norm(force, axis=-1)

@@ -15,7 +15,7 @@ from alohas2r.rendering import corruption, visual_randomization
 from alohas2r.rendering import protocol as rendering_protocol
 from alohas2r.rendering.raycast.renderer import Worker
 from alohas2r.rendering.registry import make_renderer
-from alohas2r.sim import kinematics, scene
+from alohas2r.sim import kinematics, objects, scene
 
 OBJECTS = ("socket", "peg")
 
@@ -47,14 +47,14 @@ def random_poses(random: np.random.Generator, count: int) -> np.ndarray:
     poses[:, joints] += random.normal(0, 0.12, (count, len(joints)))
     tips = kinematics.tip_midpoints(np.stack([poses[:, arm.qpos] for arm in loaded.arms], 1))
     for index, arm in enumerate(loaded.arms):
-        half = 0.022 if arm.object_name == "socket" else 0.010
+        half = objects.SOCKET_HALF if arm.object_name == "socket" else objects.PEG_HALF
         base_mat = np.empty(9)
         mujoco.mju_quat2Mat(base_mat, arm.base_quat)
         base_mat = base_mat.reshape(3, 3)
         radius, angle = random.uniform(0.2, 0.45, count), random.uniform(-0.4, 0.7, count)
         local = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.zeros(count)], 1)
         place = arm.base_pos + local @ base_mat.T
-        place[:, 2] = 0.0008 + half
+        place[:, 2] = objects.TABLE_HEIGHT + half
         yaw, tilt = angle + random.normal(0, 0.15, count), np.zeros((count, 2))
         held = random.random(count) < 0.5
         yaw = np.where(held, random.normal(0, 0.3, count), yaw)
@@ -139,11 +139,11 @@ class Studio:
             matrix = _matrices(pose[:, 3:])
             centre = np.einsum("ncji,ncj->nci", camera_mat, pose[:, None, :3] - camera_pos)
             turned = np.einsum("ncji,njk->ncik", camera_mat, matrix)
-            across = np.full(number, 0.022) if arm.object_name == "socket" else half
+            across = np.full(number, objects.SOCKET_HALF) if arm.object_name == "socket" else half
             corners = np.stack(
                 np.meshgrid([-0.9, 0.0, 0.9], [-0.9, 0.9], [-0.9, 0.9], indexing="ij"), -1
             ).reshape(-1, 3)
-            extent = np.stack([np.full(number, 0.048), across, across], 1)
+            extent = np.stack([np.full(number, objects.HALF_LENGTH), across, across], 1)
             points = corners[None] * extent[:, None]  # [N, P, 3]
             points = np.einsum("ncij,npj->ncpi", turned, points) + centre[:, :, None]
             ahead = np.maximum(-points[..., 2], 1e-6)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.core.types import JsonObject
 from alohas2r.embodiment import joints
 from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvState
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.ppo.learner import LearnerState
 from alohas2r.learning.ppo.presets import TrainConfig
 from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
 from alohas2r.policies import state as state_policy
+from alohas2r.sim.signals import Readout
 
 
 def to_policy(
-    settings: TrainConfig, env: Env, learner: LearnerState, trained: dict[str, Any]
+    settings: TrainConfig, env: Env, learner: LearnerState, trained: JsonObject
 ) -> state_policy.StatePolicy:
     """Returns the learner's deterministic policy."""
     model = env.task.scene
@@ -64,11 +66,11 @@ def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> L
     Raises:
       ArtifactError: the artifact cannot be read, or its network has other shapes.
     """
-    found = artifact.load(policy_path, state_policy.StatePolicy)
+    policy = artifact.load(policy_path, state_policy.StatePolicy)
     layers = learner.params["policy"]["params"]
     new = {
         name: {
-            kind: jnp.asarray(found.weights.get(f"layer{name.split('_')[1]}/{kind}", 0))
+            kind: jnp.asarray(policy.weights.get(f"layer{name.split('_')[1]}/{kind}", 0))
             for kind in layer
         }
         for name, layer in layers.items()
@@ -76,7 +78,7 @@ def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> L
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, layers):
         raise ArtifactError(f"{policy_path} has a network of other shapes than this configuration.")
     stats_now = learner.policy_stats.replace(
-        mean=jnp.asarray(found.weights["mean"]), std=jnp.asarray(found.weights["std"])
+        mean=jnp.asarray(policy.weights["mean"]), std=jnp.asarray(policy.weights["std"])
     )
     return learner._replace(
         params={**learner.params, "policy": {"params": new}}, policy_stats=stats_now
@@ -84,7 +86,7 @@ def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> L
 
 
 def record_check(
-    found: state_policy.StatePolicy, env: Env, seed: int, steps: int = 40
+    policy: state_policy.StatePolicy, env: Env, seed: int, steps: int = 40
 ) -> np.ndarray:
     """Returns the observations [steps, n] of one environment while the policy acts."""
     fresh = Env(env.task, env.engine, env.config, np.asarray(env.context))
@@ -93,9 +95,9 @@ def record_check(
     rows = []
 
     @jax.jit
-    def act(state: Any, readout: Any) -> Any:
+    def act(state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array, jax.Array]:
         state, features, _ = fresh.observe(state, readout)
-        state, ctrl = fresh.control(state, readout, found.apply(features, jnp))
+        state, ctrl = fresh.control(state, readout, policy.apply(features, jnp))
         return state, ctrl, features[0, :size]
 
     for _ in range(steps):

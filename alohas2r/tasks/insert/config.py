@@ -7,10 +7,11 @@ import dataclasses
 from alohas2r.config import check
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.policies.switch import Switch
+from alohas2r.sim.objects import HOLE_HALF
 from alohas2r.sim.physics_randomization import InsertRandomization
 from alohas2r.tasks.stages import SecondStage
 
-# Object rotations are noisier with two arms. Source: recipe, section 5.
+# Object rotations are noisier with two arms. Source: the published report.
 INSERT_NOISE = NoiseConfig(object_angle_deg=7.5)
 
 
@@ -96,7 +97,7 @@ class InsertConfig:
     reward: InsertReward = InsertReward()
     switch: Switch = Switch()
     inserted_x: float = -0.030
-    hole: float = 0.018
+    hole: float = HOLE_HALF
     grip_distance: float = 0.030
     hold_steps: int = 5
     fall_height: float = 0.07

@@ -1,19 +1,21 @@
 """Insertion episodes in which an object may be missing: what teaches a student not to grasp at thin air.
 
 A held-out object lies behind its arm, out of the cameras' sight; the right action of that arm is to stand still with
-an open gripper. Source: recipe, section 6.
+an open gripper.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.core.types import Array
 from alohas2r.embodiment.control import ACTIONS_PER_ARM
 from alohas2r.envs.task import Outcome, Start
 from alohas2r.sim.objects import SOCKET_HALF, TABLE_HEIGHT
@@ -35,7 +37,7 @@ class HoldOutConfig:
     """How often objects are missing.
 
     Attributes:
-      probability: of the left and of the right arm's object, independently. Source: recipe, section 6.
+      probability: of the left and of the right arm's object, independently. Source: the published report.
       one: exactly one object is missing in every episode instead, either one as often as the other.
     """
 
@@ -104,8 +106,13 @@ class HoldOutTask(InsertTask):
 
 
 def still(
-    actions: Any, held_out: Any, grips: Any, open_grip: Any, scale: float, xp: Any = jnp
-) -> Any:
+    actions: Array,
+    held_out: Array,
+    grips: Array,
+    open_grip: Array,
+    scale: float,
+    xp: ModuleType = jnp,
+) -> Array:
     """Lets the arms stand still, their grippers open, whose object is missing.
 
     A student's actions are never exactly zero. Nothing would stop a gripper from closing bit by bit, which is why

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 import zipfile
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ from alohas2r import config
 from alohas2r.core import files
 from alohas2r.core import progress as core_progress
 from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvConfig
+from alohas2r.envs.task import EnvConfig, EnvState
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
 from alohas2r.policies.state import StatePolicy
 from alohas2r.sim import physics_randomization, scene
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.physics_randomization import InsertRandomization
+from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
 from alohas2r.tasks.insert.task import InsertTask, Pool, single_arm_features
 
@@ -101,12 +102,12 @@ def collect(
     rates = len(pick.spec.history.rates)
 
     @jax.jit
-    def act(state: Any, readout: Any) -> Any:
+    def act(state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
         state, features, _ = env.observe(state, readout)
         actions = [pick.apply(single_arm_features(features, arm, rates), jnp) for arm in (0, 1)]
         return env.control(state, readout, jnp.concatenate(actions, -1))
 
-    def grab(state: Any, physics: Any) -> Pool:
+    def grab(state: EnvState) -> Pool:
         """The state before the observation at the switch is made."""
         batch = engine.batch
         return Pool(
@@ -121,18 +122,18 @@ def collect(
         )
 
     meter = core_progress.Meter("collect switch states", settings.rounds * settings.steps, progress)
-    found: list[Pool] = []
+    rounds: list[Pool] = []
     reached: list[np.ndarray] = []
     for round_ in range(settings.rounds):
         root = jax.random.fold_in(jax.random.PRNGKey(seed), round_)
         state, physics, readout = env.reset(jax.random.split(root, count))
-        kept, got = grab(state, physics), np.zeros(count, bool)
+        kept, got = grab(state), np.zeros(count, bool)
         for step in range(settings.steps):
             state, ctrl = act(state, readout)
             state, physics, readout, scored = env.advance(state, physics, ctrl)
             new = np.asarray(scored.measures.switched) & ~np.asarray(scored.done) & ~got
             if new.any():
-                now = grab(state, physics)
+                now = grab(state)
                 kept = jax.tree.map(
                     lambda a, b, m=new: np.where(m.reshape(-1, *[1] * (a.ndim - 1)), a, b),
                     now,
@@ -142,22 +143,31 @@ def collect(
             meter.update(round_ * settings.steps + step + 1)
             if got.all():
                 break
-        found.append(kept)
+        rounds.append(kept)
         reached.append(got)
     mask = np.stack(reached, 1)  # [V, S]
     if not mask.any():
         raise ConfigError(
             "The pick policy never raised both grippers; train it longer before collecting switch states."
         )
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *found)
-    # Where a round failed, repeat a state of the same variant; where all failed, take another variant whole.
-    good = np.flatnonzero(mask.any(1))
-    source = np.arange(count)
-    bad = np.flatnonzero(~mask.any(1))
-    source[bad] = good[np.arange(len(bad)) % len(good)]
-    columns = np.stack([_repeat(mask[row]) for row in source])
+    source, columns = _filled(mask)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *rounds)
     pool = jax.tree.map(lambda x: x[source[:, None], columns], stacked)
     return SwitchStates(pool, draws[source], settings.physics, pick.hash, float(mask.mean()))
+
+
+def _filled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which state to take for each variant and round: variants [V] and rounds [V, S].
+
+    Where a round failed, a state of the same variant is repeated; where all failed, another variant is taken whole.
+
+    Args:
+      mask: [V, S] bool: which rounds of which variants reached the switch; at least one did.
+    """
+    good, bad = np.flatnonzero(mask.any(1)), np.flatnonzero(~mask.any(1))
+    source = np.arange(len(mask))
+    source[bad] = good[np.arange(len(bad)) % len(good)]
+    return source, np.stack([_repeat(mask[row]) for row in source])
 
 
 def _repeat(mask: np.ndarray) -> np.ndarray:
@@ -172,8 +182,6 @@ def save(states: SwitchStates, path: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       ArtifactError: the file cannot be written.
     """
-    import json
-
     header = {
         "format_version": FORMAT_VERSION,
         "physics": config.to_dict(states.physics),
@@ -194,8 +202,6 @@ def load(path: str | os.PathLike[str]) -> SwitchStates:
     Raises:
       ArtifactError: missing, damaged, or from a newer version.
     """
-    import json
-
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

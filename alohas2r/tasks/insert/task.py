@@ -1,13 +1,14 @@
-"""Insert: two arms, one holds the socket, the other brings in the peg. Source: recipe, section 4.
+"""Insert: two arms, one holds the socket, the other brings in the peg.
 
-The same task serves whole episodes from the home pose (evaluation, distillation, collecting switch states) and
-insertion training, whose episodes start from a pool of switch states. Pure functions of one environment.
+Source of the rules: the published report. The same task serves whole episodes from the home pose (evaluation,
+distillation, collecting switch states) and insertion training, whose episodes start from a pool of switch states. Pure
+functions of one environment.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -232,10 +233,7 @@ class InsertTask:
         config, weight = self.config, self.config.reward
         end = signals.peg_end_in_socket
         lateral = jnp.linalg.norm(end[1:])
-        socket_axis = signals.object_mat[0][:, 0]
-        peg_axis = (self._base_mat[1] @ signals.object_mat[1])[:, 0]
-        cosine = -(socket_axis * peg_axis).sum()
-        angle = jnp.arctan2(jnp.linalg.norm(jnp.cross(socket_axis, peg_axis)), cosine)
+        angle = self._axis_angle(signals)
         tip_error = jnp.linalg.norm(signals.tip_pos - signals.grip_pos, axis=-1)
         section = (jnp.abs(end[1:]) <= config.hole).all()
         entered = section & (end[0] <= HALF_LENGTH) & (end[0] > -0.06)
@@ -310,6 +308,13 @@ class InsertTask:
         )
         return Outcome(new, reward, done, truncated, measures)
 
+    def _axis_angle(self, signals: Signals) -> jax.Array:
+        """Angle between the peg's and the socket's axis (rad)."""
+        socket_axis = signals.object_mat[0][:, 0]
+        peg_axis = (self._base_mat[1] @ signals.object_mat[1])[:, 0]
+        cosine = -(socket_axis * peg_axis).sum()
+        return jnp.arctan2(jnp.linalg.norm(jnp.cross(socket_axis, peg_axis)), cosine)
+
     def _arm_distance(self, signals: Signals) -> jax.Array:
         """Least distance between the capsules around the two grippers and their cameras (m)."""
         ends = jnp.array([[start, end] for start, end, _ in CAPSULES])  # [K, 2, 3]
@@ -329,7 +334,7 @@ def _ends(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
     return segments[..., 0, :], segments[..., 1, :]
 
 
-def single_arm_features(features: Any, arm: int, rates: int) -> Any:
+def single_arm_features(features: Array, arm: int, rates: int) -> Array:
     """Cuts one arm's pick features out of the two-arm features.
 
     Args:

@@ -1,6 +1,7 @@
-"""Pick: one arm lifts a block and brings it to a target. Source: recipe, section 3.
+"""Pick: one arm lifts a block and brings it to a target.
 
-Everything is a pure function of one environment; `env.py` maps it over the batch.
+Source of the rules: the published report. Everything is a pure function of one environment; `Env` maps it over the
+batch.
 """
 
 from __future__ import annotations
