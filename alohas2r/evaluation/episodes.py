@@ -16,9 +16,9 @@ from alohas2r.core.progress import Meter
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvConfig, EnvState
-from alohas2r.sim import physics_randomization, scene
-from alohas2r.sim.engines import registry as engines
+from alohas2r.sim import physics_randomization
 from alohas2r.sim.signals import Readout
+from alohas2r.tasks.make import build
 from alohas2r.tasks.protocol import TaskProtocol
 from alohas2r.tasks.registry import AnyTask
 from alohas2r.tasks.scoring import Scorer, Step
@@ -121,12 +121,10 @@ def set_up(
       threads: of the physics; 0 for all cores.
       engine: "cpu" or "warp".
     """
-    loaded = scene.load_physics(task.scene)
     settings, control, noise = task.conditions(protocol)
     draws = np.asarray(physics_draws(task, keys), np.float64)
-    fields, context = task.randomize(loaded, settings, draws)
-    made = engines.make(engine, loaded, len(keys), threads, fields)
-    env = Env(task.task(loaded, settings), made, EnvConfig(control, noise, memory), context)
+    config = EnvConfig(control, noise, memory)
+    env, context = build(task, settings, config, draws, threads, engine)
     return Setting(env, context, lambda: task.scorer(protocol, context))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from alohas2r.core.types import JsonObject
 
 if TYPE_CHECKING:
-    from alohas2r.policies.onnx.interface import Interface
     from alohas2r.policies.spec import PolicySpec, StudentSpec
 
 
@@ -99,13 +98,27 @@ class AnyPolicy(Stored, Protocol):
         ...
 
 
+class Named(Protocol):
+    """An input of a policy."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+class Takes(Protocol):
+    """What a policy takes."""
+
+    @property
+    def inputs(self) -> Sequence[Named]: ...  # noqa: D102
+
+
 @runtime_checkable
 class Selective(Policy, Protocol):
     """A policy that says what it takes."""
 
     @property
-    def interface(self) -> Interface:
-        """What goes in and what comes out."""
+    def interface(self) -> Takes:
+        """What goes in."""
         ...
 
 

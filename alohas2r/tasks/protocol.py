@@ -9,8 +9,7 @@ from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.sim.physics_randomization import BlockConfig, InsertRandomization
-from alohas2r.tasks.insert.config import InsertStart
-from alohas2r.tasks.pick.config import PickStart
+from alohas2r.tasks.starts import InsertStart, PickStart
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,14 +31,8 @@ if TYPE_CHECKING:
     from alohas2r.tasks.stages import SecondStage
 
 GROUP = "alohas2r.tasks"  # of entry points
-_SHARED = {
-    "make",
-    "registry",
-    "protocol",
-    "scoring",
-    "single_arm",
-    "stages",
-}  # modules that are no task
+# Modules that are no task.
+_SHARED = {"make", "protocol", "registry", "scoring", "single_arm", "stages", "starts"}
 
 # Names at Gymnasium of tasks that have another one there.
 GYMNASIUM_NAMES = {"insert": "PegInsertion", "pick": "BlockPicking"}

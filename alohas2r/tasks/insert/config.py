@@ -10,36 +10,10 @@ from alohas2r.policies.switch import Switch
 from alohas2r.sim.objects import HOLE_HALF
 from alohas2r.sim.physics_randomization import InsertRandomization
 from alohas2r.tasks.stages import SecondStage
+from alohas2r.tasks.starts import InsertStart
 
 # Object rotations are noisier with two arms. Source: the published report.
 INSERT_NOISE = NoiseConfig(object_angle_deg=7.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class InsertStart:
-    """Distribution of starts.
-
-    Attributes:
-      waist: half range of both waist angles about keyframe home (rad).
-      radius: range of the distance from an arm's base to its object (m).
-      angle_deg: half range of its direction about the home waist angle.
-      yaw_deg: the object's yaw is its direction plus or minus this.
-      targets: where the pick policy brings socket and peg (m, world).
-    """
-
-    waist: float = 0.1
-    radius: tuple[float, float] = (0.27, 0.42)
-    angle_deg: float = 14.5
-    yaw_deg: float = 5.0
-    targets: tuple[tuple[float, float, float], tuple[float, float, float]] = (
-        (-0.10, 0.0, 0.25),
-        (0.10, 0.0, 0.25),
-    )
-
-    def __post_init__(self) -> None:
-        check(0.15 <= self.radius[0] <= self.radius[1] <= 0.6, "radius must lie in 0.15..0.6 m")
-        check(0 <= self.angle_deg <= 90, "angle_deg must lie in 0..90")
-        check(0 <= self.waist <= 1, "waist must lie in 0..1 rad")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,32 +7,7 @@ import dataclasses
 from alohas2r.config import check
 from alohas2r.sim.physics_randomization import BlockConfig
 from alohas2r.tasks.stages import SecondStage
-
-
-@dataclasses.dataclass(frozen=True)
-class PickStart:
-    """Distribution of starts and targets.
-
-    Attributes:
-      waist: range of the waist angle (rad); the other joints start as in keyframe home.
-      radius: range of the distance from the arm's base to the block's centre (m).
-      angle_deg: range of the block's direction, seen from the base, from the base's x axis.
-      yaw_deg: the block's yaw is its direction plus or minus this.
-      target: centre of the target's box in the world (m); target_range: its half size per axis.
-    """
-
-    waist: tuple[float, float] = (-0.2, 0.45)
-    radius: tuple[float, float] = (0.20, 0.45)
-    angle_deg: tuple[float, float] = (-25.0, 35.0)
-    yaw_deg: float = 5.0
-    target: tuple[float, float, float] = (-0.10, 0.0, 0.25)
-    target_range: float = 0.1
-
-    def __post_init__(self) -> None:
-        check(0.15 <= self.radius[0] <= self.radius[1] <= 0.6, "radius must lie in 0.15..0.6 m")
-        check(self.angle_deg[0] <= self.angle_deg[1], "angle_deg must be (low, high)")
-        check(self.waist[0] <= self.waist[1], "waist must be (low, high)")
-        check(0 <= self.target_range <= 0.3, "target_range must lie in 0..0.3 m")
+from alohas2r.tasks.starts import PickStart
 
 
 @dataclasses.dataclass(frozen=True)

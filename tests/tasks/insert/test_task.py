@@ -18,7 +18,7 @@ from alohas2r.policies import artifact
 from alohas2r.policies.state import StatePolicy
 from alohas2r.sim import scene, signals
 from alohas2r.sim.signals import Readout, Signals
-from alohas2r.tasks.insert.config import InsertConfig, InsertReward, InsertStart
+from alohas2r.tasks.insert.config import InsertConfig, InsertReward
 from alohas2r.tasks.insert.task import (
     OBSERVATION,
     SINGLE,
@@ -29,6 +29,7 @@ from alohas2r.tasks.insert.task import (
     single_arm_features,
 )
 from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION
+from alohas2r.tasks.starts import InsertStart
 
 CONTEXT = jnp.array([0.010, 0.0])  # half side of the peg, physics variant
 CENTRE_Y = -0.019  # the bases' common y

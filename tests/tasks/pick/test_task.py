@@ -15,9 +15,10 @@ from alohas2r.envs import noise
 from alohas2r.errors import ConfigError
 from alohas2r.sim import scene
 from alohas2r.sim.signals import Signals
-from alohas2r.tasks.pick.config import PickConfig, PickReward, PickStart
+from alohas2r.tasks.pick.config import PickConfig, PickReward
 from alohas2r.tasks.pick.task import PickMeasures, PickState, PickTask
 from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION, slow_joints
+from alohas2r.tasks.starts import PickStart
 
 CONTEXT = jnp.array([0.02, 0.065])
 TARGET = np.array([0.369, 0.019, 0.23])  # in the base frame
