@@ -163,7 +163,12 @@ def test_the_interval_of_a_difference_by_hand(monkeypatch: pytest.MonkeyPatch) -
     success = {"a": np.arange(100) < 50, "b": (np.arange(100) >= 30) & (np.arange(100) < 60)}
 
     def result(path: str, *_: Any) -> dict[str, Any]:
-        return {"table": {"success": success[path]}, "protocol": "p", "protocol_hash": "h"}
+        return {
+            "table": {"success": success[path]},
+            "protocol": "p",
+            "protocol_hash": "h",
+            "draws": "d",
+        }
 
     monkeypatch.setattr(evaluate, "evaluate", result)
     monkeypatch.setattr(evaluate, "load_policy", lambda *_: student_cases.staged())
