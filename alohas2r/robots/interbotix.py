@@ -13,11 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.core.types import Untyped
 from alohas2r.embodiment.joints import ARM_JOINTS, JOINTS, PER_ARM, SIDES
 from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import BackendUnavailable, RobotFault
@@ -89,7 +90,7 @@ class Core(Protocol):
         """Writes a register of a motor or a group."""
         ...
 
-    def robot_get_motor_registers(self, cmd_type: str, name: str, reg: str) -> Any:
+    def robot_get_motor_registers(self, cmd_type: str, name: str, reg: str) -> Untyped:
         """Reads a register of a motor or of each motor of a group."""
         ...
 
@@ -101,7 +102,7 @@ class Core(Protocol):
         """Sends a target to a motor."""
         ...
 
-    def robot_get_joint_states(self) -> Any:
+    def robot_get_joint_states(self) -> Untyped:
         """Returns a copy of the newest JointState message."""
         ...
 
@@ -130,7 +131,7 @@ class InterbotixRobot:
         self.enabled = False
         self._cores: tuple[Core, ...] = ()
         self._shut_down: Callable[[], None] = lambda: None
-        self._stamps: list[Any] = [None, None]
+        self._stamps: list[tuple[int, ...] | None] = [None, None]
         self._seen_s = np.full(len(SIDES), -np.inf)
         self._sent: np.ndarray | None = None
         self._position = np.full((len(SIDES), PER_ARM), np.nan)
@@ -331,7 +332,7 @@ class InterbotixRobot:
                 self._health[row, side] = np.array([*arm[: PER_ARM - 1], gripper[0]]) * scale
 
 
-def _values(answer: Any) -> list[int]:
+def _values(answer: Untyped) -> list[int]:
     """Returns register values: ROS 2 hands out the list, ROS 1 the service's whole answer."""
     return list(getattr(answer, "values", answer))
 

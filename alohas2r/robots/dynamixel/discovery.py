@@ -76,7 +76,7 @@ def check_servos(servos: Sequence[ServoInfo], bus: Bus) -> None:
 
 
 def explain_silence(bus: Bus, missing: Sequence[int]) -> str:
-    """Says why servos are not heard, as far as that can be found out from here.
+    """Says why servos are not heard, as far as that can be told from here.
 
     Raises:
       RobotFault: the port is gone.

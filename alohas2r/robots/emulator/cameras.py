@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 
+from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.robots.base import Frame
 from alohas2r.robots.emulator.client import Emulator
@@ -16,7 +17,7 @@ from alohas2r.robots.emulator.client import Emulator
 class Renderer(Protocol):
     """What draws the emulated cameras' pictures, for instance `renderers.make("raycast", ...)`."""
 
-    def render(self, poses: Any, looks: Any = None) -> Any:
+    def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
         """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]."""
         ...
 

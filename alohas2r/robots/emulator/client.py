@@ -13,10 +13,11 @@ import socket
 import tempfile
 import time
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from alohas2r.core.types import Json, Untyped
 from alohas2r.embodiment import joints
 from alohas2r.errors import ConfigError, RobotFault
 from alohas2r.robots.emulator.bus import Faults
@@ -63,7 +64,7 @@ class Emulator:
         self.directory = pathlib.Path(directory or ".")
         self._process: multiprocessing.process.BaseProcess | None = None
         self._socket: socket.socket | None = None
-        self._stream: Any = None
+        self._stream: Untyped = None
 
     @property
     def ports(self) -> tuple[str, str]:
@@ -188,7 +189,7 @@ class Emulator:
         counts = self._ask("instructions", side=side)
         return {int(kind): count for kind, count in counts.items()}
 
-    def _ask(self, op: str, **arguments: Any) -> Any:
+    def _ask(self, op: str, **arguments: Json) -> Untyped:
         try:
             self._stream.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
             self._stream.flush()

@@ -26,11 +26,11 @@ import termios
 import time
 import tty
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from alohas2r.core import stop as core_stop
+from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import Alohas2rError, ConfigError, RobotFault, did_you_mean
 from alohas2r.robots.dynamixel import adapter
@@ -246,8 +246,8 @@ class Server:
 
         self._selector.register(connection, selectors.EVENT_READ, serve)
 
-    def _control(self, op: str, **arguments: Any) -> Any:
-        operations: dict[str, Callable[..., Any]] = {
+    def _control(self, op: str, **arguments: Untyped) -> object:
+        operations: dict[str, Callable[..., object]] = {
             "state": self._state,
             "step": self._step,
             "place": self._place,
@@ -280,7 +280,7 @@ class Server:
         for side, port in self._ports.items():
             self._take(side, port.drain())
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> JsonObject:
         world = self._world
         return {
             "time_s": world.time_s,
@@ -299,7 +299,7 @@ class Server:
         speeds = None if qvel is None else np.array(qvel)
         self._world.place(np.array(qpos), speeds)
 
-    def _set_faults(self, side: str, **faults: Any) -> None:
+    def _set_faults(self, side: str, **faults: Untyped) -> None:
         if "silent" in faults:
             faults["silent"] = tuple(faults["silent"])
         self._buses[side].faults = Faults(**faults)
