@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from alohas2r.policies.onnx.interface import Interface
 
 
 class Policy(Protocol):
@@ -20,10 +22,23 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Described(Protocol):
+    """A policy that says what it takes; None: it does not."""
+
+    interface: Interface | None
+
+
+@runtime_checkable
+class Renewable(Protocol):
+    """A policy that may have to begin anew without memory, as one on a server; counts how often it did."""
+
+    renewals: int
+
+
 def select(policy: Policy, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Leaves out what a policy does not take, where it says what it takes."""
-    interface = getattr(policy, "interface", None)
-    if interface is None:
+    if not isinstance(policy, Described) or policy.interface is None:
         return dict(observation)
-    names = {one.name for one in interface.inputs}
+    names = {one.name for one in policy.interface.inputs}
     return {name: value for name, value in observation.items() if name in names}
