@@ -265,7 +265,9 @@ class _Eye:
         else:
             blank = high < DARK
         self.blank = self.blank + 1 if blank else 0
-        if before is None:
+        if not self.plausible:  # and nothing can be compared with it
+            self._before = None
+        if before is None or self._before is None:
             return 0.0
         change = float(np.abs(stream.picture.astype(float) - before.picture).mean())
         # A blank picture, or one of one value alone, is like the next; blank ones are judged by their number.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from alohas2r.deployment.config import DeployConfig
+from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.pacer import SteppedPacer
 from alohas2r.deployment.pause import KeyPause, Next, Pause, TimedPause
@@ -251,3 +252,27 @@ def test_grippers_are_open_after_the_way_aside_without_a_pause() -> None:
         policy.opened[21] < 0.02
     )  # at the end of the first episode; the pre-flight check asks twice
     assert policy.opened[22] > 0.035  # at the start of the second
+
+
+def test_a_log_that_cannot_be_written_brings_the_arms_to_rest(tmp_path: pathlib.Path) -> None:
+    world = SimulatedWorld()
+    robot = SimulatedRobot(world)
+
+    class Full(Still):
+        calls = 0
+
+        def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+            self.calls += 1
+            if self.calls == 5:  # as if the disk were full
+                os.close(log._file)
+            return np.zeros(14)
+
+    config = DeployConfig(mode="full", episode_s=1.0, approach=False, frozen_s=0.0)
+    log = LogWriter(tmp_path / "run", {"period_s": 0.05})
+    outcome = Deployment(
+        robot, stubs(), Full(), config, SteppedPacer(world.advance), log, slow=FULL
+    ).run()
+    assert outcome.mode is Mode.ASLEEP
+    assert outcome.reasons[0][0] == "retreat"
+    assert "cannot be written" in outcome.reasons[0][1]
+    assert not robot.enabled
