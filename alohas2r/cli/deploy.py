@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console, Group
@@ -19,7 +19,12 @@ from rich.text import Text
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import plain, show, working
+from alohas2r.core.types import Untyped
 from alohas2r.errors import ConfigError, RobotFault
+
+if TYPE_CHECKING:
+    from alohas2r.deployment.report import Report
+    from alohas2r.robots.base import Frame
 
 REAL = ("aloha", "aloha-ros")
 # Where the policy server's key is taken from; on a command line everybody on the machine sees it.
@@ -77,6 +82,13 @@ def deploy(
         ),
     ] = False,
     seed: Seed = 0,
+    reset_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="How long a person takes to put the parts back between episodes; a key if left out.",
+        ),
+    ] = None,
     view: Annotated[
         bool, typer.Option("--view", help="Show both wrist views in the terminal.")
     ] = False,
@@ -113,6 +125,8 @@ def deploy(
     Read docs/safety.md before torque goes on. Ctrl-C once: the arms stop following the policy and
     retreat to the sleep pose, where torque goes off. Twice: they hold at once.
 
+    After an episode the arms set down what they hold and fold up. Torque is off while a person puts the parts back.
+
     On emulated and simulated arms, episode i of a seed begins as in evaluate, and is judged alike.
     """
     real = robot in REAL
@@ -120,6 +134,8 @@ def deploy(
         raise ConfigError(f"--ports belongs to --robot aloha, not to {robot}.")
     if real and seed:
         raise ConfigError("--seed belongs to simulated episodes, not to real arms.")
+    if not real and reset_seconds is not None:
+        raise ConfigError("--reset-seconds belongs to real arms; simulated parts are put back.")
     if (policy is None) == (server is None):
         raise ConfigError("Give one of --policy FILE and --server URL.")
     rigs, configs = library("deployment.rig"), library("deployment.config")
@@ -141,9 +157,19 @@ def deploy(
     if real and log is None:
         log = pathlib.Path("runs/deploy") / time.strftime("%Y%m%d-%H%M%S.run")
     key = os.environ.get(API_KEY, "")
+    pauses = library("deployment.pause")
+    pause = None
+    if real and config.powered and episodes > 1:
+        pause = pauses.KeyPause(_say) if reset_seconds is None else pauses.TimedPause(reset_seconds)
     with _live(config.episodes, view) as on_step:
-        result = library("deployment.deploy").deploy(rig, config, policy, server, key, log, on_step)
+        result = library("deployment.deploy").deploy(
+            rig, config, policy, server, key, log, on_step, pause
+        )
     _show(result, f"Ran {result['policy']} on {robot}", as_json)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @command("emulate-robot", "Deploy")
@@ -235,11 +261,11 @@ def replay(
     with working("Replaying"):
         result = replays.replay(run, out, policy)
     _show(result, f"Run {run}", as_json)
-    found = result["policy"]
-    if found is not None and found["same_policy"] and not found["reproduced"]:
+    again = result["policy"]
+    if again is not None and again["same_policy"] and not again["reproduced"]:
         Console(stderr=True).print(
             f"[red]Error:[/red] The policy's actions differ from the logged ones by "
-            f"{found['difference']:.2g}.",
+            f"{again['difference']:.2g}.",
             soft_wrap=True,
             highlight=False,
         )
@@ -351,18 +377,18 @@ class Display:
           view: whether to show both wrist views.
         """
         self._episodes, self._view = episodes, view
-        self._report: Any = None
+        self._report: Report | None = None
         self._clamps: dict[str, int] = {}
         self._tally = library("deployment.timing").Tally()
 
-    def __call__(self, report: Any) -> None:
+    def __call__(self, report: Report) -> None:
         """Takes a control step."""
         for one in report.interventions:
             self._clamps[one] = self._clamps.get(one, 0) + 1
         self._tally(report)
         self._report = report
 
-    def __rich__(self) -> Any:
+    def __rich__(self) -> Table | Text | Group:
         """Draws the newest report."""
         report = self._report
         if report is None:
@@ -370,20 +396,20 @@ class Display:
         rate = self._tally.rate_hz
         stage = "insert" if report.switched else "pick"
         clamps = ", ".join(f"{name} {count}" for name, count in self._clamps.items()) or "none"
-        found = "; ".join(one.text for one in report.findings) or "nothing"
+        noticed = "; ".join(one.text for one in report.findings) or "nothing"
         table = Table(show_header=False, box=None)
         table.add_row("episode", f"{report.episode + 1} of {self._episodes}, step {report.step}")
         table.add_row("arms", f"{report.mode.value}, {stage}" if report.acting else "on their way")
         pace = f"{rate:.1f} Hz, " if rate else ""
         table.add_row("loop", f"{pace}{1000 * report.duration_s:.1f} ms a step")
         table.add_row("clamped", escape(clamps))
-        table.add_row("noticed", escape(found))
+        table.add_row("noticed", escape(noticed))
         if not self._view or len(report.frames) < 2:
             return table
         return Group(table, *views(report.frames))
 
 
-def views(frames: Mapping[str, Any]) -> list[Text]:
+def views(frames: Mapping[str, Frame]) -> list[Text]:
     """Returns both cameras' pictures as text: colour, then depth (nearer is brighter).
 
     Each character shows two pixels, one above the other.
@@ -411,7 +437,7 @@ def views(frames: Mapping[str, Any]) -> list[Text]:
 
 
 @contextlib.contextmanager
-def _live(episodes: int, view: bool) -> Iterator[Callable[[Any], None]]:
+def _live(episodes: int, view: bool) -> Iterator[Callable[[Report], None]]:
     """Shows a run on stderr: a live table on a terminal, else a line for each change of mode."""
     console = Console(stderr=True)
     with contextlib.redirect_stdout(console.file):  # stdout is for the result
@@ -422,7 +448,7 @@ def _live(episodes: int, view: bool) -> Iterator[Callable[[Any], None]]:
             return
         last: list[tuple[int, str]] = []
 
-        def note(report: Any) -> None:
+        def note(report: Report) -> None:
             now = (report.episode, report.mode.value)
             if last[-1:] != [now]:
                 last[:] = [now]
@@ -437,7 +463,7 @@ def _live(episodes: int, view: bool) -> Iterator[Callable[[Any], None]]:
         yield note
 
 
-def _show(result: Mapping[str, Any], title: str, as_json: bool) -> None:
+def _show(result: Mapping[str, Untyped], title: str, as_json: bool) -> None:
     """Prints a result; as JSON with the columns by episode, which pair it with `evaluate --csv`."""
     if as_json:
         typer.echo(json.dumps(plain(result), allow_nan=False))

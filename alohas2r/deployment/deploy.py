@@ -13,12 +13,13 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 from alohas2r.config import to_dict
+from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import LIMITS, DeployConfig
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
+from alohas2r.deployment.pause import Pause
 from alohas2r.deployment.report import Report
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.deployment.terms import open_policy, terms
@@ -34,7 +35,8 @@ def deploy(
     api_key: str = "",
     log: str | os.PathLike[str] | None = None,
     on_step: Callable[[Report], None] | None = None,
-) -> dict[str, Any]:
+    pause: Pause | None = None,
+) -> JsonObject:
     """Runs an exported policy on real, emulated or simulated arms.
 
     Args:
@@ -45,6 +47,7 @@ def deploy(
       api_key: if the server wants one.
       log: a new file for everything that happens; None: none.
       on_step: called after each control step.
+      pause: what to wait for between episodes on real arms.
 
     Returns:
       How the run ended ("mode", "reasons", ...), "timing", and for simulated arms how the episodes
@@ -59,7 +62,9 @@ def deploy(
     with contextlib.ExitStack() as stack:
         policy = stack.enter_context(open_policy(file, server, api_key))
         wants = terms(policy)
-        rig = dataclasses.replace(rig, size=wants.size, fovy_deg=wants.fovy_deg)
+        rig = dataclasses.replace(
+            rig, size=wants.size, fovy_deg=wants.fovy_deg, depth_cutoff=wants.depth_cutoff
+        )
         config = dataclasses.replace(
             config,
             action_scale=wants.action_scale,
@@ -85,7 +90,7 @@ def deploy(
                 on_step(report)
 
         deployment = Deployment(
-            arms.robot, arms.cameras, policy, config, arms.trials, writer, on_step=note
+            arms.robot, arms.cameras, policy, config, arms.trials, writer, on_step=note, pause=pause
         )
         outcome = deployment.run(arms.trials)
         result = {
@@ -109,9 +114,7 @@ def deploy(
         return result
 
 
-def log_header(
-    config: DeployConfig, safety: SafetyConfig, robot: str, policy: str
-) -> dict[str, Any]:
+def log_header(config: DeployConfig, safety: SafetyConfig, robot: str, policy: str) -> JsonObject:
     """Returns the first record of a run's log.
 
     Args:

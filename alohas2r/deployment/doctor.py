@@ -255,9 +255,9 @@ def artifact(policy: str | os.PathLike[str] | None) -> Iterator[Line]:
         yield Line("policy", "pass", "none was named", remedy)
         return
     try:
-        with terms.open_policy(policy, None) as opened:
-            wants = terms.terms(opened)
-            text = f"{policy}: {wants.hash[:12]}, pictures of {wants.size} x {wants.size}"
-            yield Line("policy", "pass", f"{text}, verified to {opened.verify():.1g}")
+        exported = terms.load_policy(policy)
+        wants = terms.terms(exported)
+        text = f"{policy}: {wants.hash[:12]}, pictures of {wants.size} x {wants.size}"
+        yield Line("policy", "pass", f"{text}, verified to {exported.verify():.1g}")
     except Alohas2rError as error:
         yield Line("policy", "fail", str(error), "Export it again, or name another file.")

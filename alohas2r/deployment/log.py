@@ -15,27 +15,17 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
+from alohas2r.policies.protocol import Policy
 
 MAGIC = b"alohas2r run 1\n"
 _FRAME = struct.Struct("<II")  # length and CRC-32 of what follows
 _MOST = 1 << 26  # a longer record is damage
-
-
-class Policy(Protocol):
-    """What replays a run: anything that acted in it."""
-
-    def reset(self) -> None:
-        """Forgets the past."""
-        ...
-
-    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the actions [14] for an observation."""
-        ...
 
 
 class LogWriter:
@@ -45,7 +35,7 @@ class LogWriter:
       path: the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, object]) -> None:
         """Creates the file with its first record.
 
         Args:
@@ -79,7 +69,10 @@ class LogWriter:
         self.close()
 
     def write(
-        self, kind: str, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+        self,
+        kind: str,
+        values: Mapping[str, object],
+        arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Appends a record.
 
@@ -117,7 +110,7 @@ class LogWriter:
 class Step:
     """One control step of a run."""
 
-    values: dict[str, Any]
+    values: JsonObject
     arrays: dict[str, np.ndarray]
 
 
@@ -132,19 +125,19 @@ class Run:
       end: how it ended; None if the log was cut off.
     """
 
-    header: dict[str, Any]
+    header: JsonObject
     steps: list[Step]
-    events: list[dict[str, Any]]
-    end: dict[str, Any] | None
+    events: list[JsonObject]
+    end: JsonObject | None
 
     def stack(self, name: str) -> np.ndarray:
         """Returns an array or value of every step that has it [n, ...]."""
-        found = [
+        values = [
             step.arrays[name] if name in step.arrays else step.values[name]
             for step in self.steps
             if name in step.arrays or name in step.values
         ]
-        return np.array(found)
+        return np.array(values)
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -155,7 +148,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """
     header, end = None, None
     steps: list[Step] = []
-    events: list[dict[str, Any]] = []
+    events: list[JsonObject] = []
     for kind, values, arrays in _records(pathlib.Path(path)):
         if kind == "header":
             header = values
@@ -170,7 +163,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     return Run(header, steps, events, end)
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
+def _records(path: pathlib.Path) -> Iterator[tuple[str, JsonObject, dict[str, np.ndarray]]]:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -225,7 +218,7 @@ def replay(run: Run, policy: Policy) -> float:
     return worst
 
 
-def summarize(run: Run) -> dict[str, Any]:
+def summarize(run: Run) -> JsonObject:
     """Returns the figures of a run: timing, interventions, findings, modes."""
     durations = {
         part: run.stack(f"{part}_s") * 1000

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from alohas2r.embodiment.joints import SIDES, two_fingers
+from alohas2r.embodiment.joints import PER_ARM, SIDES
+from alohas2r.embodiment.observation import proprioception
 from alohas2r.robots.base import Frame, Proprio
 
 
@@ -26,9 +27,7 @@ def observe(
       "proprioception" [32] float32: joint positions 8 + 8, positions minus targets 8 + 8 (rad, m);
       "switched" [] bool.
     """
-    position = reading.joint_position()
-    error = position - two_fingers(target)
-    values = np.concatenate([position.reshape(-1), error.reshape(-1)])
+    values = proprioception(reading.joint_position(), target.reshape(len(SIDES), PER_ARM))
     observation = {
         "proprioception": values.astype(np.float32),
         "switched": np.array(switched),

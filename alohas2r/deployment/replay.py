@@ -10,17 +10,18 @@ import itertools
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from alohas2r.config import from_dict
 from alohas2r.core.files import make_folder
+from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.deployment import log as drive_log
 from alohas2r.deployment import terms
 from alohas2r.embodiment.joints import JOINTS, PER_ARM, SIDES
 from alohas2r.errors import ArtifactError, BackendUnavailable
 from alohas2r.policies import protocol
+from alohas2r.policies.protocol import Policy
 from alohas2r.safety.config import SafetyConfig
 
 # Actions in [-1, 1]; the same machine repeats them to the bit, another one rounds differently.
@@ -53,7 +54,7 @@ class Reproduction:
 class _Selecting:
     """Hands a policy what it takes of the logged observations."""
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
     def reset(self) -> None:
@@ -73,9 +74,9 @@ def reproduce(run: drive_log.Run, policy: str | os.PathLike[str]) -> Reproductio
     Raises:
       ArtifactError: the policy is missing or damaged, or did not act in this run.
     """
-    with terms.open_policy(policy, None) as found:
-        difference = drive_log.replay(run, _Selecting(found))
-        same = found.hash == run.header.get("policy_hash")
+    exported = terms.load_policy(policy)
+    difference = drive_log.replay(run, _Selecting(exported))
+    same = exported.hash == run.header.get("policy_hash")
     return Reproduction(str(policy), same, difference, difference <= TOLERANCE)
 
 
@@ -137,7 +138,7 @@ def plot(run: drive_log.Run, path: str | os.PathLike[str]) -> pathlib.Path:
     return core_figures.save(figure, path)
 
 
-def _shade(axis: Any, run: drive_log.Run, seconds: np.ndarray) -> None:
+def _shade(axis: Untyped, run: drive_log.Run, seconds: np.ndarray) -> None:
     """Colours the stretches in which the arms did not follow the policy."""
     modes = [step.values["mode"] for step in run.steps]
     edges = [0, *(i for i in range(1, len(modes)) if modes[i] != modes[i - 1]), len(modes)]
@@ -168,7 +169,7 @@ def replay(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     policy: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Reads a run, draws it, and asks its policy again.
 
     Args:
@@ -200,12 +201,12 @@ def replay(
             written.append(str(film))
     except BackendUnavailable as error:
         skipped.append(f"video: {error}")
-    found: Reproduction | None = None
+    again: Reproduction | None = None
     named = str(run.header.get("policy", ""))
     if policy is not None:
-        found = reproduce(run, policy)
+        again = reproduce(run, policy)
     elif pathlib.Path(named).is_file():
-        found = reproduce(run, named)
+        again = reproduce(run, named)
     else:
         skipped.append(f"policy: {named or 'none'} is no file here; name one with --policy")
     limits = from_dict(SafetyConfig, run.header["safety"])
@@ -221,5 +222,5 @@ def replay(
         "events": [str(event.get("text", "")) for event in run.events],
         "written": written,
         "skipped": skipped,
-        "policy": None if found is None else dataclasses.asdict(found),
+        "policy": None if again is None else dataclasses.asdict(again),
     }

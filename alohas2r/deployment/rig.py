@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import RobotFault
 from alohas2r.robots import simulated
@@ -23,7 +24,6 @@ from alohas2r.robots.emulator.server import EmulatorConfig
 from alohas2r.robots.interbotix import InterbotixConfig, InterbotixRobot
 from alohas2r.robots.realsense.camera import RealSenseCamera
 from alohas2r.robots.realsense.config import RealSenseConfig, find_cameras
-from alohas2r.robots.realsense.crop import FOVY_DEG
 from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, StubCamera
 from alohas2r.sim import scene
 
@@ -53,6 +53,7 @@ class RigConfig:
       stub_cameras: pictures that cost nothing and show nothing, to time the loop alone.
       size: side of the pictures that the policy takes (pixels).
       fovy_deg: their field of view.
+      depth_cutoff: depth beyond which they show nothing (m).
       exposure_us: fixed exposure of the cameras; None: automatic.
       gripper_closed_rad: servo angles at which the left and the right gripper's fingers just touch;
         a single number holds for both, None: as the scene's.
@@ -68,6 +69,7 @@ class RigConfig:
     stub_cameras: bool = False
     size: int = 32
     fovy_deg: float = FOVY_DEG
+    depth_cutoff: float = DEPTH_CUTOFF
     exposure_us: float | None = None
     gripper_closed_rad: float | tuple[float, float] | None = None
     upside_down: tuple[bool, bool] = (False, False)
@@ -182,6 +184,7 @@ def _cameras(config: RigConfig) -> Sequence[Camera]:
         RealSenseConfig(
             size=config.size,
             fovy_deg=config.fovy_deg,
+            depth_cutoff=config.depth_cutoff,
             exposure_us=config.exposure_us,
             upside_down=upside_down,
         )

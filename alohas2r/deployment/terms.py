@@ -5,16 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from alohas2r.config import from_dict
-from alohas2r.deployment.config import DeployConfig
+from alohas2r.core.types import JsonObject
 from alohas2r.embodiment import joints as embodiment_joints
+from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG, SIZE
 from alohas2r.embodiment.joints import JOINTS, SIDES
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.policies.onnx.interface import Interface
 from alohas2r.policies.remote.served import ServedPolicy
 from alohas2r.policies.switch import Switch
-from alohas2r.robots.realsense.crop import FOVY_DEG
+from alohas2r.sim import scene
+
+if TYPE_CHECKING:
+    from alohas2r.policies.onnx.runtime import OnnxPolicy
+
+# What a robot gives, and in which unit.
+_UNITS = {"rgb": "sRGB", "depth": "m", "switched": "1"}
+_JOINT_UNIT = "rad, m"
+# Largest difference between the ranges of targets that a policy was trained with and the robot's (rad; m).
+_RANGE_TOLERANCE = 1e-3
 
 
 class Terms(NamedTuple):
@@ -26,6 +40,7 @@ class Terms(NamedTuple):
       switch: when insertion takes over.
       size: side of its pictures (pixels).
       fovy_deg: their field of view.
+      depth_cutoff: depth beyond which it sees nothing (m).
     """
 
     name: str
@@ -34,52 +49,127 @@ class Terms(NamedTuple):
     switch: Switch
     size: int
     fovy_deg: float
+    depth_cutoff: float
 
 
-def terms(policy: Any) -> Terms:
-    """Reads how an `OnnxPolicy` or a `ServedPolicy` wants to be run, and that a robot can do it.
+class _Statement(NamedTuple):
+    """What a file or a server says about its policy."""
+
+    name: str
+    hash: str
+    interface: Interface | None
+    action: Mapping[str, object]
+    switch: JsonObject | None
+    cameras: JsonObject
+
+
+def terms(policy: OnnxPolicy | ServedPolicy) -> Terms:
+    """Reads how a policy wants to be run, and that a robot can do it.
 
     Raises:
-      ArtifactError: it takes what a robot does not have, or drives other joints.
+      ArtifactError: it takes what a robot does not have, drives other joints, is in other units, or does not say
+        what a run depends on.
     """
-    served = isinstance(policy, ServedPolicy)
-    name = policy.url if served else str(policy.path)
-    action = policy.metadata.get("actions", {}) if served else policy.action
-    description = {} if served else policy.description
-    size = 32
-    if policy.interface is not None:
-        shapes = {one.name: one.shape for one in policy.interface.inputs}
-        sizes = {shape[:2] for one, shape in shapes.items() if one.endswith(("_rgb", "_depth"))}
-        size = min(sizes)[0] if sizes else size
-        given: dict[str, tuple[int, ...]] = {"proprioception": (32,), "switched": ()}
-        for side in SIDES:
-            given |= {f"{side}_rgb": (size, size, 3), f"{side}_depth": (size, size)}
-        strange = [one for one, shape in shapes.items() if given.get(one) != shape]
-        if strange:
-            raise ArtifactError(
-                f"{name} takes {', '.join(strange)}, which a robot does not have: it sees wrist"
-                " pictures and its own joints only. Deploy a student, not a teacher."
-            )
-    joints, period_s = tuple(action.get("joints", JOINTS)), action.get("control_period_s")
-    if joints != JOINTS or period_s not in (None, embodiment_joints.CONTROL_PERIOD_S):
+    if isinstance(policy, ServedPolicy):
+        said = _served(policy)
+    else:
+        said = _Statement(
+            str(policy.path),
+            policy.hash,
+            policy.interface,
+            policy.action,
+            policy.description.get("switch"),
+            policy.description.get("cameras", {}),
+        )
+    size = SIZE if said.interface is None else _inputs(said.name, said.interface)
+    return Terms(
+        name=said.name,
+        hash=said.hash,
+        action_scale=_scale(said.name, said.action),
+        switch=Switch() if said.switch is None else from_dict(Switch, said.switch),
+        size=size,
+        fovy_deg=float(said.cameras.get("fovy_deg", FOVY_DEG)),
+        depth_cutoff=float(said.cameras.get("depth_cutoff", DEPTH_CUTOFF)),
+    )
+
+
+def _served(policy: ServedPolicy) -> _Statement:
+    metadata = policy.metadata
+    action = metadata.get("actions")
+    action = action if isinstance(action, dict) else {}
+    missing = [key for key in ("policy", "interface", "switch", "cameras") if key not in metadata]
+    wanted = ("joints", "scale", "low", "high", "control_period_s")
+    missing += [f"actions.{key}" for key in wanted if key not in action]
+    if missing:
         raise ArtifactError(
-            f"{name} drives {len(joints)} joints every {period_s} s, not the {len(JOINTS)} of"
+            f"The policy server at {policy.url} does not say {', '.join(missing)}, which a run depends on. Serve the"
+            " exported policy with alohas2r serve of this version."
+        )
+    return _Statement(
+        policy.url,
+        str(metadata["policy"]),
+        policy.interface,
+        action,
+        metadata["switch"],
+        metadata["cameras"] or {},
+    )
+
+
+def _inputs(name: str, interface: Interface) -> int:
+    """Returns the side of the pictures; a robot must have all that the policy takes, in its units."""
+    shapes = {one.name: one.shape for one in interface.inputs}
+    sizes = {shape[:2] for one, shape in shapes.items() if one.endswith(("_rgb", "_depth"))}
+    size = min(sizes)[0] if sizes else SIZE
+    given: dict[str, tuple[int, ...]] = {"proprioception": (32,), "switched": ()}
+    for side in SIDES:
+        given |= {f"{side}_rgb": (size, size, 3), f"{side}_depth": (size, size)}
+    strange = [one for one, shape in shapes.items() if given.get(one) != shape]
+    if strange:
+        raise ArtifactError(
+            f"{name} takes {', '.join(strange)}, which a robot does not have: it sees wrist"
+            " pictures and its own joints only. Deploy a student, not a teacher."
+        )
+    for one in interface.inputs:
+        for part, unit in [(one.name, one.unit), *((part.name, part.unit) for part in one.parts)]:
+            ours = _UNITS.get(part.rpartition("_")[2], _JOINT_UNIT)
+            if unit not in ("", ours):
+                raise ArtifactError(
+                    f"{name} takes {part} in {unit}; a robot gives it in {ours}. Export it anew."
+                )
+    return size
+
+
+def _scale(name: str, action: Mapping[str, object]) -> float:
+    """Returns the scale of the actions; they must be for these joints, this period and these units."""
+    joints, period_s = action.get("joints", JOINTS), action.get("control_period_s")
+    joints = tuple(joints) if isinstance(joints, list | tuple) else ()
+    if joints != JOINTS or period_s not in (None, embodiment_joints.CONTROL_PERIOD_S):
+        odd = next((one for one, ours in zip(joints, JOINTS, strict=False) if one != ours), "")
+        order = f" ({odd} out of order)" if odd and sorted(joints) == sorted(JOINTS) else ""
+        raise ArtifactError(
+            f"{name} drives {len(joints)} joints{order} every {period_s} s, not the {len(JOINTS)} of"
             f" two arms every {embodiment_joints.CONTROL_PERIOD_S} s."
         )
-    switch, cameras = description.get("switch"), description.get("cameras", {})
-    return Terms(
-        name=name,
-        hash=str(policy.metadata.get("policy", "") if served else policy.hash),
-        action_scale=float(action.get("scale", DeployConfig.action_scale)),
-        switch=Switch() if switch is None else from_dict(Switch, switch),
-        size=size,
-        fovy_deg=float(cameras.get("fovy_deg", FOVY_DEG)),
-    )
+    insert = scene.load("insert")
+    order = np.concatenate([arm.ctrl for arm in insert.arms])
+    for key, ours in (("low", insert.ctrl_low[order]), ("high", insert.ctrl_high[order])):
+        if key not in action:
+            continue
+        theirs = np.asarray(action[key], float)
+        if theirs.shape != ours.shape or not np.abs(theirs - ours).max() < _RANGE_TOLERANCE:
+            raise ArtifactError(
+                f"{name} drives targets whose {key} ends are {np.round(theirs, 3).tolist()}, not"
+                f" {np.round(ours, 3).tolist()} (rad, m): it was trained for another robot, or in other units."
+            )
+    scale = action.get("scale")
+    if not isinstance(scale, float | int) or not 0 < scale <= 0.1:
+        raise ArtifactError(f"{name} has the action scale {scale}, not one in (0, 0.1] rad.")
+    return float(scale)
 
 
 def open_policy(
     file: str | os.PathLike[str] | None, server: str | None, api_key: str = ""
-) -> contextlib.AbstractContextManager[Any]:
+) -> contextlib.AbstractContextManager[OnnxPolicy | ServedPolicy]:
     """Returns a policy to be entered, from an ONNX file or a server.
 
     Raises:
@@ -91,9 +181,18 @@ def open_policy(
         raise ConfigError("Give one of --policy FILE and --server URL.")
     if server is not None:
         return ServedPolicy(server, api_key)
+    return contextlib.nullcontext(load_policy(file or ""))
+
+
+def load_policy(file: str | os.PathLike[str]) -> OnnxPolicy:
+    """Reads an exported policy.
+
+    Raises:
+      ArtifactError: the file is missing or damaged.
+    """
     from alohas2r.policies.onnx.runtime import OnnxPolicy
 
-    path = pathlib.Path(file or "")
+    path = pathlib.Path(file)
     if path.is_dir():
         raise ArtifactError(
             f"{path} is a folder; deploy takes the exported file. Export it with"
@@ -103,4 +202,4 @@ def open_policy(
         raise ArtifactError(
             f"There is no policy {path}. Export a trained student with alohas2r export."
         )
-    return contextlib.nullcontext(OnnxPolicy.load(path))
+    return OnnxPolicy.load(path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 
+from alohas2r.core.types import JsonObject
 from alohas2r.deployment.report import Report
 from alohas2r.embodiment import joints
 from alohas2r.safety.reactions import Mode
@@ -15,7 +15,7 @@ from alohas2r.safety.reactions import Mode
 class Tally:
     """Collects how long the control steps under the policy took."""
 
-    PARTS = ("read", "look", "infer", "guard", "write")
+    PARTS = ("read", "look", "infer", "guard", "write", "log")
 
     def __init__(self, period_s: float = joints.CONTROL_PERIOD_S) -> None:
         """Starts empty; a step that takes longer than `period_s` is late."""
@@ -41,7 +41,7 @@ class Tally:
         recent = self._gaps[-40:]
         return len(recent) / sum(recent) if recent and sum(recent) else None
 
-    def figures(self, paced: bool = True) -> dict[str, Any]:
+    def figures(self, paced: bool = True) -> JsonObject:
         """Returns the rate, late steps, and times in ms; "loop" is all but "look".
 
         Args:

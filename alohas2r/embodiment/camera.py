@@ -1,179 +1,155 @@
-"""What a wrist camera shows a policy: field of view, depth cut-off, the one crop."""
+"""What a wrist camera shows a policy: field of view, depth cut-off, the one crop, the one scaling.
+
+A real camera's picture is cropped to what the simulated camera shows (`crop_color`, `crop_depth`, NumPy, on the robot);
+the simulated camera draws that directly. From there on everything is the same: `preprocess` is the first thing
+that a network does, in training, in evaluation and on the robot.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from alohas2r.config import check
+from alohas2r.core.types import Array
 
-DEPTH_CUTOFF = 0.4  # m; farther things are not seen. Source: recipe, section 6.
-FOVY_DEG = 58.0  # of the simulated wrist cameras, square. Source: recipe, section 6.
+# m; farther things are not seen. Source: the published report.
+DEPTH_CUTOFF = 0.4
+# Vertical field of view (degrees) and side (pixels) of the simulated wrist cameras, square. Source: likewise.
+FOVY_DEG = 58.0
+SIZE = 32
 
 _ZERO_ONE_BYTE = np.float32(1 / 255)
 
 
-class Crop(NamedTuple):
-    """A rectangle of a picture in pixels; it may reach beyond the picture, where nothing is seen."""
+class Intrinsics(NamedTuple):
+    """A pinhole camera (pixels); pixel centres lie at whole numbers."""
 
-    top: int
-    left: int
-    height: int
     width: int
+    height: int
+    fx: float
+    fy: float
+    ppx: float
+    ppy: float
 
 
-@dataclasses.dataclass(frozen=True)
-class PreprocessConfig:
-    """How pictures become network inputs.
-
-    Attributes:
-      height, width: of the inputs, in pixels.
-      depth_cutoff: depth beyond it becomes 0; depth is divided by it (m).
-    """
-
-    height: int = 32
-    width: int = 32
-    depth_cutoff: float = DEPTH_CUTOFF
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-          ConfigError: a value out of range.
-        """
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            check(1 <= size <= 4096, f"{name} = {size} must lie in 1..4096 pixels.")
-        check(
-            0.05 <= self.depth_cutoff <= 10,
-            f"depth_cutoff = {self.depth_cutoff} must lie in 0.05..10 m.",
-        )
-
-
-def simulated_crop(
-    fx: float, fy: float, cx: float, cy: float, fovy_deg: float = FOVY_DEG, aspect: float = 1.0
-) -> Crop:
-    """Returns the part of a real camera's picture that the simulated camera would show.
+def preprocess(rgb: Array, depth: Array, cutoff: float = DEPTH_CUTOFF) -> tuple[Array, Array]:
+    """Turns pictures into network inputs: cuts off depth, and scales both to 0..1.
 
     Args:
-      fx, fy: focal lengths in pixels; cx, cy: principal point in pixels (0 is the outer edge of the first
-        pixel): intrinsics that the device reports.
-      fovy_deg: the simulated camera's vertical field of view; aspect: its width over its height.
-
-    Raises:
-      ConfigError: intrinsics that no camera has.
-    """
-    check(fx > 0 and fy > 0, f"The focal lengths {fx} and {fy} must be positive.")
-    check(1 <= fovy_deg < 180, f"fovy_deg = {fovy_deg} must lie in 1..180 degrees.")
-    half = math.tan(math.radians(fovy_deg) / 2)
-    top, bottom = round(cy - fy * half), round(cy + fy * half)
-    left, right = round(cx - fx * half * aspect), round(cx + fx * half * aspect)
-    return Crop(top, left, bottom - top, right - left)
-
-
-def preprocess(
-    rgb: Any, depth: Any, config: PreprocessConfig | None = None, crop: Crop | None = None
-) -> tuple[Any, Any]:
-    """Turns pictures into network inputs: crop, resize by area, cut off depth, normalize.
-
-    Depth is averaged over the part of a cell where something is seen within the cut-off; a cell less than
-    half of which is seen becomes 0, so that edges leave no points in the air. Sizes are changed in
-    whole numbers, so that NumPy and JAX round alike.
-
-    Args:
-      rgb: [..., H, W, 3] uint8.
+      rgb: [..., H, W, 3] uint8, NumPy or JAX.
       depth: [..., H, W] float32, metres along the optical axis; 0 where nothing is seen.
-      config: size and cut-off.
-      crop: what to cut out first; None for the whole picture.
+      cutoff: depth beyond it becomes 0 (m).
 
     Returns:
-      rgb [..., height, width, 3] and depth [..., height, width], float32 in [0, 1], of the arrays' kind.
+      rgb [..., H, W, 3] and depth [..., H, W], float32 in [0, 1], of the arrays' kind; the same bits with both.
     """
-    config = config or PreprocessConfig()
     xp = _namespace(depth)
-    depth = xp.where(depth > np.float32(config.depth_cutoff), np.float32(0), depth)
+    depth = xp.where(depth > np.float32(cutoff), np.float32(0), depth)
     depth = xp.where(depth > 0, depth, np.float32(0))  # and what is no number
-    if crop is not None:
-        rgb, depth = _cut(rgb, crop, 3), _cut(depth, crop, 2)
-    height, width = depth.shape[-2:]
-    size = (config.height, config.width)
-    scale = np.float32(1 / config.depth_cutoff)
-    if (height, width) != size:
-        rgb = xp.moveaxis(_resize_colour(xp.moveaxis(rgb, -1, 0), size, xp), 0, -1)
-        # Depth in whole units of 0.1 mm, or coarser where sums would not fit into 31 bits.
-        most = (2**31 - 1) // (height * width)
-        units = min(10_000.0, most / config.depth_cutoff)
-        depth = _resize_depth(depth, size, np.float32(units), xp)
-        scale = np.float32(1 / (units * config.depth_cutoff))
+    scale = np.float32(1 / cutoff)
     return rgb.astype(np.float32) * _ZERO_ONE_BYTE, xp.minimum(depth * scale, np.float32(1))
 
 
-def _namespace(array: Any) -> Any:
+def crop_color(
+    image: np.ndarray, camera: Intrinsics, size: int = SIZE, fovy_deg: float = FOVY_DEG
+) -> np.ndarray:
+    """Crops a picture to the simulated field of view and averages it down.
+
+    Args:
+      image: [H, W, 3] uint8.
+      camera: its intrinsics.
+      size: side of the result.
+      fovy_deg: field of view of the result; it is square.
+
+    Returns:
+      [size, size, 3] uint8; black where the picture does not reach.
+    """
+    covered = _cell_areas(camera, size, fovy_deg)[..., None]
+    total = _crop_sums(image, camera, size, fovy_deg)
+    mean = np.divide(total, covered, out=np.zeros_like(total), where=covered > 0)
+    return np.rint(mean).astype(np.uint8)
+
+
+def crop_depth(
+    depth: np.ndarray,
+    camera: Intrinsics,
+    size: int = SIZE,
+    fovy_deg: float = FOVY_DEG,
+    cutoff: float = DEPTH_CUTOFF,
+) -> np.ndarray:
+    """Crops a depth picture to the simulated field of view and averages what is seen of it.
+
+    What lies beyond the cut-off counts as not seen before anything is averaged: the mean of a finger and of the table
+    far behind it would be a point in the air, at a depth where nothing is.
+
+    Args:
+      depth: [H, W] metres along the optical axis; 0 where unknown.
+      camera: its intrinsics.
+      size: side of the result.
+      fovy_deg: field of view of the result; it is square.
+      cutoff: depth beyond it is not seen (m).
+
+    Returns:
+      [size, size] float32, 0 where less than half of a cell is seen.
+    """
+    near = np.where((depth > 0) & (depth <= cutoff), depth, 0)
+    total = _crop_sums(near, camera, size, fovy_deg)
+    seen = _crop_sums(near > 0, camera, size, fovy_deg)
+    enough = (seen >= 0.5 * _cell_areas(camera, size, fovy_deg)) & (seen > 0)
+    mean = np.divide(total, seen, out=np.zeros_like(total), where=enough)
+    return mean.astype(np.float32)
+
+
+def area_sums(image: np.ndarray, start: float, stop: float, count: int) -> np.ndarray:
+    """Sums the rows of a picture into equal cells between two edges.
+
+    A row that lies in two cells counts for each by its share; what lies outside the picture counts
+    nowhere.
+
+    Args:
+      image: [H, ...].
+      start: first edge; row i reaches from i - 0.5 to i + 0.5.
+      stop: last edge.
+      count: number of cells.
+
+    Returns:
+      [count, ...] float64.
+    """
+    edges = np.clip(np.linspace(start, stop, count + 1) + 0.5, 0, len(image))
+    whole = np.minimum(edges.astype(int), len(image) - 1)
+    share = (edges - whole).reshape(-1, *[1] * (image.ndim - 1))
+    first = whole[0]
+    image = image[first : whole[-1] + 1].astype(np.float64)  # what no cell needs is left out
+    running = np.cumsum(image, axis=0) - image  # the sum of all rows before each
+    return np.diff(running[whole - first] + share * image[whole - first], axis=0)
+
+
+def _edges(camera: Intrinsics, fovy_deg: float) -> tuple[tuple[float, float], ...]:
+    """Returns between which rows, and which columns, the simulated field of view lies."""
+    reach = math.tan(math.radians(fovy_deg) / 2)
+    high, wide = reach * camera.fy, reach * camera.fx
+    return (camera.ppy - high, camera.ppy + high), (camera.ppx - wide, camera.ppx + wide)
+
+
+def _crop_sums(image: np.ndarray, camera: Intrinsics, size: int, fovy_deg: float) -> np.ndarray:
+    """Sums [H, W, ...] into the [size, size, ...] cells of the simulated field of view."""
+    high, wide = _edges(camera, fovy_deg)
+    rows = area_sums(image, *high, size)
+    return area_sums(rows.swapaxes(0, 1), *wide, size).swapaxes(0, 1)
+
+
+def _cell_areas(camera: Intrinsics, size: int, fovy_deg: float) -> np.ndarray:
+    """Returns [size, size] how many pixels of the picture lie in each cell."""
+    high, wide = _edges(camera, fovy_deg)
+    rows = area_sums(np.ones(camera.height), *high, size)
+    return np.outer(rows, area_sums(np.ones(camera.width), *wide, size))
+
+
+def _namespace(array: Array) -> Array:
     if isinstance(array, np.ndarray):
         return np
     import jax.numpy as jnp
 
     return jnp
-
-
-def _cut(picture: Any, crop: Crop, axes: int) -> Any:
-    """Cuts out a rectangle of the axes -axes, -axes + 1; beyond the picture there is 0."""
-    xp = _namespace(picture)
-    pads = [(0, 0)] * picture.ndim
-    first = picture.ndim - axes
-    index: list[Any] = [slice(None)] * picture.ndim
-    for axis, start, size in ((first, crop.top, crop.height), (first + 1, crop.left, crop.width)):
-        length = picture.shape[axis]
-        low, high = min(max(start, 0), length), min(max(start + size, 0), length)
-        before = min(max(-start, 0), size)
-        pads[axis] = (before, size - before - (high - low))
-        index[axis] = slice(low, high)
-    return xp.pad(picture[tuple(index)], pads)
-
-
-@functools.lru_cache(maxsize=64)
-def _overlaps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which source pixels a target pixel covers [target, K] and how much of each, int32.
-
-    The shares of a target pixel add up to `source`.
-    """
-    edges = np.arange(target + 1, dtype=np.int64) * source
-    first = edges[:-1] // target
-    taps = int((-(-edges[1:] // target) - first).max())
-    pixels = first[:, None] + np.arange(taps)
-    low = np.maximum(pixels * target, edges[:-1, None])
-    high = np.minimum((pixels + 1) * target, edges[1:, None])
-    shares = np.maximum(high - low, 0)
-    return np.minimum(pixels, source - 1).astype(np.int32), shares.astype(np.int32)
-
-
-def _area_sums(picture: Any, size: tuple[int, int]) -> Any:
-    """Returns sums over areas of whole numbers [..., H, W], [..., height, width], times H * W."""
-    for axis, target in ((-1, size[1]), (-2, size[0])):
-        pixels, shares = _overlaps(picture.shape[axis], target)
-        total = 0
-        for tap in range(pixels.shape[1]):
-            share = shares[:, tap] if axis == -1 else shares[:, tap, None]
-            part = picture[..., pixels[:, tap]] if axis == -1 else picture[..., pixels[:, tap], :]
-            total = total + part * share
-        picture = total
-    return picture
-
-
-def _resize_colour(picture: Any, size: tuple[int, int], xp: Any) -> Any:
-    area = picture.shape[-1] * picture.shape[-2]
-    sums = _area_sums(picture.astype(np.uint32), size)
-    return (sums + np.uint32(area // 2)) // np.uint32(area)
-
-
-def _resize_depth(depth: Any, size: tuple[int, int], units: np.float32, xp: Any) -> Any:
-    area = depth.shape[-1] * depth.shape[-2]
-    whole = xp.floor(depth * units).astype(np.int32)
-    sums = _area_sums(whole, size)
-    seen = _area_sums((whole > 0).astype(np.int32), size)
-    mean = (sums // xp.maximum(seen, 1)).astype(np.float32)
-    return xp.where(seen * 2 >= area, mean, np.float32(0))

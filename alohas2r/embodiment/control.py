@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from alohas2r.core.types import Array
 
 ACTIONS_PER_ARM = 7  # six arm joints, then the gripper
-# Probability of 0, 1, 2, 3 steps of delay, before normalization. Source: recipe, section 2.
+# Probability of 0, 1, 2, 3 steps of delay, before normalization. Source: the published report.
 DELAY_WEIGHTS = (0.83, 0.104, 0.02, 0.014)
-ACTION_SCALE = 0.02  # rad (metres of finger travel) per control step. Source: recipe, section 2.
+ACTION_SCALE = 0.02  # rad (metres of finger travel) per control step. Source: the published report.
 
 
-def next_target(target: Any, action: Any, low: Any, high: Any, scale: float = ACTION_SCALE) -> Any:
+def next_target(
+    target: Array, action: Array, low: Array, high: Array, scale: float = ACTION_SCALE
+) -> Array:
     """Moves the targets by an action and keeps them within the actuators' ranges.
 
     Args:

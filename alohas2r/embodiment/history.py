@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.core.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,11 @@ class HistoryConfig:
 class HistoryState(NamedTuple):
     """Averages after `seen` observations, any leading batch axes."""
 
-    averages: Any  # [..., rates, n]
-    seen: Any  # [...] int32
+    averages: Array  # [..., rates, n]
+    seen: Array  # [...] int32
 
 
-def init(config: HistoryConfig, size: int, xp: Any, batch: tuple[int, ...] = ()) -> HistoryState:
+def init(config: HistoryConfig, size: int, xp: Array, batch: tuple[int, ...] = ()) -> HistoryState:
     """Returns the state after a reset; `xp` is numpy or jax.numpy."""
     return HistoryState(
         xp.zeros((*batch, len(config.rates), size), xp.float32), xp.zeros(batch, xp.int32)
@@ -63,8 +64,8 @@ def _rates_at(rates: tuple[float, ...], seen: int) -> np.ndarray:
 
 
 def update(
-    config: HistoryConfig, state: HistoryState, observation: Any, xp: Any
-) -> tuple[HistoryState, Any]:
+    config: HistoryConfig, state: HistoryState, observation: Array, xp: Array
+) -> tuple[HistoryState, Array]:
     """Adds an observation [..., n] and returns the new state and the features [..., n * (1 + rates)]."""
     if not config.rates:
         return HistoryState(state.averages, state.seen + 1), observation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 SIDES = ("left", "right")
-# Order of the joints and actuators of one arm, as on the robot. Source: recipe, section 8.
+# Order of the joints and actuators of one arm, as on the robot. Source: the published code.
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 FINGER_JOINTS = ("left_finger", "right_finger")
 ACTUATORS = (*ARM_JOINTS, "gripper")

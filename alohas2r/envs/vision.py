@@ -19,6 +19,7 @@ from alohas2r.config import check
 from alohas2r.embodiment import history
 from alohas2r.embodiment.control import DELAY_WEIGHTS
 from alohas2r.embodiment.history import HistoryState
+from alohas2r.embodiment.observation import proprioception
 from alohas2r.policies.spec import StudentSpec
 from alohas2r.rendering import corruption as rendering_corruption
 from alohas2r.rendering import visual_randomization
@@ -33,7 +34,7 @@ _LOOKS, _STEPS = 1, 2  # streams of random numbers
 
 @dataclasses.dataclass(frozen=True)
 class SensesConfig:
-    """Noise and randomization of what the student observes. Source of all values: recipe, section 6.
+    """Noise and randomization of what the student observes. Source of all values: the published report.
 
     Attributes:
       joint_pos: half width of the uniform noise on the arm joints' positions (rad); the fingers are exact.
@@ -88,19 +89,6 @@ class Seen(NamedTuple):
     depth: jax.Array | None  # [N, C, H, W] m
     vector: jax.Array  # [N, n] what arrived
     features: jax.Array  # [N, F] with its moving averages
-
-
-def proprioception(signals: Signals, joint_pos: jax.Array) -> jax.Array:
-    """Returns the student's vector [..., 32]: joint positions, and positions minus targets.
-
-    Args:
-      signals: the state; its targets are taken as they are.
-      joint_pos: [..., 2, 8] measured positions (rad, m).
-    """
-    target = jnp.concatenate([signals.ctrl, signals.ctrl[..., -1:]], -1)
-    lead = joint_pos.shape[:-2]
-    both = [joint_pos.reshape(*lead, -1), (joint_pos - target).reshape(*lead, -1)]
-    return jnp.concatenate(both, -1)
 
 
 class Senses:
@@ -272,7 +260,7 @@ class Senses:
             keys[:, 2]
         )
         noise = config.joint_pos * jnp.pad(noise, ((0, 0), (0, 0), (0, 2)))
-        vector = proprioception(signals, signals.qpos + noise)
+        vector = proprioception(signals.qpos + noise, signals.ctrl, jnp)
 
         weights = jnp.array(config.delay_weights) / sum(config.delay_weights)
         drawn = jax.vmap(jax.random.uniform)(keys[:, 3])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from alohas2r.core.types import JsonObject
+from alohas2r.policies.onnx.interface import Interface
 
 if TYPE_CHECKING:
     from alohas2r.policies.spec import PolicySpec, StudentSpec
@@ -98,33 +99,23 @@ class AnyPolicy(Stored, Protocol):
         ...
 
 
-class Named(Protocol):
-    """An input of a policy."""
+@runtime_checkable
+class Described(Protocol):
+    """A policy that says what it takes; None: it does not."""
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-
-class Takes(Protocol):
-    """What a policy takes."""
-
-    @property
-    def inputs(self) -> Sequence[Named]: ...  # noqa: D102
+    interface: Interface | None
 
 
 @runtime_checkable
-class Selective(Policy, Protocol):
-    """A policy that says what it takes."""
+class Renewable(Protocol):
+    """A policy that may have to begin anew without memory, as one on a server; counts how often it did."""
 
-    @property
-    def interface(self) -> Takes:
-        """What goes in."""
-        ...
+    renewals: int
 
 
 def select(policy: Policy, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Leaves out what a policy does not take, where it says what it takes."""
-    if not isinstance(policy, Selective):
+    if not isinstance(policy, Described) or policy.interface is None:
         return dict(observation)
     names = {one.name for one in policy.interface.inputs}
     return {name: value for name, value in observation.items() if name in names}

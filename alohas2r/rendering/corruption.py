@@ -1,8 +1,6 @@
-"""Pictures between camera and network: sensor corruption in simulation, and the one preprocessing.
+"""What a sensor does to pictures, between the simulated camera and the network.
 
-`preprocess` is what simulation and robot share: it takes NumPy or JAX arrays and gives the same
-numbers with both, bit for bit. Nothing here needs JAX until a JAX array or a random key comes in,
-so a robot's computer can do without it. `corrupt` and the functions that it is made of are pure
+Nothing here needs JAX until a random key comes in. `corrupt` and the functions that it is made of are pure
 functions of a random key; pictures whose depth is 0 show nothing there, as with a real sensor.
 """
 

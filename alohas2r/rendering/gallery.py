@@ -58,10 +58,9 @@ def looks_grid(
     noisy = jax.jit(corruption.corrupt)(
         jax.random.key(seed), frames.rgb, frames.depth, sample["brightness"], bank
     )
-    goal = camera_contract.PreprocessConfig(size, size)
 
     def half(rgb: Array, depth: Array) -> np.ndarray:
-        rgb, depth = camera_contract.preprocess(np.asarray(rgb), np.asarray(depth), goal)
+        rgb, depth = camera_contract.preprocess(np.asarray(rgb), np.asarray(depth))
         shade = np.where(depth > 0, 1 - 0.85 * depth, 0)
         both = np.concatenate([rgb, np.repeat(shade[..., None], 3, -1)], 2)  # [N, C, 2 H, W, 3]
         both = np.pad(both, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 0)], constant_values=0.5)

@@ -26,6 +26,7 @@ class SafetyConfig:
         targets slightly under the table are how fingers rest on it.
       tracking_error: largest distance of an arm joint from its target.
       tracking_steps: for how many steps in a row that may be exceeded.
+      pair_gap: largest disagreement of the two servos of a joint about its position (rad).
       proprio_age_s: joint readings older than this are not acted on.
       silent_s: a servo silent for this long is a hardware fault.
       frame_age_s: pictures older than this are not acted on.
@@ -49,6 +50,7 @@ class SafetyConfig:
     finger_table_clearance: float = -0.005
     tracking_error: float = 0.3
     tracking_steps: int = 5
+    pair_gap: float = 0.1
     proprio_age_s: float = 0.1
     silent_s: float = 0.5
     frame_age_s: float = 0.15
@@ -75,6 +77,7 @@ class SafetyConfig:
         check(0 <= self.table_clearance <= 0.05, "table_clearance must lie in 0..0.05")
         check(0 <= self.arm_clearance <= 0.05, "arm_clearance must lie in 0..0.05")
         check(self.tracking_error > 0, "tracking_error must be positive")
+        check(self.pair_gap > 0, "pair_gap must be positive")
         for name in ("tracking_steps", "black_steps", "bad_actions", "missed_deadlines"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1")
         check(0 < self.proprio_age_s < self.silent_s, "0 < proprio_age_s < silent_s must hold")

@@ -36,6 +36,21 @@ class Decision(NamedTuple):
     interventions: tuple[str, ...]
 
 
+class _Checked(NamedTuple):
+    """A step that was proposed, and what the safety model says of it.
+
+    Attributes:
+      step: [14].
+      end: [14] the command at its end; clearance: that of this pose.
+      offending: [2] which arms come too close; None: the step is clear.
+    """
+
+    step: np.ndarray
+    end: np.ndarray
+    clearance: Clearance
+    offending: np.ndarray | None
+
+
 class Guard:
     """Limits every target before it is sent.
 
@@ -123,30 +138,38 @@ class Guard:
         )
         if (smoother != slower).any():
             interventions.append("acceleration")
-        step = self._avoid(smoother, measured)
-        if step is not smoother:
+        taken = self._avoid(smoother, measured)
+        if taken.step is not smoother:
             interventions.append("collision")
         self.counts.update(interventions)
-        self._step = step
+        self._commit(taken)
         return Decision(self._last.copy(), tuple(interventions))
 
     def _take(self, command: np.ndarray) -> None:
         self._last = command
         self._last_clearance = self._clearance(command)
 
-    def _avoid(self, step: np.ndarray, measured: np.ndarray | None) -> np.ndarray:
-        """Takes what comes near a step and stays clear, and returns it.
+    def _commit(self, checked: _Checked) -> None:
+        """Takes a step; nothing before this changes anything."""
+        self._last, self._last_clearance = checked.end, checked.clearance
+        self._step = checked.step
+
+    def _avoid(self, step: np.ndarray, measured: np.ndarray | None) -> _Checked:
+        """Proposes one step after another until one is clear, and returns that.
 
         First the whole step; then the part of it that leads along the obstacle; then the arms that are too close keep
         their joints still and move only their fingers; then they do not move at all; then no arm does.
         """
         lag_before = None if measured is None else self._clearance(measured).slack
-        offending = self._try(step, measured, lag_before)
-        if offending is None:
-            return step
+        whole = self._check(step, measured, lag_before)
+        if whole.offending is None:
+            return whole
         along = self._slide(step)
-        if along is not None and self._try(along, measured, lag_before) is None:
-            return along
+        if along is not None:
+            checked = self._check(along, measured, lag_before)
+            if checked.offending is None:
+                return checked
+        offending = whole.offending
         for _ in range(3):
             arms = np.repeat(offending, PER_ARM)
             still = np.where(arms & ~IS_GRIPPER, 0.0, step)
@@ -155,15 +178,16 @@ class Guard:
             if (still == step).all():
                 break
             step = still
-            offending = self._try(step, measured, lag_before)
-            if offending is None:
-                return step
-        return np.zeros_like(step)
+            checked = self._check(step, measured, lag_before)
+            if checked.offending is None:
+                return checked
+            offending = checked.offending
+        return _Checked(np.zeros_like(step), self._last, self._last_clearance, None)
 
-    def _try(
+    def _check(
         self, step: np.ndarray, measured: np.ndarray | None, lag_before: float | None
-    ) -> np.ndarray | None:
-        """Takes a step if it stays clear; otherwise returns which arms come too close."""
+    ) -> _Checked:
+        """Says of a step whether it stays clear, and if not, which arms come too close."""
         end = self._last + step
         reached = self._clearance(end)
         offending = self._offends(end, reached)
@@ -171,9 +195,7 @@ class Guard:
             lagging = self._clearance(measured + step)
             if lagging.slack < min(0.0, lag_before) - self._TOLERANCE:
                 offending = lagging.sides
-        if offending is None:
-            self._last, self._last_clearance = end, reached
-        return offending
+        return _Checked(step, end, reached, offending)
 
     def _slide(self, step: np.ndarray) -> np.ndarray | None:
         """Turns a step that comes too close into one along the obstacle, or returns None if it finds none.

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from alohas2r.embodiment.joints import IS_GRIPPER, JOINTS, PER_ARM, SIDES
 from alohas2r.embodiment.poses import SLEEP_POSE, STAGED_POSE
 from alohas2r.safety.config import SLOW, SafetyConfig
+from alohas2r.safety.release import Release, holding
+
+
+class Way(Protocol):
+    """A way along which the arms are led; `stuck` says that they have not come closer for a while."""
+
+    stuck: bool
+
+    def target(self, last: np.ndarray, measured: np.ndarray) -> np.ndarray | None:
+        """Returns the next target [14] from the last command and the measured pose, or None at its end."""
+        ...
+
+
+class Sequence:
+    """Some ways, one after the other.
+
+    Attributes:
+      stuck: whether the present one is.
+    """
+
+    def __init__(self, *ways: Way) -> None:
+        """Starts with the first."""
+        self._ways = list(ways)
+        self.stuck = False
+
+    def target(self, last: np.ndarray, measured: np.ndarray) -> np.ndarray | None:
+        """Returns the next target [14], or None at the end of the last way."""
+        while self._ways:
+            target = self._ways[0].target(last, measured)
+            self.stuck = self._ways[0].stuck
+            if target is not None:
+                return target
+            self._ways.pop(0)
+        return None
 
 
 class Path:
@@ -21,7 +55,7 @@ class Path:
     PATIENCE_STEPS = 40
     TOLERANCE = 0.15  # how close to a pose counts as there (rad)
 
-    def __init__(self, poses: Sequence[np.ndarray], config: SafetyConfig = SLOW) -> None:
+    def __init__(self, poses: list[np.ndarray], config: SafetyConfig = SLOW) -> None:
         """Starts at its first pose.
 
         Args:
@@ -65,6 +99,23 @@ class Path:
 def retreat_path(config: SafetyConfig = SLOW) -> Path:
     """Returns the way to the sleep pose: let go, rise to the staged pose, fold up."""
     return Path([np.where(IS_GRIPPER, SLEEP_POSE, np.nan), STAGED_POSE, SLEEP_POSE], config)
+
+
+def way_to_rest(command: np.ndarray, measured: np.ndarray, config: SafetyConfig = SLOW) -> Sequence:
+    """Returns the way to the sleep pose from anywhere, which sets down first what the grippers hold.
+
+    Args:
+      command: [14] the last command.
+      measured: [14] measured positions.
+      config: how fast to move.
+    """
+    ways: list[Way] = [Release(config)] if holding(command, measured).any() else []
+    return Sequence(*ways, retreat_path(config))
+
+
+def way_aside(config: SafetyConfig = SLOW) -> Sequence:
+    """Returns the way that sets down what the grippers hold, opens both, and ends in the staged pose."""
+    return Sequence(Release(config), Path([np.where(IS_GRIPPER, np.nan, STAGED_POSE)], config))
 
 
 def approach_path(pose: np.ndarray, config: SafetyConfig = SLOW) -> Path:

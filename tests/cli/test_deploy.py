@@ -128,6 +128,11 @@ def test_every_command_of_the_documentation_exists_as_written(page: str) -> None
             1,
             ["cannot be stepped"],
         ),
+        (
+            ["deploy", "--robot", "sim", "--reset-seconds", "5", "--policy", "x"],
+            1,
+            ["--reset-seconds belongs to real arms"],
+        ),
         (["deploy", "--robot", "sim", "--mode", "fast", "--policy", "x"], 2, ["'dry-run'"]),
         (["record-camera", "out.bag"], 1, ["must end in .db3"]),
         (["record-camera", "out.db3", "--simulated", "left", "--serial", "1"], 1, ["--serial"]),

@@ -21,7 +21,7 @@ from alohas2r.deployment.pacer import ClockPacer, SteppedPacer
 from alohas2r.deployment.recovery import torque_off
 from alohas2r.deployment.report import Report
 from alohas2r.deployment.rig import RigConfig
-from alohas2r.deployment.terms import open_policy, terms
+from alohas2r.deployment.terms import load_policy, open_policy, terms
 from alohas2r.deployment.timing import Tally
 from alohas2r.embodiment.joints import IS_GRIPPER
 from alohas2r.embodiment.poses import SLEEP_POSE
@@ -504,8 +504,8 @@ def test_a_served_policy_acts_like_the_file(rig, student):
         ServedPolicy(f"127.0.0.1:{port}", timeout_s=5) as served,
         open_policy(student, None) as local,
     ):
-        assert terms(served).hash == terms(local).hash
-        assert terms(served)[2:] == (0.015, terms(served).switch, 32, 58.0)
+        assert terms(served)[1:] == terms(local)[1:]
+        assert terms(served).switch.on_height == 0.16
         reading = rig.simulated.read()
         frames = {camera.name: camera.read(1.0) for camera in rig.cameras}
         for switched in (False, True, True):  # the third depends on the memory of the first two
@@ -575,17 +575,17 @@ def test_a_slow_server_is_not_waited_for(rig, student):
 
 
 def test_a_policy_says_how_it_is_run(student):
-    with open_policy(student, None) as policy:
-        wants = terms(policy)
-        assert (wants.action_scale, wants.switch.on_height, wants.size) == (0.015, 0.16, 32)
-        strange = Input("socket_minus_peg", (3,), "float32", "m")
-        policy.interface = Interface((*policy.interface.inputs, strange), (), 14)
-        with pytest.raises(ArtifactError, match=r"socket_minus_peg.*Deploy a student"):
-            terms(policy)
-    with open_policy(student, None) as policy:
-        policy.action = {**policy.action, "control_period_s": 0.1}
-        with pytest.raises(ArtifactError, match=r"every 0\.1 s"):
-            terms(policy)
+    policy = load_policy(student)
+    wants = terms(policy)
+    assert (wants.action_scale, wants.switch.on_height, wants.size) == (0.015, 0.16, 32)
+    strange = Input("socket_minus_peg", (3,), "float32", "m")
+    policy.interface = Interface((*policy.interface.inputs, strange), (), 14)
+    with pytest.raises(ArtifactError, match=r"socket_minus_peg.*Deploy a student"):
+        terms(policy)
+    policy = load_policy(student)
+    policy.action = {**policy.action, "control_period_s": 0.1}
+    with pytest.raises(ArtifactError, match=r"every 0\.1 s"):
+        terms(policy)
     with pytest.raises(ArtifactError, match="is a folder"):
         open_policy(student.parent, None)
     for both in ((None, None), (student, "ws://there")):

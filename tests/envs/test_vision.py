@@ -10,7 +10,7 @@ import pytest
 from alohas2r.deployment import observation
 from alohas2r.embodiment import history
 from alohas2r.embodiment.history import HistoryConfig
-from alohas2r.envs import vision as env_vision
+from alohas2r.embodiment.observation import proprioception
 from alohas2r.envs.vision import IDEAL, Senses, SensesConfig, SensesState
 from alohas2r.errors import ConfigError
 from alohas2r.policies import spec
@@ -85,7 +85,7 @@ def test_simulation_and_robot_observe_the_same() -> None:
         mine = position[7 * index : 7 * index + 7]
         qpos[arm.qpos] = [*mine, mine[6]]
     signal = signals_at(qpos[None], ctrl[None])
-    found = env_vision.proprioception(signal, signal.qpos)[0]
+    found = proprioception(signal.qpos, signal.ctrl, jnp)[0]
     blank = np.zeros(14)
     reading = Proprio(0.0, position, blank, blank, blank, blank, blank, blank)
     frame = Frame(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.float32), 0.0, 0)
@@ -102,7 +102,7 @@ def test_without_noise_everything_arrives_as_it_is_and_at_once() -> None:
         state, seen = eyes.perceive(state, frames_of(3, step), np.ones(3), signal)
         np.testing.assert_array_equal(seen.rgb, frames_of(3, step).rgb)
         np.testing.assert_array_equal(seen.depth, frames_of(3, step).depth)
-        exact = np.asarray(env_vision.proprioception(signal, signal.qpos))
+        exact = np.asarray(proprioception(signal.qpos, signal.ctrl, jnp))
         np.testing.assert_array_equal(seen.vector, exact)
         remembered, features = history.update(HistoryConfig((0.5,)), remembered, exact, np)
         np.testing.assert_allclose(seen.features, features, atol=1e-6)
@@ -162,7 +162,7 @@ def test_joint_noise_is_symmetric_uniform_and_spares_the_fingers() -> None:
     eyes = make_senses(count, dataclasses.replace(IDEAL, joint_pos=0.1))
     signal = home(count)
     _, seen = eyes.perceive(eyes.reset(keys(count)), frames_of(count, 0), np.ones(count), signal)
-    error = np.asarray(seen.vector - env_vision.proprioception(signal, signal.qpos))
+    error = np.asarray(seen.vector - proprioception(signal.qpos, signal.ctrl, jnp))
     joints, fingers = error.reshape(count, 4, 8)[..., :6], error.reshape(count, 4, 8)[..., 6:]
     assert not fingers.any()
     assert np.abs(joints).max() <= 0.1 + 1e-6

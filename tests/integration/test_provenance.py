@@ -39,7 +39,9 @@ def lifting(random_policy: pathlib.Path, tmp_path_factory: pytest.TempPathFactor
     weights["std"] += 1
     weights["layer1/bias"][1] = -3.0
     folder = tmp_path_factory.mktemp("a folder") / "lift"
-    return artifact.save(StatePolicy(policy.spec, weights, {}), folder, {"observations": np.zeros((2, 53))})
+    return artifact.save(
+        StatePolicy(policy.spec, weights, {}), folder, {"observations": np.zeros((2, 53))}
+    )
 
 
 def chosen(settings: tuple[str, ...]) -> list[str]:

@@ -198,7 +198,7 @@ def test_scaling_is_that_of_the_robots_pictures() -> None:
     rgb = draw.integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
     depth = draw.uniform(-0.1, 0.6, (2, 2, 32, 32)).astype(np.float32)
     depth[0, 0, :2] = [[0.0] * 32, [np.nan] * 32]
-    wanted = camera_contract.preprocess(rgb, depth, camera_contract.PreprocessConfig(32, 32, 0.4))
+    wanted = camera_contract.preprocess(rgb, depth, 0.4)
     found_rgb, found_depth = vision_network.scale_rgb(rgb), vision_network.scale_depth(depth, 0.4)
     assert isinstance(found_rgb, jax.Array)
     assert isinstance(found_depth, jax.Array)

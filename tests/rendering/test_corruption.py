@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.errors import ConfigError
@@ -26,93 +20,6 @@ def pictures(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.nda
     return rgb, depth
 
 
-def test_importing_needs_no_jax() -> None:
-    code = """
-    import sys
-    sys.modules["jax"] = None
-    import numpy as np
-    from alohas2r.embodiment import camera
-    crop = camera.simulated_crop(430, 430, 424, 240)
-    rgb, depth = camera.preprocess(np.zeros((480, 848, 3), np.uint8), np.ones((480, 848), np.float32), None, crop)
-    assert rgb.shape == (32, 32, 3) and depth.shape == (32, 32)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 70), st.integers(1, 40))
-def test_area_shares_are_a_partition(source: int, target: int) -> None:
-    pixels, shares = camera_contract._overlaps(source, target)
-    np.testing.assert_array_equal(shares.sum(1), source)
-    # Every source pixel gives away its whole length, `target`.
-    given_away = np.zeros(source, int)
-    np.add.at(given_away, pixels, shares)
-    np.testing.assert_array_equal(given_away, target)
-
-
-def test_sizes_that_fit_change_nothing_but_the_scale() -> None:
-    rgb, depth = pictures(32, 32)
-    seen, near = camera_contract.preprocess(rgb, depth)
-    np.testing.assert_allclose(seen, rgb / 255, atol=1e-6)
-    np.testing.assert_allclose(near, np.where(depth > CUTOFF, 0, depth) / CUTOFF, atol=1e-6)
-    assert (seen.dtype, near.dtype) == (np.float32, np.float32)
-    assert near.max() <= 1
-
-
-def test_blocks_average() -> None:
-    rgb, depth = pictures(64, 96)
-    depth = np.clip(depth, 0.05, CUTOFF)
-    seen, near = camera_contract.preprocess(rgb, depth)
-    blocks = rgb.reshape(32, 2, 32, 3, 3).mean((1, 3))
-    np.testing.assert_allclose(seen * 255, blocks, atol=0.51)
-    np.testing.assert_allclose(near * CUTOFF, depth.reshape(32, 2, 32, 3).mean((1, 3)), atol=2.1e-4)
-
-
-def test_edges_leave_no_points_in_the_air() -> None:
-    rgb, depth = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 0.2, np.float32)
-    depth[:, 33:] = 5.0  # cuts a cell in two halves, and what lies beyond is cut off
-    near = camera_contract.preprocess(rgb, depth)[1] * CUTOFF
-    np.testing.assert_allclose(near[:, :17], 0.2, atol=1.1e-4)
-    assert not near[:, 17:].any()
-    depth[:, 32:] = 5.0
-    assert not camera_contract.preprocess(rgb, depth)[1][:, 16].any()
-
-
-def test_what_is_no_number_is_not_seen() -> None:
-    depth = np.full((32, 32), 0.2, np.float32)
-    depth[0, 0], depth[0, 1], depth[0, 2] = np.nan, np.inf, -1
-    near = camera_contract.preprocess(np.zeros((32, 32, 3), np.uint8), depth)[1]
-    np.testing.assert_array_equal(near[0, :4] > 0, [False, False, False, True])
-
-
-def test_crop_has_the_simulated_field_of_view() -> None:
-    crop = camera_contract.simulated_crop(400, 410, 424, 236)
-    assert crop.height == pytest.approx(2 * 410 * np.tan(np.radians(29)), abs=1)
-    assert crop.width == pytest.approx(2 * 400 * np.tan(np.radians(29)), abs=1)
-    assert crop.top + crop.height / 2 == pytest.approx(236, abs=1)
-    # Beyond the picture nothing is seen.
-    rgb, depth = np.full((10, 10, 3), 200, np.uint8), np.full((10, 10), 0.2, np.float32)
-    config = camera_contract.PreprocessConfig(14, 14)
-    seen, near = camera_contract.preprocess(
-        rgb, depth, config, camera_contract.Crop(-2, -2, 14, 14)
-    )
-    assert (seen[2:12, 2:12] > 0).all()
-    assert seen[:2].max() == seen[12:].max() == near[:, :2].max() == near[:, 12:].max() == 0
-    nothing, _ = camera_contract.preprocess(
-        rgb, depth, config, camera_contract.Crop(50, 50, 14, 14)
-    )
-    assert not nothing.any()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("height", 0), ("width", 10**6), ("depth_cutoff", 0.0), ("depth_cutoff", 99.0)],
-)
-def test_preprocess_config_is_checked(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=name):
-        camera_contract.PreprocessConfig(**{name: value})  # pyright: ignore[reportArgumentType]
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("dropout", 1.5), ("shift", -1.0), ("disparity", 0.0), ("lines", -1), ("line_length", (3, 2))],
@@ -120,23 +27,6 @@ def test_preprocess_config_is_checked(name: str, value: float) -> None:
 def test_corrupt_config_is_checked(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
         corruption.CorruptConfig(**{name: value})  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "crop"),
-    [(32, 32, None), (48, 40, camera_contract.Crop(-3, 5, 50, 45)), (100, 84, None), (7, 9, None)],
-)
-def test_numpy_and_jax_give_the_same_bits(
-    height: int, width: int, crop: camera_contract.Crop | None
-) -> None:
-    jax = pytest.importorskip("jax")
-    rgb, depth = pictures(height, width)
-    alone = camera_contract.preprocess(rgb, depth, None, crop)
-    batch = jax.jit(lambda rgb, depth: camera_contract.preprocess(rgb, depth, None, crop))(
-        np.stack([rgb, rgb[::-1]]), np.stack([depth, depth[::-1]])
-    )
-    for ours, theirs in zip(alone, batch, strict=True):
-        np.testing.assert_array_equal(np.asarray(theirs)[0], ours)
 
 
 # ---- corruption ----

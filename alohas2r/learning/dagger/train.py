@@ -18,7 +18,6 @@ from alohas2r.core import assets
 from alohas2r.core import threads as core_threads
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
-from alohas2r.errors import ArtifactError
 from alohas2r.learning.dagger.config import DistillConfig, choose_engine, find_preset
 from alohas2r.learning.dagger.distiller import Distiller
 from alohas2r.learning.dagger.learner import full_precision

@@ -96,7 +96,11 @@ class Teacher(PpoAlgorithm):
         del figures
         policy = to_policy(self.settings, self.env, state.learner, trained)
         observations = record_check(policy, self.env, self.seed)
-        paths = {"policy": str(artifact.save(policy, self.folder / "policy", {"observations": observations}))}
+        paths = {
+            "policy": str(
+                artifact.save(policy, self.folder / "policy", {"observations": observations})
+            )
+        }
         brief = {"alohas2r": alohas2r.__version__, "date": trained["date"]}
         whole = self._staged(policy, brief)
         if whole is not None:

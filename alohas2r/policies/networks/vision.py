@@ -26,22 +26,19 @@ AUXILIARY_SCALE = 0.1  # m; size of one unit of the predicted object positions
 
 
 def scale_rgb(rgb: Array) -> Array:
-    """Turns colours [..., H, W, 3] uint8 into numbers in 0..1, float32; see `images.preprocess`."""
+    """Turns colours [..., H, W, 3] uint8 into numbers in 0..1, float32; see `embodiment.camera`."""
     rgb = jnp.asarray(rgb)
     height, width = rgb.shape[-3:-1]
     blind = jnp.zeros((height, width), jnp.float32)  # colour does not depend on depth
-    return camera_contract.preprocess(rgb, blind, camera_contract.PreprocessConfig(height, width))[
-        0
-    ]
+    return camera_contract.preprocess(rgb, blind)[0]
 
 
 def scale_depth(depth: Array, cutoff: float) -> Array:
-    """Turns depth [..., H, W] (m) into 0..1; what is beyond the cut-off is 0; see `images.preprocess`."""
+    """Turns depth [..., H, W] (m) into 0..1; what is beyond the cut-off is 0; see `embodiment.camera`."""
     depth = jnp.asarray(depth)
     height, width = depth.shape[-2:]
     black = jnp.zeros((height, width, 3), jnp.uint8)
-    settings = camera_contract.PreprocessConfig(height, width, cutoff)
-    return camera_contract.preprocess(black, depth, settings)[1]
+    return camera_contract.preprocess(black, depth, cutoff)[1]
 
 
 def reduce_nearest(pictures: Array, side: int) -> Array:

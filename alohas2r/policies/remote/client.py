@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import websockets
 from websockets.sync.client import ClientConnection, connect
 
 from alohas2r.config import from_dict
-from alohas2r.errors import Alohas2rError, ArtifactError, BackendUnavailable
+from alohas2r.core.types import JsonObject
+from alohas2r.errors import ArtifactError, BackendUnavailable
 from alohas2r.policies.onnx.interface import Interface
 from alohas2r.policies.remote.messages import RESET, TIMING, decode, encode
 
@@ -54,18 +56,26 @@ class PolicyClient:
                         additional_headers=headers,
                         open_timeout=connect_timeout_s,
                         close_timeout=1.0,
+                        proxy=None if _is_local(self.url) else True,
                     )
                 )
                 greeting = self._connection.recv(timeout=connect_timeout_s)
-                found = decode(greeting) if isinstance(greeting, bytes) else None
-                if not isinstance(found, dict):
+                metadata = decode(greeting) if isinstance(greeting, bytes) else None
+                if not isinstance(metadata, dict):
                     raise ArtifactError("its first frame holds no metadata")
-                described = found.get("interface")
+                described = metadata.get("interface")
                 self.interface = None if described is None else from_dict(Interface, described)
                 stack.pop_all()  # stays open
-        except (OSError, websockets.WebSocketException, ValueError, Alohas2rError) as error:
-            raise BackendUnavailable(f"No policy server at {self.url}: {error}.") from error
-        self.metadata: dict[str, Any] = found
+        except Exception as error:  # whatever the library raises; it has no common base
+            proxy = _proxy(self.url)
+            advice = (
+                f" The proxy {proxy} stands in between: unset it, or set no_proxy." if proxy else ""
+            )
+            reason = str(error) or type(error).__name__
+            raise BackendUnavailable(
+                f"No policy server at {self.url}: {reason.rstrip('.')}.{advice}"
+            ) from error
+        self.metadata: JsonObject = metadata
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -84,7 +94,7 @@ class PolicyClient:
         """Lets the policy forget the past with the next observation."""
         self._reset = True
 
-    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+    def act(self, observation: Mapping[str, object]) -> np.ndarray:
         """Returns the action [n] for one observation.
 
         Raises:
@@ -96,7 +106,7 @@ class PolicyClient:
         try:
             self._connection.send(encode(request))
             answer = self._connection.recv(timeout=self._timeout_s)
-        except (OSError, websockets.WebSocketException) as error:
+        except Exception as error:  # whatever the library raises; it has no common base
             self.close()
             slow = isinstance(error, TimeoutError)
             reason = f"did not answer within {self._timeout_s} s" if slow else f"is gone: {error}"
@@ -113,4 +123,21 @@ class PolicyClient:
 
     def close(self) -> None:
         """Disconnects; safe to call twice."""
-        self._connection.close()
+        with contextlib.suppress(Exception):  # what cannot be closed is closed already
+            self._connection.close()
+
+
+def _is_local(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _proxy(url: str) -> str:
+    """Returns the proxy of the environment that would stand in between, "" for none."""
+    if _is_local(url):
+        return ""
+    proxies = urllib.request.getproxies()
+    host = urllib.parse.urlsplit(url).hostname or ""
+    if urllib.request.proxy_bypass(host):
+        return ""
+    return proxies.get("all") or proxies.get("http", "") or proxies.get("https", "")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgpack
 import numpy as np
 
+from alohas2r.core.types import Untyped
 from alohas2r.errors import ArtifactError
 
 RESET = "reset"  # an optional key of a request
@@ -18,16 +17,16 @@ _MOST_DIMENSIONS = 8
 _MOST_TEXT = 1024
 
 
-def encode(message: Any) -> bytes:
+def encode(message: object) -> bytes:
     """Returns a message as msgpack; it may hold NumPy arrays and numbers at any depth."""
     packed = msgpack.packb(message, default=_encode_array)
     assert packed is not None
     return packed
 
 
-def _encode_array(value: Any) -> Any:
+def _encode_array(value: object) -> dict[bytes | str, object]:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in _KINDS:
-        described = {b"dtype": value.dtype.str}
+        described: dict[bytes | str, object] = {b"dtype": value.dtype.str}
         if isinstance(value, np.ndarray):
             data = {b"data": value.tobytes(), b"shape": list(value.shape)}
             return {b"__ndarray__": True, **described, **data}
@@ -35,7 +34,7 @@ def _encode_array(value: Any) -> Any:
     raise TypeError(f"a message cannot hold {type(value).__name__}")
 
 
-def decode(message: bytes) -> Any:
+def decode(message: bytes) -> Untyped:
     """Returns what `encode` or an OpenPI client was given; arrays are read-only.
 
     A message cannot make this allocate much more than its own length.
@@ -45,12 +44,12 @@ def decode(message: bytes) -> Any:
     """
     left = _MOST_CONTAINERS
 
-    def spend(found: Any) -> Any:
+    def spend(container: object) -> object:
         nonlocal left
         left -= 1
         if left < 0:
             raise ArtifactError(f"The message holds more than {_MOST_CONTAINERS} maps and lists.")
-        return _decode_array(found) if isinstance(found, dict) else found
+        return _decode_array(container) if isinstance(container, dict) else container
 
     try:
         return msgpack.unpackb(
@@ -70,9 +69,13 @@ def decode(message: bytes) -> Any:
         raise ArtifactError(f"The message is no valid msgpack: {reason}") from None
 
 
-def _decode_array(found: dict[Any, Any]) -> Any:
-    if b"__ndarray__" in found:
-        dtype, shape, data = found.get(b"dtype"), found.get(b"shape"), found.get(b"data")
+def _decode_array(described: dict[object, object]) -> object:
+    if b"__ndarray__" in described:
+        dtype, shape, data = (
+            described.get(b"dtype"),
+            described.get(b"shape"),
+            described.get(b"data"),
+        )
         if not (
             isinstance(shape, list)
             and len(shape) <= _MOST_DIMENSIONS
@@ -88,15 +91,15 @@ def _decode_array(found: dict[Any, Any]) -> Any:
                 f"An array in the message says {kind} {shape} and has {len(data)} bytes."
             )
         return np.frombuffer(data, kind).reshape(shape)
-    if b"__npgeneric__" in found:
-        value = found.get(b"data")
+    if b"__npgeneric__" in described:
+        value = described.get(b"data")
         if not isinstance(value, bool | int | float):
             raise ArtifactError("A number in the message has no value.")
-        return _dtype(found.get(b"dtype")).type(value)
-    return found
+        return _dtype(described.get(b"dtype")).type(value)
+    return described
 
 
-def _dtype(text: Any) -> np.dtype[Any]:
+def _dtype(text: object) -> np.dtype:
     try:
         dtype = np.dtype(text) if isinstance(text, str) and len(text) <= 4 else None
     except (TypeError, ValueError):

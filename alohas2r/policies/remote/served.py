@@ -9,7 +9,10 @@ from typing import Self
 
 import numpy as np
 
-from alohas2r.errors import BackendUnavailable
+from alohas2r.errors import ArtifactError, BackendUnavailable
+
+# What a run depends on, of the server's first frame.
+TERMS = ("policy", "interface", "actions", "action_horizon", "switch", "cameras")
 
 
 class ServedPolicy:
@@ -17,7 +20,8 @@ class ServedPolicy:
 
     A connection that failed or was late is given up, as its answer would be taken for the next one,
     and made anew in a thread of its own; until then every `act` fails at once. The server then
-    starts without memory of the past.
+    starts without memory of the past. A server that comes back as another policy, or with other terms, is refused
+    for good: the robot was set up for the first.
 
     Attributes:
       url: the server's address.
@@ -46,6 +50,7 @@ class ServedPolicy:
         self.url = client.url
         self.interface, self.metadata = client.interface, client.metadata
         self.renewals = 0
+        self._refusal = ""
         self._client: PolicyClient | None = client
         self._next: PolicyClient | None = None
         self._thread: threading.Thread | None = None
@@ -78,9 +83,11 @@ class ServedPolicy:
         """Returns the actions [14] for an observation.
 
         Raises:
-          ArtifactError: the server refuses the observation.
+          ArtifactError: the server refuses the observation, or has become another policy.
           BackendUnavailable: the server is gone or late; it is searched for.
         """
+        if self._refusal:
+            raise ArtifactError(self._refusal)
         if self._client is None and self._next is not None:
             self._client, self._next = self._next, None
             self.renewals += 1
@@ -97,7 +104,16 @@ class ServedPolicy:
     def _renew(self) -> None:
         while not self._closed.wait(self.RETRY_S):
             try:
-                self._next = self._connect()
-                return
+                client = self._connect()
             except BackendUnavailable:
                 continue
+            changed = [key for key in TERMS if client.metadata.get(key) != self.metadata.get(key)]
+            if changed:
+                client.close()
+                self._refusal = (
+                    f"The policy server at {self.url} came back as another policy: {', '.join(changed)} changed. Start"
+                    " the run anew."
+                )
+            else:
+                self._next = client
+            return

@@ -19,7 +19,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import websockets
@@ -28,10 +27,12 @@ from websockets.asyncio.server import serve as websocket_serve
 from websockets.http11 import Request, Response
 
 from alohas2r.config import check, to_dict
+from alohas2r.core.types import JsonObject
 from alohas2r.core.version import __version__
 from alohas2r.errors import Alohas2rError, ArtifactError, BackendUnavailable
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.remote.messages import RESET, TIMING, decode, encode
+from alohas2r.policies.remote.units import check_units
 
 # A library logs, and leaves it to the application whether anything becomes of it.
 _LOGGER = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class ServerConfig:
         check(0 < self.close_timeout_s <= 60, "close_timeout_s must be in (0, 60]")
 
 
-def metadata(policy: OnnxPolicy) -> dict[str, Any]:
+def metadata(policy: OnnxPolicy) -> JsonObject:
     """Returns the first frame: which policy this is, what it takes and what it gives."""
     return {
         "server": f"alohas2r {__version__}",
@@ -78,6 +79,8 @@ def metadata(policy: OnnxPolicy) -> dict[str, Any]:
         "interface": to_dict(policy.interface),
         "optional": {RESET: "true starts a new episode, as a new connection does"},
         "actions": {"shape": [1, policy.action_size], **policy.action},
+        "switch": policy.description.get("switch"),
+        "cameras": policy.description.get("cameras"),
         "action_horizon": 1,
     }
 
@@ -201,6 +204,7 @@ class _Episode:
             fresh = request.pop(RESET, False)
             if not isinstance(fresh, bool | np.bool_):
                 raise ArtifactError(f"'{RESET}' must be true or false.")
+            check_units(request)
             policy = self._policy.fork() if fresh else self._policy
             actions = policy.act(request)
         except Alohas2rError as error:

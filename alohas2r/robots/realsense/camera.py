@@ -18,6 +18,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from alohas2r.core.types import Untyped
+from alohas2r.embodiment.camera import crop_color, crop_depth
 from alohas2r.errors import RobotFault
 from alohas2r.robots.base import Frame
 from alohas2r.robots.realsense.config import (
@@ -29,7 +30,6 @@ from alohas2r.robots.realsense.config import (
     read_intrinsics,
     set_exposure,
 )
-from alohas2r.robots.realsense.crop import crop_color, crop_depth
 
 
 class _Picture(NamedTuple):
@@ -230,7 +230,13 @@ class RealSenseCamera:
 
     def _crop_depth(self, frame: Untyped) -> np.ndarray:
         metres = np.asanyarray(frame.get_data()) * np.float32(self.depth_unit_m)
-        return crop_depth(metres, read_intrinsics(frame), self.config.size, self.config.fovy_deg)
+        return crop_depth(
+            metres,
+            read_intrinsics(frame),
+            self.config.size,
+            self.config.fovy_deg,
+            self.config.depth_cutoff,
+        )
 
     def _check_streams(self, now_s: float) -> None:
         """Lets the device be started anew if one of its streams has stopped for long."""

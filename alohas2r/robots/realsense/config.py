@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from alohas2r.config import check
 from alohas2r.core.types import Untyped
+from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG, SIZE, Intrinsics
 from alohas2r.errors import Alohas2rError, BackendUnavailable, RobotFault
-from alohas2r.robots.realsense.crop import FOVY_DEG, SIZE, Intrinsics
 
 DEPTH_UNIT_M = 0.0001  # of the D405; recordings state their own. Source: its datasheet.
 # What the D405 streams in both colour and depth, and its options' ranges. Source: its datasheet.
@@ -69,6 +69,7 @@ class RealSenseConfig:
       gain: fixed gain, used with a fixed exposure.
       size: side of the pictures that are returned (pixels).
       fovy_deg: field of view of the pictures that are returned.
+      depth_cutoff: depth beyond it is not seen (m).
       upside_down: whether the camera is mounted turned by 180 degrees.
       warm_up: pictures to let pass at the start, for the automatic exposure to settle.
       start_s: how long to wait for them.
@@ -81,6 +82,7 @@ class RealSenseConfig:
     gain: float = 16.0
     size: int = SIZE
     fovy_deg: float = FOVY_DEG
+    depth_cutoff: float = DEPTH_CUTOFF
     upside_down: bool = False
     warm_up: int = 15
     start_s: float = 5.0
@@ -103,6 +105,10 @@ class RealSenseConfig:
         check(
             1 <= self.size <= min(self.width, self.height),
             f"size = {self.size} must lie in 1..{min(self.width, self.height)} pixels",
+        )
+        check(
+            0.05 <= self.depth_cutoff <= 10,
+            f"depth_cutoff = {self.depth_cutoff:g} must lie in 0.05..10 m",
         )
         check(1 <= self.fovy_deg < 120, f"fovy_deg = {self.fovy_deg:g} must lie in 1..120 degrees")
         check(0 <= self.warm_up <= 300, f"warm_up = {self.warm_up} must be in 0..300 pictures")

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from alohas2r.core.types import Untyped
+from alohas2r.embodiment.camera import FOVY_DEG
 from alohas2r.errors import ArtifactError
 from alohas2r.robots.realsense.config import (
     DEPTH_UNIT_M,
@@ -21,7 +22,6 @@ from alohas2r.robots.realsense.config import (
     librealsense,
     set_exposure,
 )
-from alohas2r.robots.realsense.crop import FOVY_DEG
 
 
 def record(

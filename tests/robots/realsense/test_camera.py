@@ -9,7 +9,6 @@ from alohas2r.errors import ArtifactError, ConfigError, RobotFault
 from alohas2r.robots.base import Camera
 from alohas2r.robots.realsense.camera import RealSenseCamera
 from alohas2r.robots.realsense.config import RealSenseConfig, find_cameras
-from alohas2r.robots.realsense.crop import Intrinsics, area_sums, crop_color, crop_depth
 from alohas2r.robots.realsense.record import record, write_recording
 
 rs = pytest.importorskip("pyrealsense2")
@@ -33,80 +32,6 @@ def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("camera") / "left.db3"
     assert write_recording(path, pictures()) == COUNT
     return path
-
-
-# --- cropping ---------------------------------------------------------------------------------
-
-
-def test_sums_respect_fractions_and_edges():
-    rows = np.array([1.0, 10.0, 100.0])
-    np.testing.assert_allclose(area_sums(rows, -0.5, 2.5, 3), rows)
-    np.testing.assert_allclose(area_sums(rows, -0.5, 2.5, 1), [111])
-    np.testing.assert_allclose(area_sums(rows, -0.5, 2.5, 2), [6, 105])
-    np.testing.assert_allclose(area_sums(rows, 0.25, 1.25, 1), [0.25 + 7.5])
-    np.testing.assert_allclose(area_sums(rows, -2.5, 5.5, 4), [0, 11, 100, 0])
-    two = np.stack([rows, 2 * rows], axis=1)
-    np.testing.assert_allclose(area_sums(two, -0.5, 2.5, 2), [[6, 12], [105, 210]])
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (270, 480), (480, 848)])
-def test_cropping_keeps_a_constant_picture(shape):
-    height, width = shape
-    camera = Intrinsics(width, height, height * 0.85, height * 0.85, width / 2 - 1, height / 2 + 1)
-    rgb = np.full((height, width, 3), (10, 100, 200), np.uint8)
-    np.testing.assert_array_equal(
-        crop_color(rgb, camera), np.full((32, 32, 3), (10, 100, 200), np.uint8)
-    )
-    depth = np.full((height, width), 0.25)
-    np.testing.assert_allclose(crop_depth(depth, camera), 0.25, rtol=1e-6)
-
-
-def test_a_crop_of_the_simulated_view_is_a_plain_average():
-    rng = np.random.default_rng(0)
-    fovy = 58.0
-    focal = 32 / np.tan(np.radians(fovy) / 2)
-    camera = Intrinsics(64, 64, focal, focal, 31.5, 31.5)
-    rgb = rng.integers(0, 255, (64, 64, 3), np.uint8)
-    expected = rgb.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
-    assert np.abs(crop_color(rgb, camera, 32, fovy) - expected).max() <= 0.5
-    depth = rng.uniform(0.1, 0.4, (64, 64))
-    np.testing.assert_allclose(
-        crop_depth(depth, camera, 32, fovy),
-        depth.reshape(32, 2, 32, 2).mean(axis=(1, 3)),
-        rtol=1e-5,
-    )
-
-
-def test_a_point_lands_where_the_simulated_camera_would_see_it():
-    """Whatever the device's intrinsics are, a ray goes to the pixel of the simulated camera."""
-    rng = np.random.default_rng(1)
-    simulated_focal = 16 / np.tan(np.radians(29))
-    for _ in range(8):
-        fx, fy = rng.uniform(235, 250, 2)
-        ppx, ppy = 240 + rng.uniform(-8, 8), 135 + rng.uniform(-4, 4)
-        camera = Intrinsics(480, 270, fx, fy, ppx, ppy)
-        x, y = rng.uniform(-0.45, 0.45, 2)  # the ray (x, y, 1)
-        column, row = camera.ppx + x * camera.fx, camera.ppy + y * camera.fy
-        rows, columns = np.mgrid[:270, :480]
-        blob = np.exp(-((columns - column) ** 2 + (rows - row) ** 2) / (2 * 6.0**2))
-        seen = crop_depth(blob + 1e-3, camera)
-        weight = seen - seen.min()
-        weight /= weight.sum()
-        found = [(weight.sum(axis=axis) * np.arange(32)).sum() for axis in (0, 1)]
-        expected = [15.5 + x * simulated_focal, 15.5 + y * simulated_focal]
-        np.testing.assert_allclose(found, expected, atol=0.15)
-
-
-def test_unknown_depth_does_not_dilute_the_rest():
-    camera = Intrinsics(
-        64, 64, 32 / np.tan(np.radians(29)), 32 / np.tan(np.radians(29)), 31.5, 31.5
-    )
-    depth = np.full((64, 64), 0.2)
-    depth[::2, ::2] = 0  # a quarter of every cell is unknown
-    np.testing.assert_allclose(crop_depth(depth, camera), 0.2, rtol=1e-6)
-    depth[:, ::2] = 0
-    depth[::2] = 0  # three quarters are
-    assert not crop_depth(depth, camera).any()
 
 
 # --- recordings -------------------------------------------------------------------------------

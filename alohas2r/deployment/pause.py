@@ -1,0 +1,104 @@
+"""What happens between two episodes on real arms: a person puts the parts back."""
+
+from __future__ import annotations
+
+import enum
+import select
+import sys
+import termios
+import tty
+from collections.abc import Callable
+from typing import Protocol, TextIO
+
+from alohas2r.errors import ConfigError
+
+
+class Next(enum.Enum):
+    """What comes after the pause."""
+
+    NEXT = "next"  # the next episode
+    AGAIN = "again"  # the last episode once more
+    STOP = "stop"  # the end of the run
+
+
+class Pause(Protocol):
+    """Waits between episodes, while the arms rest without torque."""
+
+    def begin(self, now_s: float) -> None:
+        """Starts the pause. `now_s`: the run's time."""
+        ...
+
+    def poll(self, now_s: float) -> Next | None:
+        """Returns what comes next, or None while the pause goes on; never waits."""
+        ...
+
+    def end(self) -> None:
+        """Ends the pause, however it came."""
+        ...
+
+
+class TimedPause:
+    """Goes on by itself after some time."""
+
+    def __init__(self, seconds: float) -> None:
+        """Keeps how long to wait (s)."""
+        self._seconds = seconds
+        self._due_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """Starts the clock."""
+        self._due_s = now_s + self._seconds
+
+    def poll(self, now_s: float) -> Next | None:
+        """Returns NEXT once the time is over."""
+        return Next.NEXT if now_s >= self._due_s else None
+
+    def end(self) -> None:
+        """Needs nothing."""
+
+
+class KeyPause:
+    """Waits for a key: n or Enter for the next episode, a for the same again, s for the end."""
+
+    KEYS = {"n": Next.NEXT, "\n": Next.NEXT, "a": Next.AGAIN, "s": Next.STOP}  # noqa: RUF012
+
+    def __init__(self, say: Callable[[str], None], stream: TextIO | None = None) -> None:
+        """Prepares.
+
+        Args:
+          say: shows a line to the person.
+          stream: where the keys come from; None: the terminal.
+
+        Raises:
+          ConfigError: there is no terminal to press a key on.
+        """
+        self._stream = stream or sys.stdin
+        if not self._stream.isatty():
+            raise ConfigError(
+                "Between episodes a person puts the parts back and presses a key, which needs a terminal. Say how"
+                " long that takes with --reset-seconds, or run one episode."
+            )
+        self._say = say
+        self._before: list[object] = []
+
+    def begin(self, now_s: float) -> None:
+        """Says which keys there are, and takes them one by one from now on."""
+        number = self._stream.fileno()
+        self._before = termios.tcgetattr(number)
+        tty.setcbreak(number)
+        self._say(
+            "Torque is off. Put the parts back, then press n (next episode), a (again) or s (stop)."
+        )
+
+    def poll(self, now_s: float) -> Next | None:
+        """Returns what the key that was pressed means; other keys mean nothing. A closed terminal ends the run."""
+        if not select.select([self._stream], [], [], 0)[0]:
+            return None
+        key = self._stream.read(1)
+        return self.KEYS.get(key.lower()) if key else Next.STOP
+
+    def end(self) -> None:
+        """Gives the terminal back."""
+        if self._before:
+            termios.tcsetattr(self._stream.fileno(), termios.TCSADRAIN, self._before)  # pyright: ignore[reportArgumentType]
+            self._before = []
