@@ -81,6 +81,14 @@ def deploy(
             help="Let simulated time stand still while the loop works: no pace to keep.",
         ),
     ] = False,
+    world: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.toml",
+            help="--robot sim in another simulation: a table of names, or a shipped one such as "
+            "gym-aloha; see docs/worlds.md.",
+        ),
+    ] = "",
     seed: Seed = 0,
     reset_seconds: Annotated[
         float | None,
@@ -149,6 +157,7 @@ def deploy(
         recordings=recordings,
         stub_cameras=stub_cameras,
         seed=seed,
+        world=world,
         **settings,
     )
     config = configs.DeployConfig(
