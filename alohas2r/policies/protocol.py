@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from alohas2r.core.types import JsonObject
-from alohas2r.policies.onnx.interface import Interface
 
 if TYPE_CHECKING:
     from alohas2r.policies.spec import PolicySpec, StudentSpec
@@ -99,11 +98,28 @@ class AnyPolicy(Stored, Protocol):
         ...
 
 
+class Named(Protocol):
+    """An input of a policy."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+class Takes(Protocol):
+    """What a policy takes."""
+
+    @property
+    def inputs(self) -> Sequence[Named]: ...  # noqa: D102
+
+
 @runtime_checkable
 class Described(Protocol):
     """A policy that says what it takes; None: it does not."""
 
-    interface: Interface | None
+    @property
+    def interface(self) -> Takes | None:
+        """What goes in."""
+        ...
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import alohas2r
 from alohas2r.core import files, threads
@@ -26,6 +26,9 @@ from alohas2r.learning.run import manifest
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.lock import FolderLock
 from alohas2r.learning.run.log import RunLog
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CHECKPOINT = "checkpoint"
 State = TypeVar("State")

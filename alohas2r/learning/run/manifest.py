@@ -14,6 +14,7 @@ import os
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import alohas2r
 from alohas2r import config
@@ -21,6 +22,9 @@ from alohas2r.core import assets, files
 from alohas2r.core.machine import describe_machine
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import ArtifactError, ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 NAME = "config.json"
 # What a run used of which its manifest says nothing, because there was no choice when it began.
