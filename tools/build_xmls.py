@@ -167,7 +167,7 @@ def world(root: ET.Element, contact: bool) -> ET.Element:
         ls_iterations=options["ls_iterations"],
         impratio=options["impratio"],
     )
-    element(root, "size", memory="400K")
+    element(root, "size", memory="2M" if contact else "400K")
     element(root, "statistic", center="0 0 0.15", extent=1.2)
     visual = element(root, "visual")
     element(visual, "headlight", diffuse=[0.3] * 3, ambient=[0.25] * 3, specular=[0] * 3)

@@ -4,7 +4,7 @@ Figures go to stdout, everything else to stderr; with --json, stdout is one JSON
 codes: 0 done, 1 something that the message says how to put right, 2 wrong usage, 130 interrupted.
 """
 
-from alohas2r.cli import train, distill, evaluate, benchmark, render, export, deploy, robot  # isort: skip  (the order of the help)
+from alohas2r.cli import train, distill, evaluate, benchmark, render, export, deploy, robot, world  # isort: skip  (the order of the help)
 from alohas2r.cli.app import EXTRAS, main, policy_folder
 from alohas2r.cli.display import ProgressDisplay, duration_text, report_text
 
@@ -23,4 +23,5 @@ __all__ = [
     "report_text",
     "robot",
     "train",
+    "world",
 ]

@@ -76,6 +76,14 @@ def deploy(
             help="Let simulated time stand still while the loop works: no pace to keep.",
         ),
     ] = False,
+    world: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE.toml",
+            help="--robot sim in another simulation: a table of names, or a shipped one such as "
+            "gym-aloha; see docs/worlds.md.",
+        ),
+    ] = "",
     seed: Seed = 0,
     view: Annotated[
         bool, typer.Option("--view", help="Show both wrist views in the terminal.")
@@ -133,6 +141,7 @@ def deploy(
         recordings=recordings,
         stub_cameras=stub_cameras,
         seed=seed,
+        world=world,
         **settings,
     )
     config = configs.DeployConfig(

@@ -54,6 +54,14 @@ def evaluate_policy(
             "--hold-out", help="Students only: one object is missing; who grasps at thin air?"
         ),
     ] = False,
+    world: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.toml",
+            help="In another simulation: a table of names, or a shipped one such as gym-aloha; "
+            "see docs/worlds.md.",
+        ),
+    ] = None,
     engine: Annotated[
         Literal["auto", "cpu", "warp"],
         typer.Option(help="What simulates, as in train-teacher; warp: teachers only."),
@@ -66,6 +74,14 @@ def evaluate_policy(
     result; only results of the same protocol can be compared. A student is measured with
     pictures, unseen looks and all noise.
     """
+    if world is not None:
+        if engine != "cpu" or hold_out or sweep is not None or paired is not None:
+            raise ConfigError(
+                "--world has physics and pictures of its own; leave out --engine, --sweep, --paired"
+                " and --hold-out."
+            )
+        _evaluate_world(policy, world, episodes, seed, video, csv, as_json)
+        return
     if engine == "warp" and (hold_out or any(x is not None for x in (sweep, video, paired))):
         raise ConfigError(
             "--sweep, --video, --paired and --hold-out run on the engine cpu; leave out --engine."
@@ -146,6 +162,29 @@ def plot(
     library("rendering.video").check_path(out, ".png")
     curves.training_curve(run, out, title)
     Console(stderr=True).print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _evaluate_world(
+    policy: str,
+    world: str,
+    episodes: int,
+    seed: int,
+    video: pathlib.Path | None,
+    csv: pathlib.Path | None,
+    as_json: bool,
+) -> None:
+    """Shows how a policy does in another simulation."""
+    check_path = library("rendering.video").check_path
+    for path, ending in ((video, ".mp4"), (csv, ".csv")):
+        if path is not None:
+            check_path(path, ending)
+    with progress_display() as progress:
+        result = library("deployment.worlds").evaluate_world(
+            policy_folder(policy), world, episodes, seed, progress, video
+        )
+    if csv is not None:
+        library("evaluation.report").write_csv(result, csv)
+    show(result, f"{policy} in {result['world']}, {episodes} episodes", as_json)
 
 
 def _evaluate_student(

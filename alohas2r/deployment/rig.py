@@ -58,6 +58,7 @@ class RigConfig:
         a single number holds for both, None: as the scene's.
       upside_down: which of the cameras are mounted turned by 180 degrees, left first.
       seed: of the simulated episodes and the emulator.
+      world: table of a foreign world that "sim" stands in, or its shipped name; "": the own scene.
     """
 
     robot: RobotName
@@ -72,6 +73,7 @@ class RigConfig:
     gripper_closed_rad: float | tuple[float, float] | None = None
     upside_down: tuple[bool, bool] = (False, False)
     seed: int = 0
+    world: str = ""
 
     def __post_init__(self) -> None:
         """Checks that the settings fit together."""
@@ -79,6 +81,7 @@ class RigConfig:
         check(self.robot in names, f"robot must be one of {', '.join(names)}, not '{self.robot}'")
         given = [self.serials is not None, self.recordings is not None, self.stub_cameras]
         check(sum(given) <= 1, "choose one of cameras, recordings and stub cameras")
+        check(not self.world or self.robot == "sim", "a world needs --robot sim")
         if self.real:
             check(not self.stepped, f"the time of --robot {self.robot} cannot be stepped")
             check(not self.stub_cameras, f"--robot {self.robot} needs cameras that see")
@@ -157,6 +160,25 @@ def open_rig(
             robot = DynamixelRobot(settings, passive)
             if config.recordings is None and not config.stub_cameras:
                 cameras = EmulatedCameras(emulator, _renderer(config.size)).cameras()
+        elif config.world:
+            from alohas2r.deployment.worlds import open_world
+
+            drawn = config.recordings is None and not config.stub_cameras
+            arms, eyes, played = stack.enter_context(
+                open_world(
+                    config.world,
+                    config.size,
+                    config.fovy_deg,
+                    episodes,
+                    config.seed,
+                    episode_s,
+                    realtime=not config.stepped,
+                    pictures=drawn,
+                )
+            )
+            lenses = [stack.enter_context(camera) for camera in eyes or _cameras(config)]
+            yield Rig(stack.enter_context(arms), lenses, played)
+            return
         else:
             arms = SimulatedWorld()
             world = _simulated_world(arms)

@@ -23,7 +23,7 @@ from alohas2r.envs.task import Outcome
 from alohas2r.evaluation import episodes as evaluation_episodes
 from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.scoring import InsertScorer
-from alohas2r.tasks.protocol import EVAL_V1, modified
+from alohas2r.tasks.protocol import EVAL_V1, Protocol, modified
 from alohas2r.tasks.registry import find_task
 from alohas2r.tasks.scoring import Step
 
@@ -62,6 +62,7 @@ class Trials:
         seed: int = 0,
         realtime: bool = False,
         episode_s: float = EVAL_V1.insert.steps * joints.CONTROL_PERIOD_S,
+        protocol: Protocol = EVAL_V1,
     ) -> None:
         """Draws the starts.
 
@@ -71,8 +72,9 @@ class Trials:
           seed: as that of `evaluate`.
           realtime: whether to wait for the clock.
           episode_s: how long an episode lasts.
+          protocol: starts and thresholds.
         """
-        entry, protocol = find_task("insert"), EVAL_V1
+        entry = find_task("insert")
         if episode_s != protocol.insert.steps * joints.CONTROL_PERIOD_S:
             protocol = modified(protocol, seconds=episode_s)
         keys = evaluation_episodes.episode_keys(seed, 0, episodes)
@@ -126,7 +128,7 @@ class Trials:
     def begin(self, episode: int) -> np.ndarray:
         """Places everything for an episode and returns the targets [14] that hold it there."""
         self._world.place(self.starts[episode], self.targets[episode])
-        self._task = jax.tree.map(lambda x: x[episode], self._state.task)
+        self._task = self.start_of(episode)
         self._episode, self._step = episode, 0
         half = self._context[episode : episode + 1, 0]
         self._scorers[episode] = InsertScorer(self.protocol.insert, half)
@@ -147,6 +149,10 @@ class Trials:
         self._scorers[self._episode].update(step)
         self._step += 1
         return bool(outcome.done)
+
+    def start_of(self, episode: int) -> PyTree:
+        """Returns the task's state at the start of an episode."""
+        return jax.tree.map(lambda x: x[episode], self._state.task)
 
     def result(self) -> JsonObject:
         """Returns the rates over all episodes that began, and "table": columns by episode."""

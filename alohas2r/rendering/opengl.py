@@ -51,7 +51,7 @@ class OpenGLBatchRenderer:
         )
         self._model.vis.quality.offsamples = 0
         self._data = mujoco.MjData(self._model)
-        self._view = _View(self._model, self.height, self.width, shadows=shadows)
+        self._view = DepthView(self._model, self.height, self.width, shadows=shadows)
 
     def __enter__(self) -> OpenGLBatchRenderer:
         """Returns itself."""
@@ -94,11 +94,18 @@ class OpenGLBatchRenderer:
         return Frames(rgb, depth)
 
 
-class _View(Offscreen):
+class DepthView(Offscreen):
     """An off-screen view that gives depth as well."""
 
-    def both(self, data: mujoco.MjData, camera: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns colour [H, W, 3] uint8 and planar depth [H, W] float32 (m), the first row on top."""
+    def both(
+        self, data: mujoco.MjData, camera: str, sky: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns colour [H, W, 3] uint8 and planar depth [H, W] float32 (m), the first row on top.
+
+        Args:
+          data: the state. camera: a camera's name.
+          sky: whether the model's sky is drawn where nothing else is; else that is black.
+        """
         self._gl.make_current()
         self._option.sitegroup[:] = 0
         self._mjr.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR.value
@@ -111,7 +118,7 @@ class _View(Offscreen):
             mujoco.mjtCatBit.mjCAT_ALL.value,
             self._scene,
         )
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = sky
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         mujoco.mjr_render(self._rect, self._scene, self._mjr)
         shape = (self._rect.height, self._rect.width)
