@@ -10,13 +10,13 @@ from typing import NamedTuple, Self
 import mujoco
 import numpy as np
 
+from alohas2r.embodiment import camera as embodiment_camera
 from alohas2r.embodiment.camera import FOVY_DEG
 from alohas2r.embodiment.joints import GRIPPERS, IS_GRIPPER, JOINTS, PER_ARM, SIDES
 from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import ConfigError, RobotFault
 from alohas2r.rendering.opengl import DepthView
 from alohas2r.robots.base import Camera, Frame, Proprio
-from alohas2r.robots.realsense import crop
 from alohas2r.robots.worlds import build as building
 from alohas2r.robots.worlds.table import CamerasTable, GripperTable, read_table
 from alohas2r.sim import scene
@@ -382,12 +382,14 @@ class WorldRobot:
         self.enabled = False
 
 
-def intrinsics(model: mujoco.MjModel, camera: str, cameras: CamerasTable) -> crop.Intrinsics:
+def intrinsics(
+    model: mujoco.MjModel, camera: str, cameras: CamerasTable
+) -> embodiment_camera.Intrinsics:
     """Returns the pinhole of a camera's pictures."""
     fovy = np.radians(float(model.cam_fovy[model.camera(camera).id]))
     focal = cameras.height / 2 / np.tan(fovy / 2)
     middle = (cameras.width - 1) / 2, (cameras.height - 1) / 2
-    return crop.Intrinsics(cameras.width, cameras.height, focal, focal, *middle)
+    return embodiment_camera.Intrinsics(cameras.width, cameras.height, focal, focal, *middle)
 
 
 class WorldView:
@@ -433,8 +435,8 @@ class WorldView:
             now_s = time.monotonic()
             self._frames = [
                 Frame(
-                    crop.crop_color(rgb, lens, self._size, self._fovy),
-                    crop.crop_depth(depth, lens, self._size, self._fovy),
+                    embodiment_camera.crop_color(rgb, lens, self._size, self._fovy),
+                    embodiment_camera.crop_depth(depth, lens, self._size, self._fovy),
                     now_s,
                     self._number,
                 )
