@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Generic, TypeVar
 
 from alohas2r import config
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
@@ -10,6 +11,8 @@ from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.sim.physics_randomization import BlockConfig, InsertRandomization
 from alohas2r.tasks.starts import InsertStart, PickStart
+
+Settings = TypeVar("Settings")  # of a task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +86,19 @@ class TaskProtocol:
     def hash(self) -> str:
         """Identifies every number of the protocol."""
         return config.digest(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainProtocol(TaskProtocol, Generic[Settings]):
+    """Conditions of a task that has a protocol of its own: settings of the task, action delays, observation noise."""
+
+    task: Settings
+    control: ControlConfig
+    noise: NoiseConfig
+
+    def conditions(self) -> tuple[Settings, ControlConfig, NoiseConfig]:
+        """Returns all three, as the registry asks for them."""
+        return self.task, self.control, self.noise
 
 
 @dataclasses.dataclass(frozen=True)

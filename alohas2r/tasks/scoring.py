@@ -6,7 +6,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from alohas2r.core.stats import quantiles, rate_of
 from alohas2r.core.types import JsonObject, PyTree
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.envs.task import EnvState
 from alohas2r.sim.signals import Readout
 
@@ -80,3 +82,46 @@ class Counts:
         for name in ("joint_speed", "contact_force"):
             peak, value = columns[f"peak_{name}"], getattr(step.measures, name)
             columns[f"peak_{name}"] = np.where(seen, np.maximum(peak, value), peak)
+
+
+class SuccessScorer(Counts):
+    """Success is that the measure `success` is up at some time.
+
+    Args:
+      steps: control steps per episode.
+      count: episodes.
+      flags: as for `Counts`.
+      kept: the measure that says whether what was achieved still holds.
+    """
+
+    def __init__(self, steps: int, count: int, flags: tuple[str, ...], kept: str):
+        super().__init__(steps, count, flags)
+        self._flags, self._kept = flags, kept
+        self._first_step = np.zeros(count, int)  # 0 before the first success
+        self._kept_now = np.zeros(count, bool)
+
+    def update(self, step: Step) -> None:
+        """Takes a step."""
+        super().update(step)
+        seen = step.going & step.finite
+        new = seen & step.measures.success & (self._first_step == 0)
+        self._first_step[new] = step.number + 1
+        self._kept_now = seen & getattr(step.measures, self._kept)
+
+    def table(self) -> Table:
+        """Returns a row per episode."""
+        success = self._first_step > 0
+        return self.columns | {
+            "success": success,
+            "held_at_end": self._kept_now,
+            "time_to_success_s": np.where(success, self._first_step * CONTROL_PERIOD_S, np.nan),
+        }
+
+    def summary(self, table: Table) -> JsonObject:
+        """Returns the rates and quantiles of a table of episodes."""
+        return {
+            "success": rate_of(table["success"]),
+            "held_at_end": rate_of(table["held_at_end"]),
+            "stages": {name: rate_of(table[name]) for name in self._flags},
+            "time_to_success_s": quantiles(table["time_to_success_s"]),
+        }
