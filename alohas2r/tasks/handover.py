@@ -34,12 +34,11 @@ HALF_SIZE = (0.070, 0.012, 0.012)  # m, of the block, as in the MJCF
 GIVER_GRIP = 0.035  # m, from the block's centre to the giver's grip point, along -x
 # The raised giver (rad): its gripper 0.15 m above the table, before the middle; how far starts lie about that.
 RAISED_ARM, SPREAD = np.array([0.0, -0.332, 0.958, 0, 0, 0]), np.array([0.15, 0.06, 0.06, 0, 0, 0])
+# Either arm (rad) that holds its end of the block in the meeting place.
+GIVING = np.array([0.0, -0.173, 0.813, 0, -0.19, 0])
 FINGERS_ON_BLOCK = 0.0205  # m of travel at which the fingers touch the block's sides
-POOL = 256  # raised starts
 WAIST, DIRECTION_DEG, YAW_DEG = 0.1, 14.5, 5.0  # half ranges about the home pose
-HEIGHT = 0.08  # m in the world above which the block is held, not dragged
 REACH = 0.03  # m, farthest that a grip may be from its point
-CLEAR = 0.03  # m, least distance of the giver afterwards
 FLAGS = ("grasped", "lifted", "both_held", "received", "dropped", "out", "unstable")
 
 
@@ -49,11 +48,14 @@ class HandoverConfig:
 
     Attributes:
       steps: control steps per episode.
-      raised: share of the episodes that start with the block raised by the giver; the others start on the table.
+      raised: share of the episodes that start with the block raised by the giver, the receiver at home or about to
+        take it; the others start on the table.
       radius: range of the distance from the giver's base to the block's centre (m).
       meeting: where the block's centre is to be handed over (m, world).
       mass: range of the block's mass (kg).
-      hold_steps: steps that the receiver must hold the block alone.
+      height: height in the world (m) above which the block counts as lifted; below half of it, as dropped.
+      clear: least distance of the giver's fingertips from where they held the block (m), for a success.
+      hold_steps: steps that the receiver must hold the lifted block alone.
     """
 
     steps: int = 200
@@ -61,6 +63,8 @@ class HandoverConfig:
     radius: tuple[float, float] = (0.27, 0.42)
     meeting: tuple[float, float, float] = (0.0, -0.019, 0.18)
     mass: tuple[float, float] = (0.04, 0.10)
+    height: float = 0.10
+    clear: float = 0.03
     hold_steps: int = 10
 
     def __post_init__(self) -> None:
@@ -110,10 +114,10 @@ class HandoverTask:
         self._home = jnp.asarray(scene.home_qpos), jnp.asarray(scene.home_ctrl)
         self._base = jnp.array([arm.base_pos for arm in scene.arms], jnp.float32)
         turns = geometry.quat_to_mat(jnp.array([a.base_quat for a in scene.arms], jnp.float32))
-        middle = jnp.array(config.meeting, jnp.float32)
         # The block in its meeting place, in each arm's base frame: it lies along the world's x axis.
         self._target_mat = jnp.swapaxes(turns, 1, 2)
-        self._target_pos = jnp.einsum("aij,aj->ai", self._target_mat, middle - self._base)
+        ways = jnp.array(config.meeting, jnp.float32) - self._base
+        self._target_pos = jnp.einsum("aij,aj->ai", self._target_mat, ways)
         self._pool = jnp.array(_raised(scene), jnp.float32)
 
     def reset(
@@ -131,9 +135,11 @@ class HandoverTask:
         flat = self._base[0] + radius * jnp.stack([jnp.cos(angle), jnp.sin(angle), 0 * angle])
         flat = flat.at[2].set(TABLE_HEIGHT + HALF_SIZE[2])
         lying = qpos.at[left.object_qpos].set(jnp.concatenate([flat, geometry.yaw_quat(yaw)]))
-        raised, up = self._pool[(draw[5] * POOL).astype(int)], draw[6] < config.raised
-        held = qpos.at[left.qpos].set(raised[:8]).at[left.object_qpos].set(raised[8:])
+        raised, up = self._pool[(draw[5] * len(self._pool)).astype(int)], draw[6] < config.raised
+        held = qpos.at[left.qpos].set(raised[:8]).at[right.qpos].set(raised[8:16])
+        held = held.at[left.object_qpos].set(raised[16:23])
         closed = ctrl.at[left.ctrl].set(jnp.append(raised[:6], self.scene.ctrl_low[left.ctrl[6]]))
+        closed = closed.at[right.ctrl].set(jnp.append(raised[8:14], raised[23]))
         state = HandoverState(jnp.int32(0), stage, -jnp.ones(()), up, jnp.int32(0))
         return state, Start(qpos=jnp.where(up, held, lying), ctrl=jnp.where(up, closed, ctrl))
 
@@ -158,47 +164,52 @@ class HandoverTask:
         apart = jnp.linalg.norm(signals.tip_pos - signals.grip_pos, axis=-1)  # [2] m
         holding = grasped(signals) & (apart < REACH)
         forces = jnp.linalg.norm(signals.finger_force, axis=-1)  # [2, 2] N
-        height = signals.object_pos[0, 2] + self._base[0, 2]
-        lifted = height > HEIGHT
+        position, limits = signals.object_pos[0] + self._base[0], self.config  # m, world
+        lifted = position[2] > limits.height
         missing = jnp.linalg.norm(self._target_pos[0] - signals.object_pos[0])
         turned = geometry.rotation_angle(signals.object_mat[0], self._target_mat[0])
         near, bring = 1 - jnp.tanh(5 * apart), 1 - jnp.tanh(4 * missing + 0.25 * turned)
         received = holding[1] & lifted & (forces[0].max() < 0.1)
-        clear = received & (apart[0] > CLEAR)
-        giving = 4 * near[0] + lifted * (1 + 6 * bring * (1 + near[1]) + 3 * holding[1])
-        total = jnp.where(received, 22 + 6 * jnp.minimum(apart[0] / CLEAR, 1), giving)
+        clear = received & (apart[0] > limits.clear)
+        giving = 4 * near[0] + 2 * holding[0] + 3 * (lifted & holding[1])
+        giving = giving + 6 * (holding[0] | lifted) * bring * (1 + lifted * near[1])
+        total = jnp.where(received, 22 + 6 * jnp.minimum(apart[0] / limits.clear, 1), giving)
         progress = jnp.where(state.best < 0, 0.0, jnp.maximum(total - state.best, 0.0))
         alone = jnp.where(clear, state.alone + 1, 0)
-        success = alone >= self.config.hold_steps
-        dropped, step = state.lifted & (height < 0.5 * HEIGHT), state.step + 1
-        out = (jnp.abs(signals.object_pos[0] + self._base[0]) > 1.0).any()
+        success = alone >= limits.hold_steps
+        dropped, step = state.lifted & (position[2] < 0.5 * limits.height), state.step + 1
         each = 0.02 * (holding[0] & lifted) + 0.1 * (holding[1] & lifted) + 0.3 * clear
         reward = progress + each + 0.005 * slow_joints(signals.qvel).sum() - 2.0 * dropped
         best = jnp.maximum(total, state.best)
         new = HandoverState(step, state.stage, best, state.lifted | lifted, alone)
-        speed, force = jnp.abs(signals.qvel[:, :6]).max(), forces.max()
         flags = (holding[0], lifted, holding.all(), clear, success, dropped)
-        measures = HandoverMeasures(*flags, speed, force)
-        done = dropped | out | (step >= self.config.steps)
+        measures = HandoverMeasures(*flags, jnp.abs(signals.qvel[:, :6]).max(), forces.max())
+        done = dropped | (jnp.abs(position) > 1.0).any() | (step >= limits.steps)
         return Outcome(new, reward, done, jnp.zeros((), bool), measures)
 
 
-def _raised(scene: Scene) -> np.ndarray:
-    """Returns starts [POOL, 15] with the block in the raised giver's fingers: its qpos [8] and the block's [7]."""
-    model, arm, random = scene.model, scene.arms[0], np.random.default_rng(0)
-    data, rows = mujoco.MjData(model), []
-    tips = [model.site(f"{arm.name}/{finger}_fingertip").id for finger in ("left", "right")]
-    gripper, level = model.site(f"{arm.name}/gripper").id, None
-    for number in range(POOL):
-        joints = RAISED_ARM + random.uniform(-1, 1, 6) * SPREAD * (number > 0)
-        data.qpos[arm.qpos] = [*joints, FINGERS_ON_BLOCK, FINGERS_ON_BLOCK]
+def _raised(scene: Scene, count: int = 256) -> np.ndarray:
+    """Returns starts [count, 24]: qpos of giver [8], receiver [8], block [7]; the receiver's gripper target (m)."""
+    model, (giver, receiver), data = scene.model, scene.arms, mujoco.MjData(scene.model)
+    random, rows, level = np.random.default_rng(0), [], None
+    tips = [model.site(f"{giver.name}/{finger}_fingertip").id for finger in ("left", "right")]
+    gripper = model.site(f"{giver.name}/gripper").id
+    home, low = scene.home_qpos[receiver.qpos], scene.ctrl_low[receiver.ctrl[6]]
+    for number in range(count):
+        # In every second start the receiver is on its way to a block in the meeting place, or holds it as well.
+        meets, noise = number % 2 == 1, random.uniform(-1, 1, 6)
+        joints = GIVING if meets else RAISED_ARM + noise * SPREAD * (number > 0)
+        data.qpos[giver.qpos] = [*joints, FINGERS_ON_BLOCK, FINGERS_ON_BLOCK]
         mujoco.mj_kinematics(model, data)
         turn = data.site_xmat[gripper].reshape(3, 3)
         level = turn.copy() if level is None else level  # the first gripper holds the block level
-        block, quat = turn @ level.T, np.empty(4)
+        block, quat = np.eye(3) if meets else turn @ level.T, np.empty(4)
         mujoco.mju_mat2Quat(quat, block.ravel())
         centre = data.site_xpos[tips].mean(0) + block @ (GIVER_GRIP, 0, 0)
-        rows.append([*data.qpos[arm.qpos], *centre, *quat])
+        share = min(random.uniform(0.5, 1.2), 1.0) * meets  # of the receiver's way to the block
+        fingers, target = (FINGERS_ON_BLOCK, low) if share == 1 else (home[6], home[6])
+        other = home[:6] + share * (GIVING - home[:6]) + (1 - share) * WAIST * noise * np.eye(6)[0]
+        rows.append([*data.qpos[giver.qpos], *other, fingers, fingers, *centre, *quat, target])
     return np.array(rows)
 
 
@@ -214,7 +225,7 @@ ENTRY = register(
     TaskEntry(
         name="handover",
         scene="handover",
-        config=HandoverConfig(raised=0.5),
+        config=HandoverConfig(raised=0.7),
         noise=NoiseConfig(),
         task=HandoverTask,
         randomize=_randomize,
@@ -228,8 +239,7 @@ ENTRY = register(
         presets={
             "default": ("total_steps=24e6", "ppo.entropy=0.01,0.002", "ppo.reward_scale=0.05"),
             "quick": (
-                *("total_steps=100e3", "ppo.num_envs=128", "ppo.unroll=32", "ppo.minibatches=4"),
-                *("ppo.network.policy=64,64", "ppo.network.value=64,64", "checkpoints=5"),
+                *("total_steps=100e3", "ppo.num_envs=128", "checkpoints=5"),
                 *("evaluations=1", "evaluation_episodes=32"),
             ),
         },

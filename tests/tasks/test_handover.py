@@ -21,7 +21,7 @@ from alohas2r.tasks.make import build
 from alohas2r.tasks.registry import find_task
 
 # Results of different versions of this package compare only while this stays as it is.
-HASH = "9e5a4b55bcd737dc484ccb8f41fcd149b5ab63eea35977c7ba60d566863c3f80"
+HASH = "b87ebe2b85311513fe4bad6278b8dc1c4fd5862575d329277690ddcf5cc21ffa"
 
 
 def environments(raised: float, count: int = 12) -> Env:
@@ -62,12 +62,13 @@ def test_a_raised_block_stays_in_the_closed_gripper() -> None:
     env = environments(raised=1.0)
     state, physics, readout = env.reset(keys())
     ctrl = np.array(readout.ctrl)
-    for _ in range(40):
+    for step in range(40):
         state, physics, readout, scored = env.advance(state, physics, jnp.asarray(ctrl))
-        assert np.asarray(scored.measures.grasped).all()
+        assert step < 3 or np.asarray(scored.measures.grasped).all()  # once the fingers press
         assert not np.asarray(scored.done).any()
-    # Let go, it falls: dropped, and the episode ends with a loss.
-    ctrl[:, env.task.scene.arms[0].ctrl[6]] = 0.037
+    # Let go by both, it falls: dropped, and the episode ends with a loss.
+    for arm in env.task.scene.arms:
+        ctrl[:, arm.ctrl[6]] = 0.037
     rewards, dropped = [], np.zeros(12, bool)
     for _ in range(12):
         state, physics, readout, scored = env.advance(state, physics, jnp.asarray(ctrl))
@@ -75,6 +76,30 @@ def test_a_raised_block_stays_in_the_closed_gripper() -> None:
         rewards.append(np.asarray(scored.reward))
     assert dropped.all()
     assert (np.min(rewards, 0) < -1).all()
+
+
+def test_the_giver_lets_go_and_leaves_where_the_receiver_holds() -> None:
+    """Starts in which both hold, by hand: the giver opens, then lifts its hand away; that is a success."""
+    env = environments(raised=1.0, count=64)
+    state, physics, readout = env.reset(keys(64))
+    giver, receiver = env.task.scene.arms
+    ctrl = np.array(readout.ctrl)
+    both = ctrl[:, receiver.ctrl[6]] < 0.03
+    assert 3 <= both.sum() <= 32
+    success, dropped = np.zeros(64, bool), np.zeros(64, bool)
+    for step in range(60):
+        if step == 5:
+            state, physics, readout, scored = env.advance(state, physics, jnp.asarray(ctrl))
+            assert (np.asarray(scored.measures.both_held) == both).all()
+            assert not np.asarray(scored.measures.success).any()
+            ctrl[:, giver.ctrl[6]] = 0.037
+        if step > 15:
+            ctrl[:, giver.ctrl[1]] -= 0.02
+        state, physics, readout, scored = env.advance(state, physics, jnp.asarray(ctrl))
+        success |= np.asarray(scored.measures.success)
+        dropped |= np.asarray(scored.measures.dropped)
+    assert (success == both).all()
+    assert (dropped == ~both).all()
 
 
 def test_the_observation_says_the_same_to_both_arms() -> None:
