@@ -51,6 +51,7 @@ class Monitor:
         """Starts with nothing seen."""
         self.config = config
         self.counts: collections.Counter[str] = collections.Counter()
+        self._driven = np.zeros(len(JOINTS), bool)  # joints that had torque since it was switched on
         self._strayed = 0
         self._bad_actions = 0
         self._late = 0
@@ -76,7 +77,9 @@ class Monitor:
             text = f"{JOINTS[oldest]} was last heard {age_s:.2f} s ago"
             findings.append(Finding("silent servo", level, text))
         findings += self._health(reading)
-        if command is not None:
+        if command is None:
+            self._driven[:] = False
+        else:
             findings += self._torque(reading)
             findings += self._tracking(reading, command)
         return self._count(findings)
@@ -188,8 +191,13 @@ class Monitor:
     def _torque(self, reading: Proprio) -> list[Finding]:
         """Judges whether the servos still hold, and whether the two of a joint agree."""
         findings = []
-        if reading.torque is not None and not reading.torque.all():
-            names = ", ".join(JOINTS[i] for i in np.flatnonzero(~reading.torque))
+        lost = np.zeros(len(JOINTS), bool)
+        if reading.torque is not None:
+            # A reading may be older than the moment torque went on: what was never on cannot go off.
+            lost = self._driven & ~reading.torque
+            self._driven = self._driven | reading.torque
+        if lost.any():
+            names = ", ".join(JOINTS[i] for i in np.flatnonzero(lost))
             text = f"torque went off by itself in {names}: a servo restarted, see its supply and its cables"
             findings.append(Finding("torque lost", Level.FREEZE, text))
         if reading.pair_gap is not None:
