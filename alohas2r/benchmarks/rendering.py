@@ -157,6 +157,7 @@ def ratios(config: BenchConfig | None = None) -> JsonObject:
       raycast_vs_bare_rays: against `Batch.ray` with normals on the same geoms and rays, one core each;
       mujoco_caster_vs_bare_rays: likewise, the caster that uses `Batch.ray` itself; two_threads_vs_one:
         two threads on all cores against one on one core;
+      depth_vs_rgbd: depth alone against colour and depth without shadows, one core each;
       shadows_vs_none; raycast_vs_warp on one core (None without Warp on a CPU); corruption_per_second:
       environments through corruption and preprocessing of both cameras on one core;
       environments_per_second of each side; and memory_mb_1024: the process's peak memory while it
@@ -178,6 +179,7 @@ def ratios(config: BenchConfig | None = None) -> JsonObject:
         "raycast": caster(shadows=False, threads=1),
         "raycast, two threads": caster(shadows=False, threads=2),
         "raycast, shadows": caster(shadows=True, threads=1),
+        "raycast, depth": caster(outputs=("depth",), threads=1),
         "raycast, mujoco caster": caster(shadows=False, threads=1, caster="mujoco"),
     }
     if "warp" in config.backends:
@@ -204,6 +206,7 @@ def ratios(config: BenchConfig | None = None) -> JsonObject:
         "raycast_vs_bare_rays": ratio("bare rays", "raycast"),
         "mujoco_caster_vs_bare_rays": ratio("bare rays", "raycast, mujoco caster"),
         "two_threads_vs_one": ratio("raycast", "raycast, two threads"),
+        "depth_vs_rgbd": ratio("raycast", "raycast, depth"),
         "shadows_vs_none": ratio("raycast", "raycast, shadows"),
         "raycast_vs_warp": ratio("warp", "raycast") if "warp" in drawn else None,
         "corruption_per_second": count / min(took["corruption"]),

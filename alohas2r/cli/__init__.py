@@ -4,9 +4,13 @@ Figures go to stdout, everything else to stderr; with --json, stdout is one JSON
 codes: 0 done, 1 something that the message says how to put right, 2 wrong usage, 130 interrupted.
 """
 
-from alohas2r.cli import train, distill, evaluate, benchmark, render, export, deploy, robot, world  # isort: skip  (the order of the help)
-from alohas2r.cli.app import EXTRAS, main, policy_folder
-from alohas2r.cli.display import ProgressDisplay, duration_text, report_text
+from alohas2r.core import opengl
+
+opengl.import_mujoco()
+
+from alohas2r.cli import train, distill, evaluate, benchmark, render, export, deploy, robot, world  # noqa: E402  # isort: skip  (the order of the help)
+from alohas2r.cli.app import EXTRAS, main, policy_folder  # noqa: E402
+from alohas2r.cli.display import ProgressDisplay, duration_text, report_text  # noqa: E402
 
 __all__ = [
     "EXTRAS",

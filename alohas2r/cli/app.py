@@ -49,6 +49,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Teaches a bimanual ALOHA to insert a peg, in simulation only.\n\n"
     "A teacher learns from the exact state by reinforcement learning, first to pick up a block "
     "with one arm ([bold]train-teacher --phase pick[/bold]); [bold]evaluate[/bold] says how good "
@@ -81,9 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: without the program's name; those of the process if None.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     console = Console(stderr=True)
     try:
-        return app(arguments, prog_name="alohas2r", standalone_mode=False) or 0
+        given = sys.argv[1:] if arguments is None else arguments
+        chosen = [expanded(argument) for argument in given]
+        return app(chosen, prog_name="alohas2r", standalone_mode=False) or 0
     except typer.exceptions.TyperException as error:
         context = getattr(error, "ctx", None)
         message = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
@@ -112,12 +118,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"pip install 'alohas2r[{extra}]'",
         )
         return 1
+    except (AssertionError, MemoryError, RuntimeError, ValueError) as error:
+        if (reason := _ambient(error)) is None:
+            raise
+        _complain(console, reason)
+        return 1
     except KeyboardInterrupt:
         _complain(console, "Interrupted.")
         return 130
     except BrokenPipeError:  # the reader of stdout, such as head, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def expanded(argument: str) -> str:
+    """Returns an argument with the home folder for "~" in --option=~/path, which shells leave as it is."""
+    option, equals, value = argument.partition("=")
+    if option.startswith("--") and equals and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return argument
+
+
+def _ambient(error: Exception) -> str | None:
+    """Returns what about this machine or its settings an error says; None for any other error."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            "The memory of this machine does not suffice; fewer or smaller environments need less."
+        )
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not _has_device():
+        return (
+            f"JAX finds no device as JAX_PLATFORMS={platforms} wants it; unset it, set it to cpu, or install "
+            "what it needs (jax[cuda13] for NVIDIA GPUs)."
+        )
+    return None
+
+
+def _has_device() -> bool:
+    """Returns whether JAX has anything to compute on."""
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except (AssertionError, RuntimeError):  # the first where the platform's plugin is not installed
+        return False
 
 
 def command(name: str, panel: str = "Teach") -> Callable[[Function], Function]:
@@ -155,11 +199,11 @@ def _root(
 
 
 def policy_folder(name: str) -> pathlib.Path:
-    """Returns the folder of a policy: the path as given or, if there is none, the shipped one.
+    """Returns the folder or file of a policy: the path as given or, if there is none, the shipped one.
 
-    So "params/pick" and "pick" work in any directory, also from an installed package.
+    So "params/pick", "pick" and "params/student/policy.onnx" work in any directory, also from an installed package.
     """
-    path = pathlib.Path(name)
+    path = pathlib.Path(name).expanduser()
     if not path.exists():
         from alohas2r.core.assets import data_path
         from alohas2r.errors import ModelError
@@ -167,7 +211,7 @@ def policy_folder(name: str) -> pathlib.Path:
         relative = pathlib.Path(*path.parts[1:]) if path.parts[:1] == ("params",) else path
         with contextlib.suppress(ModelError):
             shipped = data_path("params") / relative
-            if relative.parts and not relative.is_absolute() and shipped.is_dir():
+            if relative.parts and not relative.is_absolute() and shipped.exists():
                 return shipped
     return path
 

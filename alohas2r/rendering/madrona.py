@@ -38,6 +38,7 @@ class MadronaRenderer:
       width, height: of the pictures, in pixels.
       cameras: names; None for the wrist cameras.
       shadows: whether lights that cast shadows do.
+      outputs: ("rgb", "depth"), or ("depth",): the same depth, and no light, shading or shadow is computed.
       rasterizer: whether to rasterize instead of tracing rays.
       gpu: number of the GPU.
 
@@ -55,6 +56,7 @@ class MadronaRenderer:
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
         shadows: bool = True,
+        outputs: tuple[str, ...] = rendering_protocol.RGBD,
         rasterizer: bool = False,
         gpu: int = 0,
     ):
@@ -76,7 +78,8 @@ class MadronaRenderer:
             )
         self.prepared = rendering_protocol.prepare(source, cameras)
         self.width, self.height = rendering_protocol.check_size(width, height)
-        self.shadows = shadows
+        self.colour = rendering_protocol.check_outputs(outputs)
+        self.shadows = shadows and self.colour
         self._mjx, self._model = mjx, mjx.put_model(self.prepared.model, impl="jax")
         self._data = mjx.make_data(self.prepared.model, impl="jax")
         options = {
@@ -114,7 +117,8 @@ class MadronaRenderer:
         values = rendering_protocol.check_looks(self.prepared, looks, n)
         if not n:
             shape = (0, len(self.prepared.cameras), self.height, self.width)
-            return Frames(np.empty((*shape, 3), np.uint8), np.empty(shape, np.float32))
+            rgb = np.empty((*shape, 3), np.uint8) if self.colour else None
+            return Frames(rgb, np.empty(shape, np.float32))
         if self._renderer is None:
             self._renderer, self._worlds = self._new(num_worlds=n), n
         if n != self._worlds:
@@ -125,6 +129,8 @@ class MadronaRenderer:
         values.setdefault("geom_size", np.repeat(self.prepared.model.geom_size[None], n, 0))
         if not self.shadows:
             values["light_castshadow"] = np.zeros_like(values["light_castshadow"])
+        if not self.colour:
+            values["light_active"] = np.zeros((n, self.prepared.model.nlight), bool)
         fields: dict[str, Array] = {
             name: jnp.asarray(value, getattr(self._model, name).dtype)
             for name, value in values.items()
@@ -145,7 +151,8 @@ class MadronaRenderer:
         rgb, depth = np.asarray(rgb), np.asarray(depth)
         if self._all_cameras:
             rgb, depth = rgb[:, self.prepared.camera_ids], depth[:, self.prepared.camera_ids]
-        return Frames(rgb[..., :3].astype(np.uint8), depth[..., 0].astype(np.float32))
+        colour = rgb[..., :3].astype(np.uint8) if self.colour else None
+        return Frames(colour, depth[..., 0].astype(np.float32))
 
     def _placed(self, model: Untyped, qpos: Array) -> Untyped:
         data = self._mjx.kinematics(model, self._data.replace(qpos=qpos))

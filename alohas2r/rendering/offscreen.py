@@ -8,6 +8,7 @@ import os
 import mujoco
 import numpy as np
 
+from alohas2r.core import opengl
 from alohas2r.core.types import Untyped
 from alohas2r.errors import BackendUnavailable, ConfigError, did_you_mean
 
@@ -131,9 +132,14 @@ def free_camera(
 
 def _context(width: int, height: int) -> Untyped:
     """Returns the first OpenGL context that can be had."""
-    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if chosen in ("egl", "osmesa", "glfw"):
+    chosen = os.environ.get(opengl.VARIABLE, "").strip().lower()
+    if chosen in opengl.PLATFORMS:
         platforms = [chosen]
+    elif chosen not in ("", "enable", "enabled", "on", "true", "1"):
+        choices = ", ".join(opengl.PLATFORMS)
+        raise BackendUnavailable(
+            f"Pictures need OpenGL, and {opengl.VARIABLE}={chosen} names no platform of it; set {choices}, or unset it."
+        )
     else:
         displays = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
         platforms = ["egl", "glfw"] if displays else ["egl"]

@@ -25,6 +25,7 @@ class OpenGLBatchRenderer:
       width, height: of the pictures, in pixels.
       cameras: names; None for the wrist cameras.
       shadows: whether lights that cast shadows do.
+      outputs: ("rgb", "depth"), or ("depth",): the same depth, and no light, shading or shadow is computed.
 
     Raises:
       ConfigError: a size out of range, or an unknown camera.
@@ -40,9 +41,11 @@ class OpenGLBatchRenderer:
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
         shadows: bool = True,
+        outputs: tuple[str, ...] = rendering_protocol.RGBD,
     ):
         self.prepared: Prepared = rendering_protocol.prepare(source, cameras)
         self.width, self.height = rendering_protocol.check_size(width, height)
+        self.colour = rendering_protocol.check_outputs(outputs)
         self._model = copy.copy(self.prepared.model)
         buffer = self._model.vis.global_
         buffer.offwidth, buffer.offheight = (
@@ -51,7 +54,9 @@ class OpenGLBatchRenderer:
         )
         self._model.vis.quality.offsamples = 0
         self._data = mujoco.MjData(self._model)
-        self._view = DepthView(self._model, self.height, self.width, shadows=shadows)
+        self._view = DepthView(
+            self._model, self.height, self.width, shadows=shadows and self.colour
+        )
 
     def __enter__(self) -> OpenGLBatchRenderer:
         """Returns itself."""
@@ -75,7 +80,8 @@ class OpenGLBatchRenderer:
         values = rendering_protocol.check_looks(self.prepared, looks, len(poses))
         model, data = self._model, self._data
         shape = (len(poses), len(self.prepared.cameras), self.height, self.width)
-        rgb, depth = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.float32)
+        rgb = np.zeros((*shape, 3), np.uint8) if self.colour else None
+        depth = np.zeros(shape, np.float32)
         for index, pose in enumerate(poses):
             if not np.isfinite(pose).all():
                 continue  # nothing is seen
@@ -90,7 +96,8 @@ class OpenGLBatchRenderer:
             mujoco.mj_comPos(model, data)
             mujoco.mj_camlight(model, data)
             for camera, name in enumerate(self.prepared.cameras):
-                rgb[index, camera], depth[index, camera] = self._view.both(data, name)
+                colours = None if rgb is None else rgb[index, camera]
+                depth[index, camera] = self._view.depth(data, name, colours)
         return Frames(rgb, depth)
 
 
@@ -106,6 +113,23 @@ class DepthView(Offscreen):
           data: the state. camera: a camera's name.
           sky: whether the model's sky is drawn where nothing else is; else that is black.
         """
+        colours = np.empty((self._rect.height, self._rect.width, 3), np.uint8)
+        return colours, self.depth(data, camera, colours, sky)
+
+    def depth(
+        self,
+        data: mujoco.MjData,
+        camera: str,
+        colours: np.ndarray | None = None,
+        sky: bool = False,
+    ) -> np.ndarray:
+        """Returns planar depth [H, W] float32 (m), the first row on top.
+
+        Args:
+          data: the state. camera: a camera's name.
+          colours: [H, W, 3] uint8, where colour goes; None to do without light and colour.
+          sky: see `both`.
+        """
         self._gl.make_current()
         self._option.sitegroup[:] = 0
         self._mjr.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR.value
@@ -120,9 +144,12 @@ class DepthView(Offscreen):
         )
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = sky
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        if colours is None:
+            self._scene.nlight = 0
         mujoco.mjr_render(self._rect, self._scene, self._mjr)
         shape = (self._rect.height, self._rect.width)
-        pixels, buffer = np.empty((*shape, 3), np.uint8), np.empty(shape, np.float32)
+        pixels = None if colours is None else np.empty((*shape, 3), np.uint8)
+        buffer = np.empty(shape, np.float32)
         mujoco.mjr_readPixels(pixels, buffer, self._rect, self._mjr)
         near, far = (
             self.model.stat.extent * getattr(self.model.vis.map, name) for name in ("znear", "zfar")
@@ -130,4 +157,6 @@ class DepthView(Offscreen):
         # The depth buffer is 1 on the near plane and 0 on the far one, linear in 1 / depth.
         buffer = buffer.astype(np.float64)
         depth = np.where(buffer > 0, 1 / (1 / far + buffer * (1 / near - 1 / far)), 0)
-        return np.ascontiguousarray(pixels[::-1]), depth[::-1].astype(np.float32)
+        if colours is not None and pixels is not None:
+            colours[:] = pixels[::-1]
+        return depth[::-1].astype(np.float32)

@@ -38,6 +38,9 @@ class Renderer(Protocol):
 
 CAMERAS = ("wrist_cam_left", "wrist_cam_right")
 GROUPS = (0, 2)  # geom groups that wrist cameras see; group 1 is detail for videos, 3.. is hidden
+RGBD = ("rgb", "depth")
+DEPTH = ("depth",)
+OUTPUTS = (RGBD, DEPTH)  # what a renderer can draw; without colour nothing is shaded
 MAX_SIDE = 8192  # pixels; beyond it a picture is a mistake
 MAX_BYTES = 16 << 30  # of one call's pictures
 
@@ -49,7 +52,7 @@ Looks = Mapping[str, Array]
 class Frames(NamedTuple):
     """Pictures of N environments from C cameras; the first row is on top."""
 
-    rgb: Array  # [N, C, H, W, 3] uint8
+    rgb: Array  # [N, C, H, W, 3] uint8; None of a renderer of depth alone
     depth: Array  # [N, C, H, W] float32, metres along the optical axis; 0 where nothing is seen
 
 
@@ -134,6 +137,18 @@ def prepare(
         raise ConfigError("An orthographic camera cannot be drawn; choose perspective cameras.")
     nominal["geom_rgba"] = nominal["geom_rgba"][geoms]
     return Prepared(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal)
+
+
+def check_outputs(outputs: Sequence[str]) -> bool:
+    """Returns whether colour is to be drawn beside depth.
+
+    Raises:
+      ConfigError: neither ("rgb", "depth") nor ("depth",).
+    """
+    if tuple(outputs) not in OUTPUTS:
+        choices = " or ".join(map(str, OUTPUTS))
+        raise ConfigError(f"outputs = {tuple(outputs)} must be {choices}.")
+    return "rgb" in outputs
 
 
 def check_size(width: int, height: int) -> tuple[int, int]:

@@ -28,6 +28,7 @@ class WarpRenderer:
       width, height: of the pictures, in pixels.
       cameras: names; None for the wrist cameras.
       shadows: whether lights that cast shadows do.
+      outputs: ("rgb", "depth"), or ("depth",): the same depth, and no light, shading or shadow is computed.
       capacity: environments drawn at a time; 0 for as many as the first call has.
 
     Raises:
@@ -44,6 +45,7 @@ class WarpRenderer:
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
         shadows: bool = True,
+        outputs: tuple[str, ...] = rendering_protocol.RGBD,
         capacity: int = 0,
     ):
         try:
@@ -55,7 +57,8 @@ class WarpRenderer:
             ) from error
         self.prepared = rendering_protocol.prepare(source, cameras)
         self.width, self.height = rendering_protocol.check_size(width, height)
-        self.shadows, self.capacity = shadows, capacity
+        self.colour = rendering_protocol.check_outputs(outputs)
+        self.shadows, self.capacity = shadows and self.colour, capacity
         wp.config.log_level = max(wp.config.log_level, wp.LOG_WARNING)
         self.device = str(wp.get_device())
         self._mjx = mjx
@@ -78,7 +81,7 @@ class WarpRenderer:
             nworld=capacity,
             cam_res=(self.width, self.height),
             cam_active=list(self.prepared.cameras),
-            render_rgb=True,
+            render_rgb=self.colour,
             render_depth=True,
             use_textures=False,
             use_shadows=self.shadows,
@@ -103,7 +106,8 @@ class WarpRenderer:
         }
         shape = (n, len(self.prepared.cameras), self.height, self.width)
         if not n:
-            return Frames(np.empty((*shape, 3), np.uint8), np.empty(shape, np.float32))
+            rgb = np.empty((*shape, 3), np.uint8) if self.colour else None
+            return Frames(rgb, np.empty(shape, np.float32))
         if self._context is None:
             self._open(n)
         parts = []
@@ -111,7 +115,8 @@ class WarpRenderer:
             chosen = np.minimum(np.arange(start, start + self.capacity), n - 1)
             drawn = self._draw(poses[chosen], {name: some[chosen] for name, some in values.items()})
             parts.append(jax.tree.map(np.asarray, drawn))
-        return Frames(*(np.concatenate(part)[:n] for part in zip(*parts, strict=True)))
+        rgb = np.concatenate([part.rgb for part in parts])[:n] if self.colour else None
+        return Frames(rgb, np.concatenate([part.depth for part in parts])[:n])
 
     @functools.cached_property
     def _draw(self) -> Array:
@@ -147,6 +152,8 @@ class WarpRenderer:
         data = jax.vmap(mjx.refit_bvh, in_axes=(axes, 0, None))(model, data, handle)
         packed, depth, _ = jax.vmap(mjx.render, in_axes=(axes, 0, None))(model, data, handle)
         shape = (n, len(self.prepared.cameras), self.height, self.width)
+        if not self.colour:
+            return Frames(None, depth.reshape(shape))
         packed = packed.reshape(shape)  # 0xAARRGGBB
         rgb = jnp.stack([packed >> 16 & 0xFF, packed >> 8 & 0xFF, packed & 0xFF], -1)
         return Frames(rgb.astype(jnp.uint8), depth.reshape(shape))

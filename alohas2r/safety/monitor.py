@@ -51,7 +51,9 @@ class Monitor:
         """Starts with nothing seen."""
         self.config = config
         self.counts: collections.Counter[str] = collections.Counter()
-        self._driven = np.zeros(len(JOINTS), bool)  # joints that had torque since it was switched on
+        self._driven = np.zeros(
+            len(JOINTS), bool
+        )  # joints that had torque since it was switched on
         self._strayed = 0
         self._bad_actions = 0
         self._late = 0

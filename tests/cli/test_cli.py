@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -255,3 +257,55 @@ def test_shipped_policies_are_found_by_name_and_given_paths_are_kept(
     monkeypatch.chdir(tmp_path / "params")
     assert app.policy_folder("params/pick") == tmp_path / "params" / "pick"
     assert app.policy_folder("params") == pathlib.Path("params")
+
+
+def test_a_home_folder_after_an_equals_sign_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert app.expanded("--out=~/run") == "--out=/home/somebody/run"
+    assert app.expanded("--set=ppo.x=~1") == "--set=ppo.x=~1"
+    assert app.expanded("a=~/b") == "a=~/b"
+
+
+def test_a_shipped_file_is_found_in_any_directory(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = app.policy_folder("params/student/policy.onnx")
+    assert file == assets.data_path("params") / "student" / "policy.onnx"
+    assert file.is_file()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "command", "words"),
+    [
+        ("MUJOCO_GL", "nonsense", ["render", "--scene", "pick", "--out", "x.png"], "egl, osmesa"),
+        ("JAX_PLATFORMS", "cuda", ["evaluate", "params/pick", "--episodes", "1"], "JAX_PLATFORMS"),
+    ],
+)
+def test_settings_of_the_environment_that_cannot_be_met_get_one_line(
+    variable: str, value: str, command: list[str], words: str, tmp_path: pathlib.Path
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "alohas2r.cli", *command],
+        env=os.environ | {variable: value},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert words in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_names_that_a_terminal_cannot_show_are_written_otherwise(tmp_path: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "alohas2r.cli", "evaluate", "params/\u2713"],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert b"\\u2713" in run.stderr
+    assert b"Traceback" not in run.stderr

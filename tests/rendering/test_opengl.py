@@ -27,6 +27,16 @@ def drawn() -> Iterator[OpenGLBatchRenderer]:
         pytest.skip(str(error))
 
 
+def test_depth_alone_is_the_depth_of_colour_and_depth(drawn: OpenGLBatchRenderer) -> None:
+    poses = gallery.random_poses(scene.load("insert"), 3, seed=5)
+    both = drawn.render(poses)
+    with OpenGLBatchRenderer(drawn.prepared, SIZE, SIZE, outputs=("depth",)) as renderer:
+        alone = renderer.render(poses)
+    assert alone.rgb is None
+    assert (alone.depth > 0).any()
+    assert np.array_equal(alone.depth, both.depth)
+
+
 def test_depth_agrees_within_the_precision_of_the_buffer(drawn: OpenGLBatchRenderer) -> None:
     poses = gallery.random_poses(scene.load("insert"), 12, seed=2)
     theirs = drawn.render(poses)

@@ -56,3 +56,12 @@ def test_parity_with_the_ray_caster(count: int) -> None:
     assert warp.render(poses[:0]).rgb.shape == (0, 2, 32, 32, 3)
     with pytest.raises(ConfigError, match="poses must be"):
         warp.render(poses[0])
+
+
+def test_depth_alone_is_the_depth_of_colour_and_depth() -> None:
+    prepared, poses, looks = gallery.gallery_scene("twoarm", 2, 4)
+    both = renderers.make("warp", prepared).render(poses, looks)
+    alone = renderers.make("warp", prepared, outputs=("depth",)).render(poses, looks)
+    assert alone.rgb is None
+    assert (alone.depth > 0).any()
+    assert np.array_equal(alone.depth, both.depth)

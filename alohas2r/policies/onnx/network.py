@@ -108,10 +108,11 @@ def state_network(
         return other.apply(inputs["features"], inputs["switched"], jnp)
 
     last, rows = loaded.insert if staged else loaded, recorded["observations"]
-    drawn = {"features": random_features(spec.history, last.weights, rows, samples, seed)}
+    half = samples // 2  # at least so many are drawn: few recorded ones hardly differ
+    drawn = {"features": random_features(spec.history, last.weights, rows[:half], samples, seed)}
     check_data = {"observation": rows, OUTPUT: recorded["actions"]}
     if staged:
-        drawn["switched"] = random_flags(recorded["switched"], samples, seed)
+        drawn["switched"] = random_flags(recorded["switched"][:half], samples, seed)
         check_data["switched"] = recorded["switched"]
     return Network(
         apply, weights, interface, config.to_dict(spec.action), description, check_data, drawn
@@ -150,16 +151,17 @@ def student_network(
     )
     memory = Memory(spec.vector, "features", spec.history)
     interface = Interface(inputs, (memory,), loaded.action_size)
+    half = samples // 2  # at least so many are drawn: few recorded ones hardly differ
     drawn = {
         "features": random_features(
-            spec.history, loaded.weights, recorded[spec.vector], samples, seed
+            spec.history, loaded.weights, recorded[spec.vector][:half], samples, seed
         ),
-        "switched": random_flags(recorded["switched"], samples, seed),
+        "switched": random_flags(recorded["switched"][:half], samples, seed),
     }
     if spec.has_rgb or spec.has_depth:
         views = wrist_views(spec.cameras.size, samples, seed)
         for name in views.keys() & spec.inputs.keys():
-            drawn[name] = np.concatenate([recorded[name], views[name]])[:samples]
+            drawn[name] = np.concatenate([recorded[name][:half], views[name]])[:samples]
     apply = functools.partial(vision_network.forward, spec)
     check_data = {name: recorded[name] for name in (*spec.inputs, OUTPUT)}
     action = config.to_dict(spec.action)

@@ -50,6 +50,9 @@ def wrist_views(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 def random_flags(recorded: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Draws the switch's state [S]: the recorded sequence, then a random one."""
     drawn = np.random.default_rng(seed).random(samples) < 0.5
+    missing = max(samples - len(recorded), 0)
+    if missing > 1 and len(set(drawn[:missing].tolist())) == 1:
+        drawn[0] ^= True  # both states are to be seen
     return np.concatenate([recorded.astype(bool), drawn])[:samples]
 
 

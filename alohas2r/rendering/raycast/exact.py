@@ -22,16 +22,19 @@ _STEP = 1e-6  # m; how far behind a back face a ray goes on
 class ExactDrawing:
     """Draws a fixed number of environments; see `drawing.Drawing`, whose arguments these are."""
 
-    def __init__(self, prepared: Prepared, chunk: int, tiles: int, shadows: bool):
+    def __init__(
+        self, prepared: Prepared, chunk: int, tiles: int, shadows: bool, colour: bool = True
+    ):
         self.model = prepared.model
         self.chunk, self.cameras, self.per_view = chunk, len(prepared.cameras), tiles
+        self.colour = colour
         self.shadows = shadows and self.model.nlight > 0
         self._light = jax.jit(self._lit)
         self._compose = jax.jit(self._colours)
 
     def run(
         self, batch: mujoco.batch.Batch, scene: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray | None, np.ndarray]:
         """Draws one strip.
 
         Args:
@@ -40,7 +43,7 @@ class ExactDrawing:
           x, y: [C, B, P] of the strip's rays.
 
         Returns:
-          Colours as 0xBBGGRR and depths (m) [E * C * B, P].
+          Colours as 0xBBGGRR (None without colour) and depths (m) [E * C * B, P].
         """
         rotation = scene["cam_xmat"].astype(np.float64)
         ray = np.stack([x, y, -np.ones_like(x)], -1).reshape(self.cameras, -1, 3).astype(np.float64)
@@ -66,6 +69,8 @@ class ExactDrawing:
             tiles(np.maximum(number, 0), np.int32),
             [tiles(turned[..., k], np.float32) for k in range(3)],
         )
+        if not self.colour:
+            return None, hits[0]
         light, to_light, reach = self._light(scene, x, y, hits)
         hidden = np.zeros(light.asked.shape, bool)
         if self.shadows:

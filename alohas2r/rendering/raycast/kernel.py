@@ -36,10 +36,17 @@ class Drawing:
       chunk: number of environments, E.
       tiles: per view.
       shadows: whether lights that cast shadows do.
+      colour: whether to shade; otherwise `run` gives depths alone.
     """
 
     def __init__(
-        self, prepared: Prepared, geometry: Geometry, chunk: int, tiles: int, shadows: bool
+        self,
+        prepared: Prepared,
+        geometry: Geometry,
+        chunk: int,
+        tiles: int,
+        shadows: bool,
+        colour: bool = True,
     ):
         self.model, self.geometry = prepared.model, geometry
         self.chunk, self.cameras, self.per_view = chunk, len(prepared.cameras), tiles
@@ -63,7 +70,8 @@ class Drawing:
                 self.first_face[geom] = count
                 count += faces.get(kind, 1)
         # XLA's own threads would compete with the renderer's.
-        self.run = jax.jit(self._draw, compiler_options={"xla_cpu_multi_thread_eigen": False})
+        draw = self._draw if colour else self._draw_depth
+        self.run = jax.jit(draw, compiler_options={"xla_cpu_multi_thread_eigen": False})
 
     def _draw(self, scene: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array, Array]:
         """Draws one strip.
@@ -111,6 +119,21 @@ class Drawing:
             lambda parts: shading.compose(self.model, scene, *parts), (some, lit, hidden)
         )
         return colours.reshape(-1, TILE**2), depth.reshape(-1, TILE**2), tiles
+
+    def _draw_depth(self, scene: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array]:
+        """Draws one strip's depths; as `_draw`, without the colours."""
+        seen_from = self._place(scene)
+        sets = self._sets(self._seen(seen_from, x, y))
+        tiles = ordered(self._work(sets), self.group)
+        rays_x, rays_y = x.reshape(-1, TILE**2), y.reshape(-1, TILE**2)
+
+        def cast(tile: Array) -> Array:
+            row = tile % (self.cameras * self.per_view)
+            ray = (rays_x[row], rays_y[row], np.float32(-1))
+            return self._surface(seen_from, [part[tile] for part in sets], tile, ray).depth
+
+        depth = jax.lax.map(cast, tiles.reshape(-1, self.group))
+        return depth.reshape(-1, TILE**2), tiles
 
     def _place(self, scene: dict[str, Array]) -> dict[str, Array]:
         """Turns the geoms into the views' frames.

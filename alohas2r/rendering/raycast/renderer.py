@@ -35,11 +35,13 @@ def _geometry(prepared: Prepared) -> raycast_tiles.Geometry | str:
 
 
 @functools.lru_cache(maxsize=8)
-def _drawing(prepared: Prepared, chunk: int, tiles: int, shadows: bool) -> kernel.Drawing:
+def _drawing(
+    prepared: Prepared, chunk: int, tiles: int, shadows: bool, colour: bool
+) -> kernel.Drawing:
     """Returns what renderers of the same model and size share: compiling it takes seconds."""
     geometry = _geometry(prepared)
     assert not isinstance(geometry, str)
-    return kernel.Drawing(prepared, geometry, chunk, tiles, shadows)
+    return kernel.Drawing(prepared, geometry, chunk, tiles, shadows, colour)
 
 
 class RaycastRenderer:
@@ -52,6 +54,7 @@ class RaycastRenderer:
       width, height: of the pictures, in pixels.
       cameras: names; None for the wrist cameras.
       shadows: whether lights that cast shadows do.
+      outputs: ("rgb", "depth"), or ("depth",): the same depth, and no light, shading or shadow is computed.
       threads: to use; 0 for all cores.
       batch: environments that a thread draws at a time; 0 for as many as are fast. Batches are filled up, so
         a smaller number is quicker for a few environments.
@@ -71,6 +74,7 @@ class RaycastRenderer:
         height: int = 32,
         cameras: tuple[str, ...] | None = None,
         shadows: bool = True,
+        outputs: tuple[str, ...] = rendering_protocol.RGBD,
         threads: int = 0,
         caster: str = "auto",
         batch: int = 0,
@@ -80,6 +84,7 @@ class RaycastRenderer:
         self.prepared = rendering_protocol.prepare(source, cameras)
         self.width, self.height = rendering_protocol.check_size(width, height)
         self.shadows = shadows
+        self.colour = rendering_protocol.check_outputs(outputs)
         self.threads = threads or len(core_threads.cores())
         geometry = _geometry(self.prepared)
         if isinstance(geometry, str) and caster == "vector":
@@ -90,9 +95,14 @@ class RaycastRenderer:
         self._chunk = max(1, raycast_tiles.MOST_TILES // (len(self.prepared.cameras) * tiles))
         self._chunk = min(self._chunk, batch) if batch > 0 else self._chunk
         if self.caster == "mujoco" or isinstance(geometry, str):
-            self._drawing: Array = ExactDrawing(self.prepared, self._chunk, tiles, shadows)
+            self._exact: ExactDrawing | None = ExactDrawing(
+                self.prepared, self._chunk, tiles, shadows, self.colour
+            )
         else:
-            self._drawing = _drawing(self.prepared, self._chunk, tiles, shadows)
+            self._exact = None
+            self._drawing = _drawing(
+                self.prepared, self._chunk, tiles, shadows and self.colour, self.colour
+            )
         self._cpu = jax.devices("cpu")[0]
         self._workers = [Worker(self.prepared, self._chunk) for _ in range(self.threads)]
 
@@ -104,7 +114,8 @@ class RaycastRenderer:
           looks: model field -> [N, ...]; None for the model's own.
 
         Returns:
-          rgb [N, C, H, W, 3] uint8, depth [N, C, H, W] float32 in metres, 0 where nothing is seen.
+          rgb [N, C, H, W, 3] uint8 (None without colour), depth [N, C, H, W] float32 in metres, 0 where nothing
+          is seen.
 
         Raises:
           ConfigError: arrays of the wrong shape.
@@ -113,7 +124,8 @@ class RaycastRenderer:
         n = len(poses)
         values = rendering_protocol.check_looks(self.prepared, looks, n)
         shape = (n, len(self.prepared.cameras), self.height, self.width)
-        rgb, depth = np.empty((*shape, 3), np.uint8), np.empty(shape, np.float32)
+        rgb = np.empty((*shape, 3), np.uint8) if self.colour else None
+        depth = np.empty(shape, np.float32)
         starts = range(0, n, self._chunk)
         if not starts:
             return Frames(rgb, depth)
@@ -123,12 +135,14 @@ class RaycastRenderer:
             for start in starts[index :: len(workers)]:
                 chosen = np.minimum(np.arange(start, start + self._chunk), n - 1)
                 stop = min(start + self._chunk, n)
-                pictures = self._chunk_pictures(
+                colours, depths = self._chunk_pictures(
                     workers[index],
                     poses[chosen],
                     {name: value[chosen] for name, value in values.items()},
                 )
-                rgb[start:stop], depth[start:stop] = (part[: stop - start] for part in pictures)
+                depth[start:stop] = depths[: stop - start]
+                if rgb is not None and colours is not None:
+                    rgb[start:stop] = colours[: stop - start]
 
         if len(workers) == 1:
             work(0)
@@ -139,26 +153,31 @@ class RaycastRenderer:
 
     def _chunk_pictures(
         self, worker: Worker, poses: np.ndarray, looks: dict[str, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws one chunk of environments: rgb [E, C, H, W, 3] and depth [E, C, H, W]."""
-        scene = worker.place(poses, looks)
-        strips = []
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """Draws one chunk of environments: rgb [E, C, H, W, 3] (None without colour) and depth [E, C, H, W]."""
+        scene = worker.place(poses, looks, self.colour)
+        depths, colours = [], []
         with jax.default_device(self._cpu):
             for x, y in zip(self._rays.x, self._rays.y, strict=True):
-                if self.caster == "mujoco":
-                    strips.append(self._drawing.run(worker.batch, scene, x, y))
+                if self._exact is not None:
+                    colour, depth = self._exact.run(worker.batch, scene, x, y)
+                    colours.append(colour)
+                    depths.append(depth)
                     continue
-                colours, depth, tiles = (
+                *colour, depth, tiles = (
                     np.asarray(part) for part in self._drawing.run(scene, x, y)
                 )
                 place = np.empty(self._chunk * x.shape[0] * x.shape[1], np.intp)
                 place[tiles] = np.arange(len(tiles))
-                strips.append((colours[place], depth[place]))
-        colours, depth = (self._assemble(parts) for parts in zip(*strips, strict=True))
-        colours = np.ascontiguousarray(colours)
-        return colours.view(np.uint8).reshape(*colours.shape, 4)[..., :3], depth
+                colours += [part[place] for part in colour]
+                depths.append(depth[place])
+        depth = self._assemble(depths)
+        if not self.colour:
+            return None, depth
+        packed = np.ascontiguousarray(self._assemble(colours))
+        return packed.view(np.uint8).reshape(*packed.shape, 4)[..., :3], depth
 
-    def _assemble(self, strips: tuple[np.ndarray, ...]) -> np.ndarray:
+    def _assemble(self, strips: list[np.ndarray]) -> np.ndarray:
         """Puts the tiles of strips, [E * C * B, P] each, together into pictures [E, C, H, W]."""
         cameras, rows, columns = len(self.prepared.cameras), self._rays.rows, self._rays.columns
         tiles = np.concatenate(
@@ -188,8 +207,13 @@ class Worker:
         moved = ("cam_pos", "cam_quat", "light_pos", "light_dir")
         self._moved = {name: self.batch.expand(name) for name in moved if getattr(model, name).size}
 
-    def place(self, poses: np.ndarray, looks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns poses of geoms, cameras and lights in the world, and their looks; float32."""
+    def place(
+        self, poses: np.ndarray, looks: dict[str, np.ndarray], colour: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Returns poses of geoms, cameras and lights in the world, and their looks; float32.
+
+        Without colour, colours and lights are left out.
+        """
         model = self.prepared.model
         self._qpos[:] = poses[:, : model.nq]
         if self._mocap and poses.shape[1] > model.nq:
@@ -207,16 +231,18 @@ class Worker:
         scene["geom_xmat"] = scene["geom_xmat"].reshape(n, model.ngeom, 3, 3)
         scene["cam_xpos"] = scene["cam_xpos"][:, cameras]
         scene["cam_xmat"] = scene["cam_xmat"].reshape(n, model.ncam, 3, 3)[:, cameras]
+        size = looks.get("geom_size")
+        if size is None:
+            size = np.broadcast_to(model.geom_size, (n, model.ngeom, 3))
+        scene["size"] = np.asarray(size, np.float32)
+        if not colour:
+            return scene
         scene["rgb"] = np.asarray(looks["geom_rgba"][..., :3], np.float32)
         for name in _LIGHT_FIELDS:
             value = looks.get(name)
             if value is None:
                 value = np.broadcast_to(getattr(model, name), (n, *getattr(model, name).shape))
             scene[name] = np.asarray(value, np.float32)
-        size = looks.get("geom_size")
-        if size is None:
-            size = np.broadcast_to(model.geom_size, (n, model.ngeom, 3))
-        scene["size"] = np.asarray(size, np.float32)
         return scene
 
 

@@ -280,6 +280,24 @@ def test_wrist_views_agree_with_mujoco(wrists: RaycastRenderer) -> None:
     assert colour > 0.99
 
 
+@pytest.mark.parametrize("caster", ["vector", "mujoco"])
+@pytest.mark.parametrize("side", [32, 45])
+def test_depth_alone_is_the_depth_of_colour_and_depth(caster: str, side: int) -> None:
+    prepared, poses, looks = gallery.gallery_scene("twoarm", 5, 4)
+    size = {"width": side, "height": side, "caster": caster}
+    both = renderers.make("raycast", prepared, **size).render(poses, looks)
+    alone = renderers.make("raycast", prepared, **size, outputs=("depth",)).render(poses, looks)
+    assert alone.rgb is None
+    assert (alone.depth > 0).any()
+    assert np.array_equal(alone.depth, both.depth)
+
+
+def test_unknown_outputs_are_refused() -> None:
+    prepared = rendering_protocol.prepare(gallery.cartpole())
+    with pytest.raises(ConfigError, match=r"outputs = \('rgb',\) must be .*'depth'"):
+        renderers.make("raycast", prepared, outputs=("rgb",))
+
+
 def test_hidden_and_unseen_geoms_are_left_out(wrists: RaycastRenderer) -> None:
     prepared = wrists.prepared
     model = scene.load("insert").model
