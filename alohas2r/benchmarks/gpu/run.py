@@ -160,7 +160,7 @@ def _run(
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     else:  # or what is compiled in one run would be missing in the figures of the next
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    command = phase.command or (sys.executable, "-m", "alohas2r.benchmarks.gpu.run")
+    command = phase.command or (sys.executable, "-m", "alohas2r.benchmarks.gpu.phases")
     started = time.monotonic()
     with log_file.open("wb") as log:
         process = subprocess.Popen(
