@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import select
 import sys
 import termios
@@ -94,8 +95,8 @@ class KeyPause:
         """Returns what the key that was pressed means; other keys mean nothing. A closed terminal ends the run."""
         if not select.select([self._stream], [], [], 0)[0]:
             return None
-        key = self._stream.read(1)
-        return self.KEYS.get(key.lower()) if key else Next.STOP
+        key = os.read(self._stream.fileno(), 1)  # past Python's buffer, which `select` does not see
+        return self.KEYS.get(key.decode("ascii", "replace").lower()) if key else Next.STOP
 
     def end(self) -> None:
         """Gives the terminal back."""
