@@ -40,7 +40,8 @@ def test_addresses_lead_to_the_quantities_of_that_name(loaded: scene.Scene) -> N
         thing = data.joint(arm.object_name)
         np.testing.assert_array_equal(data.qpos[arm.object_qpos], thing.qpos)
         np.testing.assert_array_equal(data.qvel[arm.object_qvel], thing.qvel)
-    used = np.concatenate([np.concatenate([arm.qpos, arm.object_qpos]) for arm in loaded.arms])
+    # Two arms may handle the same object.
+    used = {*np.concatenate([np.concatenate([arm.qpos, arm.object_qpos]) for arm in loaded.arms])}
     assert sorted(used) == list(range(loaded.model.nq))
     assert sorted(np.concatenate([arm.ctrl for arm in loaded.arms])) == list(range(loaded.model.nu))
 
@@ -143,9 +144,10 @@ def test_a_scene_from_elsewhere_is_registered(
     monkeypatch.setattr(scene, "_registered", {})
     path = tmp_path / "mine.xml"
     path.write_text(scene.spec("pick").to_xml())
+    shipped = scene.names()
     scene.register_scene("mine", path)
     scene.register_scene("mine", path)
-    assert scene.names() == ("insert", "insert_contact", "mine", "pick", "pick_contact")
+    assert scene.names() == tuple(sorted((*shipped, "mine")))
     assert scene._path("mine") == path
     for name in ("mine", "pick"):
         with pytest.raises(ModelError, match="choose another name"):

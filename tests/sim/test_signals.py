@@ -74,7 +74,7 @@ def test_signals_are_the_state_seen_from_each_base(name: str, seed: int) -> None
         velocity = data.qvel[arm.object_qvel]
         np.testing.assert_allclose(found.object_linvel[row], base.T @ velocity[:3], **close)
         np.testing.assert_allclose(found.object_angvel[row], turn @ velocity[3:], **close)
-        grip = data.site(f"{arm.object_name}_grip_here").xpos
+        grip = data.site(f"{arm.object_sensors}_grip_here").xpos
         np.testing.assert_allclose(found.grip_pos[row], local(grip), **close)
     if name.startswith("insert"):
         socket = data.site("socket_rear")

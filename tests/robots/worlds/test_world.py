@@ -164,9 +164,10 @@ def test_pictures_are_those_of_the_own_scene(foreign: World) -> None:
         pytest.skip(str(missing))
     for one, other in zip(ours, theirs, strict=True):
         assert one.rgb.shape == (32, 32, 3)
-        # Their pictures are smaller, and their lights are the same.
+        # Their pictures are smaller, and their lights are the same. Beyond the cut-off there is no depth.
         both = (one.depth > 0) & (other.depth > 0)
-        assert both.mean() > 0.9
+        assert both.mean() > 0.5
+        assert ((one.depth > 0) == (other.depth > 0)).mean() > 0.98
         near = both & (one.depth < 0.4)
         assert np.median(np.abs(one.depth - other.depth)[near]) < 0.001
         assert np.median(np.abs(one.rgb.astype(int) - other.rgb)) < 12

@@ -6,12 +6,12 @@ import pathlib
 import mujoco
 import numpy as np
 import pytest
+from scene_cases import random_fields
 
 from alohas2r.errors import ModelError
-from alohas2r.sim import physics_randomization, scene
+from alohas2r.sim import scene
 from alohas2r.sim.engines.base import snapshot
 from alohas2r.sim.engines.cpu import CpuEngine, Physics
-from alohas2r.sim.physics_randomization import BlockConfig
 from alohas2r.sim.signals import Readout
 
 COUNT, STEPS = 6, 12
@@ -24,19 +24,17 @@ class Run:
     def __init__(self, name: str = "pick", rows: slice = slice(None), threads: int = 1) -> None:
         self.scene = scene.load_physics(name)
         draw = np.random.default_rng(0)
-        if name.startswith("pick"):
-            fields, _ = physics_randomization.sample_block(
-                self.scene, BlockConfig(), draw.random((COUNT, 2))
-            )
-        else:
-            uniform = draw.random((COUNT, physics_randomization.INSERT_DRAWS))
-            fields, _ = physics_randomization.sample_insert(
-                self.scene, physics_randomization.InsertRandomization(), uniform
-            )
+        fields = random_fields(self.scene, COUNT, draw)
         self.qpos = np.tile(self.scene.home_qpos, (COUNT, 1))
         for arm in self.scene.arms:
             self.qpos[:, arm.qpos[:6]] += draw.normal(0, 0.1, (COUNT, 6))
             self.qpos[:, arm.object_qpos[:3]] += draw.uniform([-0.05, 0, 0], 0.05, (COUNT, 3))
+        # In the last one an object is between the fingers, so that forces are felt.
+        held, data = self.scene.arms[0], mujoco.MjData(self.scene.model)
+        data.qpos[:] = self.qpos[-1]
+        mujoco.mj_kinematics(self.scene.model, data)
+        tips = [data.site(f"{held.name}/{finger}_fingertip").xpos for finger in ("left", "right")]
+        self.qpos[-1, held.object_qpos[:3]] = np.mean(tips, 0)
         self.ctrl = self.scene.home_ctrl + draw.normal(0, 0.3, (STEPS, COUNT, self.scene.model.nu))
         self.qpos, self.ctrl = self.qpos[rows], self.ctrl[:, rows]
         self.count = len(self.qpos)

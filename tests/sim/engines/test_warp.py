@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scene_cases import has_peg, random_fields
 
 from alohas2r import config
 from alohas2r.cli import app
@@ -23,7 +24,7 @@ from alohas2r.learning.ppo.learner import Ppo
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.log import read_metrics
 from alohas2r.policies import artifact, staged
-from alohas2r.sim import physics_randomization, scene
+from alohas2r.sim import scene
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import snapshot
 from alohas2r.sim.engines.buffers import BufferConfig
@@ -36,16 +37,7 @@ EVERYONE = np.ones(COUNT, bool)
 
 
 def fields_of(name: str, count: int = COUNT) -> dict[str, np.ndarray]:
-    loaded = scene.load_physics(name)
-    draw = np.random.default_rng(0)
-    if name.startswith("pick"):
-        return physics_randomization.sample_block(
-            loaded, physics_randomization.BlockConfig(), draw.random((count, 2))
-        )[0]
-    uniform = draw.random((count, physics_randomization.INSERT_DRAWS))
-    return physics_randomization.sample_insert(
-        loaded, physics_randomization.InsertRandomization(), uniform
-    )[0]
+    return random_fields(scene.load_physics(name), count, np.random.default_rng(0))
 
 
 class Pair:
@@ -105,7 +97,7 @@ def test_the_fields_of_each_simulation_and_their_constants_arrive(name: str) -> 
     carried = pair.warp._fields
     assert {"body_mass", "body_inertia", "geom_size", "geom_aabb", "geom_rbound"} <= carried.keys()
     assert {"body_invweight0", "dof_invweight0", "body_subtreemass"} <= carried.keys()
-    if name.startswith("insert"):
+    if has_peg(pair.scene):
         assert {"geom_friction", "actuator_gainprm", "actuator_biasprm", "dof_damping"} <= (
             carried.keys()
         )
