@@ -20,7 +20,7 @@ _STEP = 1e-6  # m; how far behind a back face a ray goes on
 
 
 class ExactDrawing:
-    """Draws a fixed number of environments; see `drawing.Drawing`, whose arguments these are."""
+    """Draws a fixed number of environments; see `kernel.Drawing`, whose arguments these are."""
 
     def __init__(
         self, prepared: Prepared, chunk: int, tiles: int, shadows: bool, colour: bool = True

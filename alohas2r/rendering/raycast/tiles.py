@@ -149,6 +149,16 @@ def ordered(work: Array, group: int) -> Array:
     return jnp.concatenate([order, jnp.repeat(order[-1:], -count % group)])
 
 
+def size_of(bits: Array) -> Array:
+    """Returns how many elements sets have."""
+    return jax.lax.population_count(bits).astype(jnp.int32)
+
+
+def lowest(bits: Array) -> Array:
+    """Returns the lowest element of sets; 32 for an empty one."""
+    return size_of((bits & -bits) - 1)
+
+
 def cross(a: Array, b: Array) -> list[Array]:
     """Returns the cross product of two vectors given by their parts."""
     return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
