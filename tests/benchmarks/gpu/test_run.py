@@ -15,7 +15,7 @@ import pytest
 
 from alohas2r.benchmarks.gpu import job as gpu_job
 from alohas2r.benchmarks.gpu import phases as gpu_phases
-from alohas2r.benchmarks.gpu import projection, report
+from alohas2r.benchmarks.gpu import projection, report, throughput, training
 from alohas2r.benchmarks.gpu import run as gpu_run
 from alohas2r.benchmarks.gpu.job import Job
 from alohas2r.benchmarks.gpu.phases import Phase
@@ -207,7 +207,7 @@ def test_a_unit_that_fails_or_finds_no_time_leaves_the_others_alone(
 
 def test_a_training_is_timed_and_then_stopped_as_by_ctrl_c(tmp_path: pathlib.Path) -> None:
     job = make_job(tmp_path, 60)
-    clock = gpu_phases._Clock(job, "train")
+    clock = training.Clock(job, "train")
     other = progress.Meter("collect", 10, clock)
     with pytest.raises(ModelError, match="fewer than two"):
         clock.finish()
@@ -259,7 +259,7 @@ def test_the_full_size_is_a_valid_one_and_its_time_is_below_nine_minutes() -> No
             config.override(preset, scale.overrides.get(name, ()))
     for count in gpu_job.FULL.environments:
         for name in ("pick", "insert"):
-            gpu_phases.physics_settings(name, count)
+            throughput.physics_settings(name, count)
     assert {phase.name for phase in gpu_phases.PHASES} == set(report.LABELS)
 
 
