@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.benchmarks.recording import Recording, repeat_steps, traced_steps
+from alohas2r.benchmarks.timing import Turns
 from alohas2r.config import check
 from alohas2r.core import progress as core_progress
 from alohas2r.core import threads as core_threads
 from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.learning.dagger.collect_device import DeviceCollector
+from alohas2r.learning.dagger.config import DistillConfig
 from alohas2r.learning.dagger.distiller import Distiller, DistillState
-from alohas2r.learning.dagger.worlds import Setup
+from alohas2r.learning.dagger.worlds import Setup, set_up
+from alohas2r.policies.encoder import EncoderArtifact
+from alohas2r.policies.staged import StagedPolicy
 from alohas2r.rendering import registry as renderers
 from alohas2r.rendering.protocol import Frames, Looks, Renderer
-from alohas2r.sim.engines.cpu import CpuEngine
+from alohas2r.sim.engines import registry as engines
+from alohas2r.sim.engines.base import Engine
+from alohas2r.sim.engines.buffers import BufferConfig
+from alohas2r.sim.engines.cpu import CpuEngine, Physics
+from alohas2r.sim.scene import Scene
+
+_PARTS = ("physics", "rendering", "collection", "training")
 
 
 def bench_distill(
@@ -54,38 +63,27 @@ def bench_distill(
         that do not go together.
     """
     from alohas2r import config
-    from alohas2r.core import assets
     from alohas2r.learning.dagger import config as dagger_config
-    from alohas2r.learning.dagger import train as dagger
-    from alohas2r.policies import artifact
-    from alohas2r.policies import encoder as encoder_artifact
-    from alohas2r.policies.networks import vision as vision_network
 
     check(seconds > 0, f"seconds must be > 0, not {seconds}")
     chosen = [*overrides] if envs is None else [*overrides, f"num_envs={envs}"]
     settings = config.override(dagger_config.find_preset("default"), chosen)
-    staged = dagger.load_teacher(teacher_path or assets.data_path("params") / "teacher")
-    if encoder_path is None:
-        filters = settings.network.filters
-        spec = vision_network.Encoder(filters)
-        side = settings.cameras.size
-        params: PyTree = spec.init(jax.random.PRNGKey(0), jnp.zeros((1, side, side, 3)))["params"]
-        encoder = encoder_artifact.EncoderArtifact(filters, side, params, {})
-    else:
-        encoder = artifact.load(encoder_path, encoder_artifact.EncoderArtifact)
+    engine, renderer = dagger_config.choose_engine(engine, renderer, settings.sees)
+    encoder = _encoder(encoder_path, settings)
     core_threads.keep_memory()
-    distiller = Distiller(settings, staged, encoder, 0, threads, renderer, engine)
-    setup = distiller.setup
+    recorded = _Recorded()
+    setup = set_up(
+        *(settings, _teacher(teacher_path), encoder.filters, 0, threads, renderer, engine),
+        recorded.make_engine,
+        recorded.make_drawer,
+    )
+    distiller = Distiller(setup, encoder)
     assert setup.senses is not None
-    drawn_by = setup.senses.renderer.name
     traceable = setup.env.engine.traceable
-    parts_alone = _traced_parts(distiller) if traceable else _batch_parts(setup)
+    parts_alone = _traced_parts(distiller) if traceable else recorded.again(setup)
     state = distiller.init()
-    names = ("physics", "rendering", "collection", "training")
-    times: dict[str, list[float]] = {name: [] for name in names}
-    meter = core_progress.Meter("bench-sim distill", 100, progress, unit="%")
-    turn, deadline = 0, math.inf
-    while True:
+    turns = Turns("bench-sim distill", _PARTS, seconds, progress)
+    while turns.wanted:  # in the first turn, which does not count, the teacher acts
         began = distiller.checkpointed(state)
         started = time.monotonic()
         state, data = distiller.collect(state)
@@ -95,82 +93,121 @@ def bench_distill(
         jax.block_until_ready(learner)
         finished = time.monotonic()
         state = state._replace(learner=learner)
-        physics_alone, drawing_alone = parts_alone(began)
-        turn += 1
-        if turn < 2:  # the first turn compiles, and in it the teacher acts
-            deadline = time.monotonic() + seconds
-            continue
-        for name, took in zip(
-            names,
-            (
-                physics_alone,
-                drawing_alone,
-                collected - started,
-                finished - started,
-            ),
-            strict=True,
-        ):
-            times[name].append(took)
-        left = deadline - time.monotonic()
-        meter.update(min(100, int(100 * (1 - left / seconds))))
-        if left <= 0 and len(times["physics"]) >= 3:
-            break
-    speed = {name: settings.samples / float(np.median(values)) for name, values in times.items()}
-    limit = 1 / (1 / speed["physics"] + 1 / speed["rendering"])
-    alone = np.add(times["physics"], times["rendering"])
-    # Of each turn, so that a change of the machine's speed matters less.
-    shares = alone / times["collection"]
+        physics, rendering = parts_alone(began)
+        turns.add(
+            physics=physics,
+            rendering=rendering,
+            collection=collected - started,
+            training=finished - started,
+        )
     return {
         "phase": "distill",
         "engine": setup.env.engine.name,
-        "renderer": drawn_by,
+        "renderer": setup.senses.renderer.name,
         "envs": settings.num_envs,
         "threads": setup.threads,
-        "turns": len(times["physics"]),
+        "turns": turns.count,
         "shadows": settings.senses.shadows,
-        **{f"{name}_steps_per_s": round(speed[name], 1) for name in names},
-        "limit_steps_per_s": round(limit, 1),
-        "collection_over_limit": round(float(np.median(shares)), 3),
-        "full_scale_minutes": round(
-            settings.iterations * settings.samples / speed["training"] / 60, 1
-        ),
+        **_figures(turns, settings),
     }
 
 
-def _batch_parts(setup: Setup) -> Callable[[DistillState], tuple[float, float]]:
-    """Returns what does an iteration's physics and rendering on the CPU engine again, and gives the seconds of each.
+def _teacher(path: str | None) -> StagedPolicy:
+    """Returns the staged teacher in a folder; the shipped one if None."""
+    from alohas2r.core import assets
+    from alohas2r.learning.dagger import train as dagger
 
-    Both do all environments at once, with all threads.
-    """
-    scene = setup.env.task.scene
-    whole = CpuEngine(scene, setup.settings.num_envs, setup.threads, setup.fields)
-    size = setup.spec.cameras.size
-    drawing = renderers.make_renderer(setup.renderer, size, setup.threads)
-    recorded = []
-    for world in setup.worlds:
-        assert world.senses is not None
-        engine, drawer = Recording(world.env.engine), _Drawn(world.senses.renderer)
-        world.env.engine, world.senses.renderer = engine, drawer
-        recorded.append((engine, drawer))
+    return dagger.load_teacher(path or assets.data_path("params") / "teacher")
 
-    def again(began: DistillState) -> tuple[float, float]:
-        targets = np.concatenate([engine.targets for engine, _ in recorded], 1)
-        poses = np.concatenate([drawer.poses for _, drawer in recorded], 1)
-        shown = {
-            name: np.concatenate([drawer.looks[name] for _, drawer in recorded])
-            for name in recorded[0][1].looks
-        }
-        stepping = repeat_steps(whole, began.world.physics, list(targets))
-        between = time.monotonic()
-        for some in poses:
-            drawing.render(some, shown)
-        finished = time.monotonic()
-        for engine, drawer in recorded:
-            engine.targets.clear()
-            drawer.poses.clear()
-        return stepping, finished - between
 
-    return again
+def _encoder(path: str | None, settings: DistillConfig) -> EncoderArtifact:
+    """Returns the encoder in a folder; an untrained one, which takes as long, if None."""
+    from alohas2r.policies import artifact
+    from alohas2r.policies.networks import vision as vision_network
+
+    if path is not None:
+        return artifact.load(path, EncoderArtifact)
+    filters, side = settings.network.filters, settings.cameras.size
+    pictures = jnp.zeros((1, side, side, 3))
+    params = vision_network.Encoder(filters).init(jax.random.PRNGKey(0), pictures)["params"]
+    return EncoderArtifact(filters, side, params, {})
+
+
+def _figures(turns: Turns, settings: DistillConfig) -> JsonObject:
+    """Returns speeds and what follows from them."""
+    speed = turns.speeds(settings.samples)
+    limit = 1 / (1 / speed["physics"] + 1 / speed["rendering"])
+    alone = np.add(turns.times["physics"], turns.times["rendering"])
+    # Of each turn, so that a change of the machine's speed matters less.
+    shares = alone / turns.times["collection"]
+    minutes = settings.iterations * settings.samples / speed["training"] / 60
+    return {
+        **{f"{name}_steps_per_s": round(speed[name], 1) for name in _PARTS},
+        "limit_steps_per_s": round(limit, 1),
+        "collection_over_limit": round(float(np.median(shares)), 3),
+        "full_scale_minutes": round(minutes, 1),
+    }
+
+
+class _Recorded:
+    """Makes engines and renderers that keep what they were asked for, so that it can be done again alone."""
+
+    def __init__(self) -> None:
+        self.engines: list[Recording[Physics]] = []
+        self.drawers: list[_Drawn] = []
+
+    def make_engine(
+        self,
+        name: str,
+        scene: Scene,
+        num_envs: int,
+        threads: int,
+        fields: Mapping[str, np.ndarray],
+        buffers: BufferConfig,
+    ) -> Engine:
+        """Makes an engine, see `engines.make`; what compiled code calls cannot keep anything."""
+        made = engines.make(name, scene, num_envs, threads, fields, buffers)
+        if made.traceable:
+            return made
+        self.engines.append(Recording(made))
+        return self.engines[-1]
+
+    def make_drawer(self, name: str, size: int, threads: int, capacity: int) -> Renderer:
+        """Makes a renderer, see `make_renderer`."""
+        made = renderers.make_renderer(name, size, threads, capacity)
+        if not self.engines:
+            return made
+        self.drawers.append(_Drawn(made))
+        return self.drawers[-1]
+
+    def again(self, setup: Setup) -> Callable[[DistillState], tuple[float, float]]:
+        """Returns what does an iteration's physics and rendering again, and gives the seconds of each.
+
+        Both do all environments at once, with all threads.
+        """
+        scene = setup.env.task.scene
+        whole = CpuEngine(scene, setup.settings.num_envs, setup.threads, setup.fields)
+        size = setup.spec.cameras.size
+        drawing = renderers.make_renderer(setup.renderer, size, setup.threads)
+
+        def again(began: DistillState) -> tuple[float, float]:
+            targets = np.concatenate([engine.targets for engine in self.engines], 1)
+            poses = np.concatenate([drawer.poses for drawer in self.drawers], 1)
+            shown = {
+                name: np.concatenate([drawer.looks[name] for drawer in self.drawers])
+                for name in self.drawers[0].looks
+            }
+            stepping = repeat_steps(whole, began.world.physics, list(targets))
+            between = time.monotonic()
+            for some in poses:
+                drawing.render(some, shown)
+            finished = time.monotonic()
+            for engine, drawer in zip(self.engines, self.drawers, strict=True):
+                engine.targets.clear()
+                drawer.poses.clear()
+            return stepping, finished - between
+
+        return again
 
 
 def _traced_parts(distiller: Distiller) -> Callable[[DistillState], tuple[float, float]]:
@@ -200,6 +237,7 @@ class _Drawn:
 
     def __init__(self, plain: Renderer):
         self.plain = plain
+        self.name, self.prepared = plain.name, plain.prepared
         self.poses: list[np.ndarray] = []
         self.looks: Looks = {}
 

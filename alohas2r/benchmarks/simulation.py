@@ -11,6 +11,7 @@ import numpy as np
 
 from alohas2r.benchmarks.distillation import bench_distill
 from alohas2r.benchmarks.recording import Recording, repeat_steps, traced_steps
+from alohas2r.benchmarks.timing import Turns
 from alohas2r.config import check
 from alohas2r.core import progress as core_progress
 from alohas2r.core.types import JsonObject, PyTree
@@ -77,12 +78,8 @@ def bench_sim(
         learner = ppo_policy.with_policy(learner, policy_path)
     keys = episodes.episode_keys(0, 0, env.num_envs)
     state, physics, readout = env.reset(keys, stagger=True)
-    times: dict[str, list[float]] = {"raw": [], "environment": [], "training": []}
-    meter = core_progress.Meter(f"bench-sim {phase}", 100, progress, unit="%")
-    size = settings.ppo.steps_per_update
-    deadline = None
-    warm_up = True
-    while True:
+    turns = Turns(f"bench-sim {phase}", ("raw", "environment", "training"), seconds, progress)
+    while turns.wanted:
         began = (state, snapshot(physics), readout)
         started = time.monotonic()
         rollout, final, state, physics, readout, _ = ppo.rollout(learner, *began)
@@ -92,26 +89,15 @@ def bench_sim(
         jax.block_until_ready(updated)
         finished = time.monotonic()
         raw = physics_alone(ppo, learner, began, physics)
-        if warm_up:  # the first turn compiles
-            warm_up = False
-            deadline = time.monotonic() + seconds
-            continue
-        times["environment"].append(collected - started)
-        times["training"].append(finished - started)
-        times["raw"].append(raw)
-        assert deadline is not None
-        left = deadline - time.monotonic()
-        meter.update(min(100, int(100 * (1 - left / seconds))))
-        if left <= 0 and len(times["raw"]) >= 3:
-            break
-    speed = {name: size / float(np.median(values)) for name, values in times.items()}
+        turns.add(raw=raw, environment=collected - started, training=finished - started)
+    speed = turns.speeds(settings.ppo.steps_per_update)
     return {
         "phase": phase,
         "engine": engine,
         "envs": env.num_envs,
         "threads": env.engine.threads,
         "substeps": env.engine.substeps,
-        "turns": len(times["raw"]),
+        "turns": turns.count,
         "raw_steps_per_s": round(speed["raw"], 1),
         "environment_steps_per_s": round(speed["environment"], 1),
         "training_steps_per_s": round(speed["training"], 1),

@@ -28,7 +28,7 @@ from alohas2r.learning.dagger.encoding import (
 from alohas2r.learning.dagger.learner import Learner
 from alohas2r.learning.dagger.samples import LearnerState
 from alohas2r.learning.dagger.student_step import HostStep, StudentStep
-from alohas2r.learning.dagger.worlds import WorldState, set_up
+from alohas2r.learning.dagger.worlds import Setup, WorldState, set_up
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
@@ -55,17 +55,9 @@ class Distiller:
     parts.
 
     Args:
-      settings: the configuration.
-      teacher: the staged teacher.
+      setup: environments, senses and teacher.
       encoder: a pretrained colour encoder; None to begin at random and learn it as well.
-      seed: of everything random.
-      threads: of physics and ray caster; 0 for all cores.
-      renderer, engine: see `choose_engine`.
       folder: of the run, where `finish` writes the student.
-
-    Raises:
-      ConfigError: an engine and a renderer that do not go together.
-      BackendUnavailable: one of them cannot run here.
     """
 
     label = "distill"
@@ -75,19 +67,12 @@ class Distiller:
 
     def __init__(
         self,
-        settings: DistillConfig,
-        teacher: StagedPolicy,
+        setup: Setup,
         encoder: EncoderArtifact | None,
-        seed: int,
-        threads: int = 0,
-        renderer: str = "auto",
-        engine: str = engines.AUTO,
         folder: pathlib.Path = pathlib.Path(),
     ) -> None:
-        engine, renderer = choose_engine(engine, renderer, settings.sees)
-        filters = None if encoder is None else encoder.filters
-        self.settings, self.seed, self._folder = settings, seed, folder
-        self.setup = setup = set_up(settings, teacher, filters, seed, threads, renderer, engine)
+        settings = setup.settings
+        self.settings, self.seed, self._folder, self.setup = settings, setup.seed, folder, setup
         self.iterations, self.steps_per_iteration = settings.iterations, settings.samples
         self.frozen: dict[str, PyTree] = {}
         if setup.spec.has_rgb and encoder is not None and not settings.finetune:
@@ -175,6 +160,37 @@ class Distiller:
                 rows[f"{side}_depth"] = np.asarray(seen.depth[:, camera])
         rows["switched"] = np.asarray(part.env.task.switched)
         return {name: value[:CHECK_ROWS] for name, value in rows.items()}
+
+
+def make_distiller(
+    settings: DistillConfig,
+    teacher: StagedPolicy,
+    encoder: EncoderArtifact | None,
+    seed: int,
+    threads: int = 0,
+    renderer: str = "auto",
+    engine: str = engines.AUTO,
+    folder: pathlib.Path = pathlib.Path(),
+) -> Distiller:
+    """Returns a distillation in environments of its own.
+
+    Args:
+      settings: the configuration.
+      teacher: the staged teacher.
+      encoder: a pretrained colour encoder; None to begin at random and learn it as well.
+      seed: of everything random.
+      threads: of physics and ray caster; 0 for all cores.
+      renderer, engine: see `choose_engine`.
+      folder: of the run.
+
+    Raises:
+      ConfigError: an engine and a renderer that do not go together.
+      BackendUnavailable: one of them cannot run here.
+    """
+    engine, renderer = choose_engine(engine, renderer, settings.sees)
+    filters = None if encoder is None else encoder.filters
+    setup = set_up(settings, teacher, filters, seed, threads, renderer, engine)
+    return Distiller(setup, encoder, folder)
 
 
 def _measures(scores: Sequence[Scored]) -> Figures:

@@ -19,7 +19,7 @@ from alohas2r.core import threads as core_threads
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.learning.dagger.config import DistillConfig, choose_engine, find_preset
-from alohas2r.learning.dagger.distiller import Distiller
+from alohas2r.learning.dagger.distiller import make_distiller
 from alohas2r.learning.dagger.learner import full_precision
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loop import Run, Schedule
@@ -113,7 +113,7 @@ def distill(
     with Run(folder, settings, identity, resume) as run:
         core_threads.keep_memory()
         result = run.train(
-            Distiller(settings, staged, pretrained, seed, threads, renderer, engine, folder),
+            make_distiller(settings, staged, pretrained, seed, threads, renderer, engine, folder),
             manifest.command("distill", options, overrides),
             parents,
             Schedule(settings.evaluations, settings.checkpoints, minutes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,9 +18,11 @@ from alohas2r.learning.dagger.config import ENVS_STREAM, SENSES_STREAM, WORLD_SI
 from alohas2r.policies import spec as policies_spec
 from alohas2r.policies.spec import StudentSpec
 from alohas2r.policies.staged import StagedPolicy
+from alohas2r.rendering.protocol import Renderer
 from alohas2r.rendering.registry import make_renderer
 from alohas2r.sim import physics_randomization, scene
 from alohas2r.sim.engines import registry as engines
+from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.hold_out import HoldOutTask
 
@@ -102,6 +104,8 @@ def set_up(
     threads: int,
     renderer: str,
     engine: str,
+    make_engine: Callable[..., Engine] = engines.make,
+    make_drawer: Callable[..., Renderer] = make_renderer,
 ) -> Setup:
     """Makes the environments of a distillation and the student's senses in them.
 
@@ -110,6 +114,7 @@ def set_up(
       filters: of a pretrained colour encoder; those of the configuration if None.
       seed: of everything random. threads: of physics and ray caster; 0 for all cores.
       renderer, engine: from `choose_engine`.
+      make_engine, make_drawer: called as `engines.make` and `make_renderer`, once per world.
 
     Raises:
       BackendUnavailable: the engine or the renderer cannot run here.
@@ -131,7 +136,7 @@ def set_up(
     for first in range(0, count, size):
         where = slice(first, min(first + size, count))
         some, alone = where.stop - first, 1 if count > size else threads
-        made = engines.make(
+        made = make_engine(
             *(engine, loaded, some, alone),
             {name: value[where] for name, value in fields.items()},
             settings.engine,
@@ -140,7 +145,7 @@ def set_up(
         senses = None
         if settings.sees:
             capacity = some if made.traceable else 0
-            drawer = make_renderer(renderer, spec.cameras.size, alone, capacity)
+            drawer = make_drawer(renderer, spec.cameras.size, alone, capacity)
             senses = Senses(spec, settings.senses, half[where], drawer)
         if worlds:
             env.share(worlds[0].env)

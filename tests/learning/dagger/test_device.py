@@ -21,7 +21,7 @@ from alohas2r.learning.dagger import config as dagger_config
 from alohas2r.learning.dagger import learner as dagger_learner
 from alohas2r.learning.dagger.collect_device import DeviceCollector
 from alohas2r.learning.dagger.collect_host import Collected, HostCollector
-from alohas2r.learning.dagger.distiller import Distiller, DistillState
+from alohas2r.learning.dagger.distiller import DistillState, make_distiller
 from alohas2r.learning.dagger.learner import Learner
 from alohas2r.learning.dagger.samples import Samples
 from alohas2r.learning.run import log as run_log
@@ -55,7 +55,7 @@ class Small:
     def __init__(self) -> None:
         settings = student_cases.settings("rgbd", f"steps={STEPS}", "ahead=1", "senses.shadows=0.5")
         self.teacher = student_cases.staged()
-        self.distiller = Distiller(
+        self.distiller = make_distiller(
             settings, self.teacher, student_cases.encoder(), 3, 1, engine="warp"
         )
         assert isinstance(self.distiller.collector, DeviceCollector)
@@ -184,7 +184,7 @@ def test_convolutions_are_learnt_in_a_compiled_loop_only_where_that_is_fast(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = student_cases.settings("depth", "cameras.size=32")
-    distiller = Distiller(settings, student_cases.staged(), None, 3, 1, "exact", "cpu")
+    distiller = make_distiller(settings, student_cases.staged(), None, 3, 1, "exact", "cpu")
     for backend, expected in (("cpu", False), ("gpu", True)):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert distiller.learner.compiles_passes == expected
@@ -361,7 +361,7 @@ def test_a_state_student_learns_on_the_device() -> None:
         hold_out=hold_out.HoldOutConfig((0.0, 0.0)),
         network=policies_spec.StudentNetworkConfig(hidden=(64,)),
     )
-    distiller = Distiller(settings, student_cases.staged(), None, 0, 1, engine="warp")
+    distiller = make_distiller(settings, student_cases.staged(), None, 0, 1, engine="warp")
     assert distiller.setup.env.engine.name == "warp"
     state = distiller.init()
     losses = []

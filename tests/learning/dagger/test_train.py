@@ -30,7 +30,7 @@ from alohas2r.learning.dagger import config as dagger_config
 from alohas2r.learning.dagger import host_buffers, labels
 from alohas2r.learning.dagger import train as dagger
 from alohas2r.learning.dagger import worlds as dagger_worlds
-from alohas2r.learning.dagger.distiller import Distiller, DistillState
+from alohas2r.learning.dagger.distiller import Distiller, DistillState, make_distiller
 from alohas2r.learning.dagger.samples import Samples
 from alohas2r.learning.run import log as run_log
 from alohas2r.policies import artifact
@@ -201,7 +201,7 @@ class Small:
         self.settings = student_cases.settings()
         self.teacher = student_cases.staged()
         self.encoder = student_cases.encoder()
-        self.distiller = Distiller(self.settings, self.teacher, self.encoder, 3, 1, "exact")
+        self.distiller = make_distiller(self.settings, self.teacher, self.encoder, 3, 1, "exact")
         self.begin = self.distiller.init()
         self.learner = self.begin.learner
         self.state, data = self.distiller.collect(self.begin)
@@ -268,7 +268,7 @@ def test_a_state_outlives_the_next_collection_and_samples_the_update(
 ) -> None:
     """Several worlds' states lie in two buffers that take turns; what a collection begins from is never overwritten."""
     monkeypatch.setattr(dagger_worlds, "WORLD_SIZE", 2)
-    distiller = Distiller(small.settings, small.teacher, small.encoder, 3, 2, "exact")
+    distiller = make_distiller(small.settings, small.teacher, small.encoder, 3, 2, "exact")
     state = distiller.init()
     for _ in range(3):
         before = copied(state)
@@ -292,7 +292,7 @@ def test_several_threads_collect_what_one_does(
     settings = dataclasses.replace(small.settings, ahead=1, precision=1.0)
     found = []
     for threads in (1, 2):
-        distiller = Distiller(settings, small.teacher, small.encoder, 3, threads, "exact")
+        distiller = make_distiller(settings, small.teacher, small.encoder, 3, threads, "exact")
         parts = [world.where for world in distiller.setup.worlds]
         assert parts == [slice(0, 2), slice(2, 4)]
         begun = distiller.init()
@@ -332,7 +332,7 @@ class Stateful:
         settings = student_cases.settings("state", "steps=4", "ahead=2", "precision=1")
         settings = dataclasses.replace(settings, hold_out=hold_out.HoldOutConfig(one=True))
         self.teacher = student_cases.staged()
-        distiller = Distiller(settings, self.teacher, None, 3, 1, "exact")
+        distiller = make_distiller(settings, self.teacher, None, 3, 1, "exact")
         state = distiller.init()
         self.held_out = np.asarray(state.world.env.task.held_out)
         _, data = distiller.collect(state)
@@ -392,7 +392,7 @@ def test_clocks_are_scattered_at_the_start(small: Small) -> None:
         draws=1,
         task=config.InsertConfig(),
     )
-    distiller = Distiller(settings, small.teacher, None, 0, 1, "exact")
+    distiller = make_distiller(settings, small.teacher, None, 0, 1, "exact")
     clocks = np.asarray(distiller.init().world.env.task.step)
     assert clocks.min() < 10
     assert clocks.max() > 85
@@ -456,7 +456,7 @@ def test_other_students_learn_all_that_they_should(
         *(f"ahead={ahead}", "average=0.9"),
     )
     encoder = small.encoder if observation == "rgb" else None
-    distiller = Distiller(settings, small.teacher, encoder, 3, 1, "exact")
+    distiller = make_distiller(settings, small.teacher, encoder, 3, 1, "exact")
     learner = distiller.learner.init(3)
     assert not distiller.frozen
     assert ("encoder" in learner.params) == (observation == "rgb")
@@ -515,7 +515,7 @@ def test_a_state_student_learns_its_teacher_to_the_last_bit_of_variance() -> Non
         network=policies_spec.StudentNetworkConfig(hidden=(128, 128)),
         task=config.InsertConfig(steps=40),
     )
-    distiller = Distiller(settings, student_cases.staged(), None, 0, 0, "exact")
+    distiller = make_distiller(settings, student_cases.staged(), None, 0, 0, "exact")
     state = distiller.init()
     ratios = []
     for _ in range(settings.iterations):
