@@ -209,6 +209,15 @@ def _apply(config: Config, changes: _Changes, prefix: str) -> Config:
         raise ConfigError(f"{', '.join(keys)}: {error}") from error
 
 
+def overrides(prefix: str, config: object) -> tuple[str, ...]:
+    """Returns "prefix.key=value" for each key of a flat configuration, as `override` takes them."""
+    assert dataclasses.is_dataclass(config)
+    return tuple(
+        f"{prefix}.{field.name}={_text(getattr(config, field.name))}"
+        for field in dataclasses.fields(config)
+    )
+
+
 def _changed_keys(changes: _Changes, prefix: str) -> list[str]:
     keys: list[str] = []
     for name, change in changes.items():

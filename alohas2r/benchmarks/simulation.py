@@ -120,7 +120,7 @@ def _recorded(env: Env) -> tuple[Env, Callable[..., float]]:
         recording.targets.clear()
         return took
 
-    return Env(env.task, recording, env.config, context), again
+    return Env(env.task, recording, env.config, context, env.held), again
 
 
 def _traced_physics(env: Env) -> Callable[..., float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -54,6 +54,20 @@ def evaluate_policy(
             "--hold-out", help="Students only: one object is missing; who grasps at thin air?"
         ),
     ] = False,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Frozen conditions: eval-v1, or eval-v2 for robots that differ (eval-v1 if left out)."
+        ),
+    ] = None,
+    causes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.png|none",
+            help="With --protocol eval-v2: success by quantile of each cause, and its plot; none: the "
+            "nominal robot alone.",
+        ),
+    ] = None,
     world: Annotated[
         str | None,
         typer.Option(
@@ -68,12 +82,18 @@ def evaluate_policy(
     ] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Measure how often a policy succeeds, under the frozen protocol eval-v1.
+    """Measure how often a policy succeeds, under the frozen protocol eval-v1 or eval-v2.
 
     Rates come with their 95% Wilson intervals. The protocol's name and hash go with every
     result; only results of the same protocol can be compared. A student is measured with
     pictures, unseen looks and all noise.
     """
+    if (protocol is not None or causes is not None) and (
+        world is not None or hold_out or any(x is not None for x in (sweep, video, paired))
+    ):
+        raise ConfigError(
+            "--protocol and --causes go with --episodes, --seed, --csv and --json; leave out the others."
+        )
     if world is not None:
         if engine != "cpu" or hold_out or sweep is not None or paired is not None:
             raise ConfigError(
@@ -97,7 +117,17 @@ def evaluate_policy(
             raise ConfigError("--sweep gives one table of rates; leave out --video and --csv.")
         _sweep(policy, sweep, episodes, seed, threads, as_json)
     else:
-        _evaluate(policy, episodes, seed, threads, engine, video, csv, as_json)
+        kept = Kept(video, csv, protocol, causes)
+        _evaluate(policy, episodes, seed, threads, engine, kept, as_json)
+
+
+class Kept(NamedTuple):
+    """What an evaluation is made under, and what it leaves behind."""
+
+    video: pathlib.Path | None
+    csv: pathlib.Path | None
+    protocol: str | None
+    causes: str | None
 
 
 def _evaluate(
@@ -106,24 +136,32 @@ def _evaluate(
     seed: int,
     threads: int,
     engine: str,
-    video: pathlib.Path | None,
-    csv: pathlib.Path | None,
+    kept: Kept,
     as_json: bool,
 ) -> None:
     """Evaluates a policy, and writes what was asked for."""
     evaluate, folder = library("evaluation.evaluate"), policy_folder(policy)
-    for path, suffix in ((video, ".mp4"), (csv, ".csv")):
+    plot = None if kept.causes in (None, "none") else pathlib.Path(kept.causes)
+    for path, suffix in ((kept.video, ".mp4"), (kept.csv, ".csv"), (plot, ".png")):
         if path is not None:
             library("rendering.video").check_path(path, suffix)
+    rules = None
+    if kept.protocol is not None or kept.causes is not None:
+        rules = evaluate.find_rules(folder, kept.protocol, kept.causes == "none")
     with progress_display() as progress:
         result = evaluate.evaluate(
-            folder, episodes, seed, threads, progress=progress, engine=engine
+            folder, episodes, seed, threads, progress=progress, engine=engine, protocol=rules
         )
-    if csv is not None:
-        library("evaluation.report").write_csv(result, csv)
-    if video is not None:
+    if plot is not None:
+        causes = library("evaluation.causes")
+        result["causes"] = causes.by_quantile(result["table"])
+        title = f"{policy}, {result['protocol']}, {episodes} episodes: success by cause"
+        causes.plot(result["causes"], plot, title, result["success"]["rate"])
+    if kept.csv is not None:
+        library("evaluation.report").write_csv(result, kept.csv)
+    if kept.video is not None:
         with working("Writing the video"):
-            library("evaluation.video").write_video(folder, video, seed=seed)
+            library("evaluation.video").write_video(folder, kept.video, seed=seed)
     show(result, f"{policy}, {episodes} episodes", as_json)
 
 

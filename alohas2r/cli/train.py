@@ -26,8 +26,11 @@ def train_teacher(
         Task, typer.Option(help="What to learn, such as: pick up a block, or insert the peg.")
     ],
     preset: Annotated[
-        Literal["quick", "default"],
-        typer.Option(help="quick: about a minute, to see that all works; default: the real one."),
+        Literal["quick", "default", "transfer"],
+        typer.Option(
+            help="quick: about a minute, to see that all works; default: the real one; transfer (pick,"
+            " insert): on robots that differ, evaluated by eval-v2."
+        ),
     ] = "default",
     out: Annotated[
         pathlib.Path | None,
@@ -50,6 +53,12 @@ def train_teacher(
     pick: Annotated[
         str | None,
         typer.Option(help="Pick policy that insertion follows (params/pick if left out)."),
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy of the same task to go on with, under other settings (a random one if left out)."
+        ),
     ] = None,
     engine: Engine = "auto",
     as_json: Json = False,
@@ -75,6 +84,7 @@ def train_teacher(
             progress=progress,
             pick=None if pick is None else policy_folder(pick),
             engine=engine,
+            start_from=None if start_from is None else policy_folder(start_from),
         )
     show(result, f"Trained {phase} in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

@@ -23,6 +23,7 @@ from alohas2r.errors import ModelError
 from alohas2r.sim import physics_randomization, signals
 from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Readout
+from alohas2r.sim.variation import Held, read, undo
 
 
 class Env:
@@ -31,11 +32,19 @@ class Env:
     Args:
       task: what is to be done, such as `tasks.pick.task.PickTask`.
       engine: an engine with N simulations.
-      config: control, noise, history.
+      config: control, noise, history, variation.
       context: [N, C] per-environment constants that belong to the engine's model fields.
+      held: likewise, where robots vary.
     """
 
-    def __init__(self, task: Task, engine: Engine, config: EnvConfig, context: np.ndarray):
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        config: EnvConfig,
+        context: np.ndarray,
+        held: Held | None = None,
+    ):
         if context.shape != (engine.num_envs, task.context_size):
             raise ModelError(
                 f"context must be [{engine.num_envs}, {task.context_size}], not {context.shape}."
@@ -45,22 +54,41 @@ class Env:
         self.config = config
         self.num_envs = engine.num_envs
         self.context = jnp.asarray(context, jnp.float32)
+        self.held = None if held is None else Held(*(jnp.asarray(value) for value in held))
+        variation = config.variation
+        self._longest_action = variation.steps("action_delay_s")[1]
+        self._longest_view = variation.steps("view_delay_s")[1]
         self.extract = signals.extractor(task.scene, task.extra_sensors)
         self.features = config.history.size(task.observation_size)
         self._low = jnp.asarray(task.scene.ctrl_low, jnp.float32)
         self._high = jnp.asarray(task.scene.ctrl_high, jnp.float32)
+        arms = task.scene.arms
+        self._joints = np.concatenate([arm.qpos[:7] for arm in arms])  # in qpos, [A * 7]
+        self._actuators = np.concatenate([arm.ctrl for arm in arms])  # in ctrl, [A * 7]
+        self._second_fingers = np.array([arm.qpos[7] for arm in arms])
+        self._grippers = np.arange(len(arms)) * 7 + 6  # among the A * 7
+        self._object_heights = np.unique([arm.object_qpos[2] for arm in arms])
         self._start = jax.jit(self._start_all)
         self.score_jit = jax.jit(self.score)
         self._advance = jax.jit(self.advance_traced)
 
+    @property
+    def privileged_size(self) -> int:
+        """Numbers that the critic sees: what the task shows it, and what is held."""
+        size = self.task.privileged_size
+        return size if self.held is None else size + _knowledge(self.held).shape[-1]
+
     def _fresh(
-        self, key: jax.Array, context: jax.Array, stage: jax.Array
+        self, key: jax.Array, context: jax.Array, held: Held | None, stage: jax.Array
     ) -> tuple[EnvState, Start]:
         """Starts one environment; nothing of the last episode but the curriculum stage goes in."""
         key, start_key = jax.random.split(key)
         task, start = self.task.reset(start_key, context, stage)
         past = actuation.init(self.config.control, self.task.action_size)
-        delay = noise.init_delay(self.config.noise, self.task.observation_size)
+        if held is not None:
+            start, targets = self._calibrated(held, start)
+            past = actuation.init_targets(self.config.control, self._longest_action, targets)
+        delay = noise.init_delay(self.config.noise, self.task.observation_size, self._longest_view)
         memory = history.init(self.config.history, self.task.observation_size, jnp)
         if start.actions is not None:
             past = ControlState(start.actions)
@@ -68,10 +96,27 @@ class Env:
             delay = DelayState(start.delay, start.delay_count)
         if start.averages is not None:
             memory = HistoryState(start.averages, start.seen)
-        return EnvState(key, task, past, delay, memory, context), start
+        return EnvState(key, task, past, delay, memory, context, held), start
 
-    def _start_all(self, keys: jax.Array, context: jax.Array) -> tuple[EnvState, Start]:
-        return jax.vmap(self._fresh)(keys, context, jnp.zeros(len(keys), jnp.int32))
+    def _calibrated(self, held: Held, start: Start) -> tuple[Start, jax.Array]:
+        """Returns a start of a robot that varies, and its targets [A * 7] in terms of readings.
+
+        A start at rest is one of readings, with objects on the table; others are states as they were.
+        """
+        targets = start.ctrl[self._actuators]
+        if start.qvel is not None:
+            return start, targets
+        joints = undo(held, start.qpos[self._joints])
+        qpos = start.qpos.at[self._joints].set(joints)
+        qpos = qpos.at[self._second_fingers].set(joints[self._grippers])
+        qpos = qpos.at[self._object_heights].add(held.table)
+        ctrl = start.ctrl.at[self._actuators].set(undo(held, targets))
+        return start._replace(qpos=qpos, ctrl=ctrl), targets
+
+    def _start_all(
+        self, keys: jax.Array, context: jax.Array, held: Held | None
+    ) -> tuple[EnvState, Start]:
+        return jax.vmap(self._fresh)(keys, context, held, jnp.zeros(len(keys), jnp.int32))
 
     def share(self, other: Env) -> None:
         """Uses what another batch of environments, of the same task and configuration, has compiled."""
@@ -87,7 +132,7 @@ class Env:
         Returns:
           Environment state, physics, readout.
         """
-        state, start = self._start(keys, self.context)
+        state, start = self._start(keys, self.context, self.held)
         if stagger:
             key = jax.random.fold_in(keys[0], physics_randomization.STREAM)
             clocks = jax.random.randint(key, (self.num_envs,), 0, self.task.config.steps)
@@ -111,15 +156,35 @@ class Env:
         """
         return jax.vmap(self._observe_one)(state, self.extract(readout))
 
+    def felt(self, state: EnvState, signal: signals.Signals) -> signals.Signals:
+        """Returns signals [N, ...] with joints and targets in terms of readings, where robots vary (traceable)."""
+        if state.held is None:
+            return signal
+
+        def one(held: Held, past: jax.Array, qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return read_joints(held, qpos), past[0].reshape(-1, 7)
+
+        qpos, targets = jax.vmap(one)(state.held, state.control.actions, signal.qpos)
+        return signal._replace(qpos=qpos, ctrl=targets)
+
     def _observe_one(
         self, state: EnvState, signal: signals.Signals
     ) -> tuple[EnvState, jax.Array, jax.Array]:
         key, noise_key, delay_key = jax.random.split(state.key, 3)
         measured = noise.measure(self.config.noise, noise_key, signal)
+        late: jax.Array | int = 0
+        if state.held is not None:
+            late = state.held.view_delay
+            targets = state.control.actions[0].reshape(measured.ctrl.shape)
+            measured = measured._replace(qpos=read_joints(state.held, measured.qpos), ctrl=targets)
         observation = self.task.observation(measured, state.task)
-        delay_state, arrived = noise.delay(self.config.noise, state.delay, delay_key, observation)
+        delay_state, arrived = noise.delay(
+            self.config.noise, state.delay, delay_key, observation, late
+        )
         memory, features = history.update(self.config.history, state.history, arrived, jnp)
         privileged = self.task.privileged(signal, state.task, state.context)
+        if state.held is not None:
+            privileged = jnp.concatenate([privileged, _knowledge(state.held)])
         return state._replace(key=key, delay=delay_state, history=memory), features, privileged
 
     def control(
@@ -137,6 +202,22 @@ class Env:
             )
             return state._replace(key=key, control=past), target
 
+        def varied(
+            state: EnvState, ctrl: jax.Array, action: jax.Array, qpos: jax.Array
+        ) -> tuple[EnvState, jax.Array]:
+            assert state.held is not None
+            key, delay_key = jax.random.split(state.key)
+            limits = self._low[self._actuators], self._high[self._actuators]
+            past, target = actuation.commanded(
+                *(self.config.control, state.control, delay_key, action, state.held, limits),
+                qpos[self._joints],
+            )
+            return state._replace(key=key, control=past), ctrl.at[self._actuators].set(target)
+
+        if self.held is not None:
+            return jax.vmap(varied)(
+                state, jnp.asarray(readout.ctrl), action, jnp.asarray(readout.qpos)
+            )
         return jax.vmap(one)(state, readout.ctrl, action)
 
     def score(self, state: EnvState, readout: Readout) -> tuple[EnvState, Scored]:
@@ -156,7 +237,7 @@ class Env:
         done = done | ~finite
         reward = jnp.where(finite, reward, 0.0)
         state = state._replace(task=task)
-        fresh, start = self._fresh(state.key, state.context, task.stage)
+        fresh, start = self._fresh(state.key, state.context, state.held, task.stage)
         state = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, state)
         scored = Scored(
             reward, done, finite, truncated & finite, measures, start.qpos, start.ctrl, start.qvel
@@ -195,3 +276,16 @@ class Env:
             physics, scored.done, scored.reset_qpos, scored.reset_ctrl, scored.reset_qvel
         )
         return state, physics, readout, scored
+
+
+def read_joints(held: Held, qpos: jax.Array) -> jax.Array:
+    """Returns what is read [A, 8] where joints and fingers are at `qpos` [A, 8]."""
+    arm = read(held, qpos[:, :7].reshape(-1)).reshape(-1, 7)
+    return jnp.concatenate([arm, arm[:, 6:]], -1)
+
+
+def _knowledge(held: Held) -> jax.Array:
+    """Returns what a critic is told of one robot, about 1 in size (any leading axes)."""
+    delays = jnp.stack([held.action_delay, held.view_delay], -1) / 3.0
+    parts = [held.offset * 30, (held.scale - 1) * 20, held.backlash * 50, jnp.log(held.gain)]
+    return jnp.concatenate([*parts, held.table[..., None] * 30, delays], -1)

@@ -137,19 +137,34 @@ class DelayState(NamedTuple):
     seen: jax.Array  # [] int32
 
 
-def init_delay(config: NoiseConfig, size: int) -> DelayState:
-    """Returns the state after a reset; the first observation fills the history."""
+def init_delay(config: NoiseConfig, size: int, longest: int = 0) -> DelayState:
+    """Returns the state after a reset; the first observation fills the history.
+
+    Args:
+      config: delays of single observations. size: of an observation.
+      longest: delay (steps) that a robot may have on top.
+    """
     return DelayState(
-        jnp.zeros((len(config.delay_weights), size), jnp.float32), jnp.zeros((), jnp.int32)
+        jnp.zeros((len(config.delay_weights) + longest, size), jnp.float32),
+        jnp.zeros((), jnp.int32),
     )
 
 
 def delay(
-    config: NoiseConfig, state: DelayState, key: jax.Array, observation: jax.Array
+    config: NoiseConfig,
+    state: DelayState,
+    key: jax.Array,
+    observation: jax.Array,
+    constant: jax.Array | int = 0,
 ) -> tuple[DelayState, jax.Array]:
-    """Pushes an observation [n] of one environment and returns the one that arrives now [n]."""
+    """Pushes an observation [n] of one environment and returns the one that arrives now [n].
+
+    Args:
+      config, state: as from `init_delay`. key: of this step. observation: the newest.
+      constant: delay (steps) of this robot on top.
+    """
     weights = jnp.array(config.delay_weights) / sum(config.delay_weights)
-    steps = jnp.sum(jax.random.uniform(key) > jnp.cumsum(weights)[:-1])
+    steps = jnp.sum(jax.random.uniform(key) > jnp.cumsum(weights)[:-1]) + constant
     observations = jnp.concatenate([observation[None], state.observations[:-1]])
     arrived = observations[jnp.minimum(steps, state.seen)]
     return DelayState(observations, state.seen + 1), arrived

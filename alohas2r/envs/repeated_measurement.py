@@ -12,6 +12,7 @@ from alohas2r.envs.noise import DelayState
 from alohas2r.envs.task import EnvConfig, EnvState, Start, Task
 from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Signals
+from alohas2r.sim.variation import Held
 
 
 class RepeatedMeasurement(Env):
@@ -19,19 +20,25 @@ class RepeatedMeasurement(Env):
 
     Args:
       draws: how often, D. `observe` returns features [N, D, F].
-      task, engine, config, context: as `Env`.
+      task, engine, config, context, held: as `Env`.
     """
 
     def __init__(
-        self, draws: int, task: Task, engine: Engine, config: EnvConfig, context: np.ndarray
+        self,
+        draws: int,
+        task: Task,
+        engine: Engine,
+        config: EnvConfig,
+        context: np.ndarray,
+        held: Held | None = None,
     ):
         self.draws = draws
-        super().__init__(task, engine, config, context)
+        super().__init__(task, engine, config, context, held)
 
     def _fresh(
-        self, key: jax.Array, context: jax.Array, stage: jax.Array
+        self, key: jax.Array, context: jax.Array, held: Held | None, stage: jax.Array
     ) -> tuple[EnvState, Start]:
-        state, start = super()._fresh(key, context, stage)
+        state, start = super()._fresh(key, context, held, stage)
         delay, history = jax.tree.map(
             lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], self.draws, 0),
             (state.delay, state.history),

@@ -63,11 +63,13 @@ def observe(
       drawn: their pictures, from `draw`.
     """
     signals = env.extract(readout)
+    # What the student's own side counts in, before the step moves the targets.
+    felt = env.felt(state, signals)
     state, known, _ = env.observe(state, readout)
     if senses is None or sense is None or drawn is None:
         first = known if known.ndim == 2 else known[:, 0]
         seen = Seen(None, None, first[:, : env.task.observation_size], first)
         return Observed(state, sense, seen, known, signals)
     frames, brightness = drawn
-    sense, seen = senses.perceive(sense, frames, brightness, signals)
+    sense, seen = senses.perceive(sense, frames, brightness, felt, state.held)
     return Observed(state, sense, seen, known, signals)

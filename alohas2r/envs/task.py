@@ -13,6 +13,7 @@ from alohas2r.envs.actuation import ControlConfig, ControlState
 from alohas2r.envs.noise import DelayState, Measured, NoiseConfig
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
+from alohas2r.sim.variation import Held, VariationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +24,19 @@ class EnvConfig:
       control: action scale and delays.
       noise: observation noise and delay.
       history: what the policy remembers.
+      contacts: whether everything that can touch does, as in the scenes NAME_contact.
+      variation: what differs from robot to robot; nothing by default.
     """
 
     control: ControlConfig = ControlConfig()
     noise: NoiseConfig = NoiseConfig()
     history: HistoryConfig = HistoryConfig()
+    contacts: bool = False
+    variation: VariationConfig = VariationConfig()
+
+    def scene_of(self, name: str) -> str:
+        """Returns the name of a task's scene under these conditions."""
+        return f"{name}_contact" if self.contacts else name
 
 
 class Start(NamedTuple):
@@ -137,6 +146,7 @@ class EnvState(NamedTuple):
     delay: DelayState
     history: HistoryState
     context: jax.Array  # [N, C] what is fixed per environment (sizes, masses)
+    held: Held | None = None  # likewise, of robots that vary
 
 
 class Scored(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from alohas2r.rendering.corruption import CorruptConfig
 from alohas2r.rendering.protocol import Frames
 from alohas2r.sim import scene
 from alohas2r.sim.signals import Signals
+from alohas2r.sim.variation import Held
 
 _AT_ONCE = 64  # looks that are drawn together, so that the compiler rounds alike for any number
 _LOOKS, _STEPS = 1, 2  # streams of random numbers
@@ -99,10 +101,18 @@ class Senses:
       config: noise and randomization.
       peg_half_side: [N] half the side of each environment's peg (m).
       renderer: as `make_renderer` returns.
+      geometry: what else differs from the scene in an environment's pictures: model field -> [N, ...].
+      longest: delay (steps) that pictures or readings may have on top, where robots vary.
     """
 
     def __init__(
-        self, spec: StudentSpec, config: SensesConfig, peg_half_side: np.ndarray, renderer: Any
+        self,
+        spec: StudentSpec,
+        config: SensesConfig,
+        peg_half_side: np.ndarray,
+        renderer: Any,
+        geometry: Mapping[str, np.ndarray] | None = None,
+        longest: int = 0,
     ):
         self.spec, self.config, self.renderer = spec, config, renderer
         self.num_envs = len(peg_half_side)
@@ -110,7 +120,8 @@ class Senses:
         model = self._scene.model
         sizes = np.repeat(model.geom_size[None], self.num_envs, 0)
         sizes[:, self._scene.id("geom", "red_peg"), 1:] = np.asarray(peg_half_side)[:, None]
-        self._sizes = sizes
+        self._geometry = {"geom_size": sizes, **(geometry or {})}
+        self._delays = len(config.delay_weights) + longest
         count = round(config.shadows * self.num_envs)
         # Together, so that a renderer that draws batch by batch meets shadows in as few as possible.
         self._may_cast = np.arange(self.num_envs) < count
@@ -129,7 +140,7 @@ class Senses:
     def reset(self, keys: jax.Array) -> SensesState:
         """Starts all environments with one random key each, [N, 2]."""
         spec, count = self.spec, self.num_envs
-        delays, size = len(self.config.delay_weights), spec.cameras.size
+        delays, size = self._delays, spec.cameras.size
         shape = (count, delays, 2, size, size)
         memory = history.init(spec.history, spec.vector_size, jnp, (count,))
         if not spec.history.rates:
@@ -198,7 +209,7 @@ class Senses:
             visual_randomization.BRIGHTNESS: np.ones((), np.float32),
         }
         found = visual_randomization.repeat(base, self.num_envs)
-        found["geom_size"] = self._sizes
+        found |= self._geometry
         found["light_castshadow"][~self._may_cast] = False
         return found
 
@@ -236,14 +247,21 @@ class Senses:
         return self.renderer.render(qpos, found), found[visual_randomization.BRIGHTNESS]
 
     def perceive(
-        self, state: SensesState, frames: Frames | None, brightness: Any, signals: Signals
+        self,
+        state: SensesState,
+        frames: Frames | None,
+        brightness: Any,
+        signals: Signals,
+        held: Held | None = None,
     ) -> tuple[SensesState, Seen]:
         """Corrupts and delays what is drawn, and measures the joints (traceable).
 
         Args:
           state: of the senses.
           frames, brightness: from `draw`.
-          signals: the exact state [N, ...].
+          signals: the state [N, ...]; exact, but that joints and targets are in terms of readings where robots vary.
+          held: of robots that vary: then pictures and readings are late by different times, and targets, which the
+            policy's own side knows, not at all.
         """
         config, spec = self.config, self.spec
         keys = jax.vmap(functools.partial(jax.random.split, num=4))(state.key)  # [N, 4, 2]
@@ -265,19 +283,25 @@ class Senses:
         weights = jnp.array(config.delay_weights) / sum(config.delay_weights)
         drawn = jax.vmap(jax.random.uniform)(keys[:, 3])
         steps = jnp.sum(drawn[:, None] > jnp.cumsum(weights)[:-1], -1)
-        steps = jnp.minimum(steps, state.seen)
-        slot = (state.slot + 1) % len(weights)
+        view, reading = (steps, steps)
+        if held is not None:
+            view, reading = steps + held.view_delay, steps + held.reading_delay
+        slot = (state.slot + 1) % self._delays
 
-        def push(past: jax.Array | None, newest: Any) -> tuple[Any, Any]:
+        def push(past: jax.Array | None, newest: Any, late: jax.Array) -> tuple[Any, Any]:
             if past is None:
                 return None, None
             row = jnp.asarray(newest)[:, None]
             kept = jax.lax.dynamic_update_slice_in_dim(past, row, slot[0], 1)
-            return kept, kept[jnp.arange(len(steps)), (slot - steps) % len(weights)]
+            late = jnp.minimum(late, state.seen)
+            return kept, kept[jnp.arange(len(late)), (slot - late) % self._delays]
 
-        rgbs, rgb = push(state.rgb, rgb)
-        depths, depth = push(state.depth, depth)
-        vectors, vector = push(state.vector, vector)
+        rgbs, rgb = push(state.rgb, rgb, view)
+        depths, depth = push(state.depth, depth, view)
+        vectors, vector = push(state.vector, vector, reading)
+        if held is not None:
+            positions = vector[:, :16].reshape(-1, 2, 8)
+            vector = proprioception(positions, signals.ctrl, jnp)
         memory, features = history.update(spec.history, state.memory, vector, jnp)
         state = state._replace(
             key=keys[:, 0],

@@ -24,6 +24,7 @@ from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.rendering import registry as renderers
 from alohas2r.sim.signals import Readout
+from alohas2r.tasks.insert.appearance import pictured_geometry
 
 _SENSES = 0x5E5E  # stream of the student's random numbers
 
@@ -73,7 +74,9 @@ class Eyes:
         self.senses: Senses | None = None
         if spec.has_rgb or spec.has_depth:
             drawer = renderers.make_renderer(renderer, spec.cameras.size, threads)
-            self.senses = Senses(spec, conditions, setting.context[:, 0], drawer)
+            geometry = pictured_geometry(setting.context, setting.robots)
+            longest = self.env.config.variation.longest_sense
+            self.senses = Senses(spec, conditions, setting.context[:, 0], drawer, geometry, longest)
 
     def reset(self, keys: jax.Array) -> SensesState | None:
         """Returns the senses' state at the start of the episodes; None for a student without cameras."""

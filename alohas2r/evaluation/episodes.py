@@ -15,10 +15,11 @@ from alohas2r.config import check
 from alohas2r.core.progress import Meter
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvConfig, EnvState
+from alohas2r.envs.task import EnvState
 from alohas2r.sim import physics_randomization
 from alohas2r.sim.signals import Readout
-from alohas2r.tasks.make import build
+from alohas2r.sim.variation import Robots
+from alohas2r.tasks.building import build
 from alohas2r.tasks.protocol import TaskProtocol
 from alohas2r.tasks.registry import AnyTask
 from alohas2r.tasks.scoring import Scorer, Step
@@ -78,13 +79,14 @@ class Setting(NamedTuple):
     env: Env
     context: np.ndarray  # [N, C] what is fixed in each, in full precision
     scorer: Callable[[], Scorer]  # makes what counts them, anew for each run
+    robots: Robots | None = None  # where they vary
 
 
-def physics_draws(task: AnyTask, keys: jax.Array) -> jax.Array:
-    """Returns the uniform draws [N, draws] of the episodes' physics."""
+def physics_draws(task: AnyTask, keys: jax.Array, more: int = 0) -> jax.Array:
+    """Returns the uniform draws [N, draws + more] of the episodes' physics."""
     return jax.vmap(
         lambda key: jax.random.uniform(
-            jax.random.fold_in(key, physics_randomization.STREAM), (task.draws,)
+            jax.random.fold_in(key, physics_randomization.STREAM), (task.draws + more,)
         )
     )(keys)
 
@@ -121,11 +123,12 @@ def set_up(
       threads: of the physics; 0 for all cores.
       engine: "cpu" or "warp".
     """
-    settings, control, noise = task.conditions(protocol)
-    draws = np.asarray(physics_draws(task, keys), np.float64)
-    config = EnvConfig(control, noise, memory)
-    env, context = build(task, settings, config, draws, threads, engine)
-    return Setting(env, context, lambda: task.scorer(protocol, context))
+    conditions = task.conditions(protocol)
+    config = conditions.env(memory)
+    draws = np.asarray(physics_draws(task, keys, config.variation.draws), np.float64)
+    built = build(task, conditions.task, config, draws, threads, engine)
+    context = built.context
+    return Setting(built.env, context, lambda: task.scorer(protocol, context), built.robots)
 
 
 @pinned()

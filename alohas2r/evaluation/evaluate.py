@@ -21,6 +21,7 @@ from alohas2r.core.stats import quantiles
 from alohas2r.core.types import JsonObject
 from alohas2r.envs.vision import EVALUATION, Seen, SensesConfig
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.evaluation import causes
 from alohas2r.evaluation.actors import ExportedActor, Eyes, StateActor, VisionActor, memory_of
 from alohas2r.evaluation.episodes import (
     MAX_ENVS,
@@ -41,7 +42,7 @@ from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.vision import StudentPolicy
 from alohas2r.sim import scene
 from alohas2r.sim.engines import registry as engines
-from alohas2r.tasks.protocol import TaskProtocol
+from alohas2r.tasks.protocol import TaskProtocol, TransferProtocol, without_causes
 from alohas2r.tasks.registry import AnyTask, find_task
 from alohas2r.tasks.scoring import Scorer, Table
 
@@ -159,7 +160,9 @@ class Runner:
             self._student.use(weights)
         scorer = self.setting.scorer()
         qpos = run_episodes(self.setting.env, self.actor, scorer, self.keys, meter, done_before)
-        return Episodes(scorer.table(), qpos, scorer)
+        drawn = {} if self.setting.robots is None else self.setting.robots.causes
+        table = scorer.table() | {causes.PREFIX + name: value for name, value in drawn.items()}
+        return Episodes(table, qpos, scorer)
 
 
 def run(
@@ -249,6 +252,29 @@ def evaluate(
         "wall_s": round(time.monotonic() - started, 2),
         "table": table,
     }
+
+
+def find_rules(
+    policy_path: str | os.PathLike[str], name: str | None, nominal: bool = False
+) -> TaskProtocol:
+    """Returns a protocol of a policy's task.
+
+    Args:
+      policy_path: the policy. name: of the protocol; the task's own if None.
+      nominal: whether nothing of what the protocol draws differs from the nominal robot.
+
+    Raises:
+      ConfigError: the task has no such protocol, or it draws nothing. ArtifactError: no such policy.
+    """
+    entry = find_task(load_policy(policy_path).spec.phase)
+    rules = entry.protocol if name is None else entry.find_protocol(name)
+    if not nominal:
+        return rules
+    if not isinstance(rules, TransferProtocol):
+        raise ConfigError(
+            f"The protocol '{rules.name}' has no causes to leave out; use --protocol eval-v2."
+        )
+    return without_causes(rules)
 
 
 def _engine(name: str, policy: Evaluable, path: str | os.PathLike[str]) -> str:

@@ -85,12 +85,15 @@ def set_up_hold_out(
     spec: StudentSpec, protocol: Protocol, keys: jax.Array, threads: int = 0
 ) -> Setting:
     """Returns the episodes of a protocol with one object missing in each."""
-    env, context, _ = set_up(find_task(spec.phase), protocol, memory_of(spec), keys, threads)
-    settings, *_ = find_task(spec.phase).conditions(protocol)
+    setting = set_up(find_task(spec.phase), protocol, memory_of(spec), keys, threads)
+    env, context = setting.env, setting.context
+    settings = find_task(spec.phase).conditions(protocol).task
     task = HoldOutTask(env.task.scene, settings, HoldOutConfig(one=True))
-    changed = Env(task, env.engine, env.config, np.asarray(env.context))
+    changed = Env(task, env.engine, env.config, np.asarray(env.context), env.held)
     half, empty = context[:, 0], spec.switch.empty_travel
-    return Setting(changed, context, lambda: HoldOutScorer(protocol, half, changed, empty))
+    return Setting(
+        changed, context, lambda: HoldOutScorer(protocol, half, changed, empty), setting.robots
+    )
 
 
 def evaluate_hold_out(

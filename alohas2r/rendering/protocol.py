@@ -190,6 +190,9 @@ def check_poses(prepared: Prepared, poses: Array, width: int, height: int) -> np
 _SHAPES: dict[str, tuple[str | int, ...]] = {
     "geom_rgba": ("ngeom", 4),
     "geom_size": ("ngeom", 3),
+    "geom_pos": ("ngeom", 3),
+    "body_pos": ("nbody", 3),
+    "body_quat": ("nbody", 4),
     "cam_pos": ("ncam", 3),
     "cam_quat": ("ncam", 4),
     "light_pos": ("nlight", 3),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+import mujoco
 import numpy as np
 
 from alohas2r.config import check
-from alohas2r.sim.objects import HOLE_HALF
+from alohas2r.sim.objects import HALF_LENGTH, HOLE_HALF, SOCKET_HALF
 from alohas2r.sim.scene import Scene
 
 # Folded into an episode's key to draw its physics. `split` and small `fold_in`s give the same keys, so a stream of
@@ -219,3 +221,114 @@ def sample_insert(
         "dof_damping": damping,
     }
     return fields, half_side
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectRanges:
+    """Sizes of peg and socket beyond the peg's section.
+
+    Attributes:
+      peg_half_length: range (m).
+      hole_half: range of half the hole's width (m); never less than the peg's half side and `play`.
+      play: least half play of the peg in the hole (m).
+    """
+
+    peg_half_length: tuple[float, float] = (HALF_LENGTH, HALF_LENGTH)
+    hole_half: tuple[float, float] = (HOLE_HALF, HOLE_HALF)
+    play: float = 0.001
+
+    def __post_init__(self) -> None:
+        low, high = self.peg_half_length
+        check(0.03 <= low <= high <= 0.08, "peg_half_length must lie in 30..80 mm")
+        check(0.01 <= self.hole_half[0] <= self.hole_half[1] <= 0.021, "hole_half: 10..21 mm")
+        check(0 <= self.play <= 0.01, f"play must be in 0..0.01 m, not {self.play}")
+
+    @property
+    def vary(self) -> bool:
+        """Whether any size differs from the nominal one."""
+        return self != ObjectRanges()
+
+
+_LENGTH_COLUMN, _HOLE_COLUMN = 40, 41  # of the draws, after those of `sample_insert`
+
+
+def sample_objects(
+    config: ObjectRanges, half_side: np.ndarray, uniform: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns half lengths of pegs and half widths of holes, [N] each (m).
+
+    Args:
+      config: the ranges. half_side: [N] of the pegs (m). uniform: [N, INSERT_DRAWS] draws.
+    """
+    low, high = config.peg_half_length
+    length = low + uniform[:, _LENGTH_COLUMN] * (high - low)
+    low, high = config.hole_half
+    hole = low + uniform[:, _HOLE_COLUMN] * (high - low)
+    return length, np.maximum(hole, half_side + config.play)
+
+
+def resize_objects(
+    scene: Scene, fields: Mapping[str, np.ndarray], half_length: np.ndarray, hole: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns model fields [N, ...] with pegs of other lengths and sockets of other holes on top of `fields`.
+
+    The socket keeps its outside and its mass; its walls grow inwards or thin. Serves physics and pictures.
+
+    Args:
+      scene: an insertion scene, with or without its looks. fields: model field -> [N, ...]; what is missing is
+        nominal. half_length: [N] of the pegs (m). hole: [N] half widths of the holes (m).
+    """
+    model, count = scene.model, len(hole)
+    resized = dict(fields)
+
+    def taken(name: str) -> np.ndarray:
+        given = fields.get(name)
+        value = getattr(model, name)[None].repeat(count, 0) if given is None else np.array(given)
+        return value.reshape(count, *getattr(model, name).shape).astype(np.float64)
+
+    size, place, site = taken("geom_size"), taken("geom_pos"), taken("site_pos")
+    bound, box = taken("geom_rbound"), taken("geom_aabb").reshape(count, model.ngeom, 6)
+    size[:, scene.id("geom", "red_peg"), 0] = half_length
+    for end, sign in (("peg_end1", 1), ("peg_end2", -1)):
+        site[:, scene.id("site", end), 0] = sign * half_length
+    thickness = (SOCKET_HALF - hole) / 2
+    axes = {"B": (2, -1), "T": (2, 1), "L": (1, -1), "R": (1, 1)}
+    changed = [scene.id("geom", "red_peg"), scene.id("geom", "socket-W")]
+    size[:, changed[1], 1] = size[:, changed[1], 2] = hole
+    for wall, (axis, sign) in axes.items():
+        geom = scene.id("geom", f"socket-{wall}")
+        size[:, geom, 2] = thickness
+        if axis == 1:
+            size[:, geom, 1] = hole
+        place[:, geom, axis] = sign * (hole + thickness)
+        changed.append(geom)
+        lining = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, f"socket_inside_{wall}")
+        if lining >= 0:
+            place[:, lining, axis] = sign * (hole - 0.0001)
+            size[:, lining, 3 - axis] = hole
+    bound[:, changed] = np.linalg.norm(size[:, changed], axis=-1)
+    box[:, changed, 3:] = size[:, changed]
+    body = scene.id("body", "peg")
+    mass = np.asarray(fields.get("body_mass", np.repeat(model.body_mass[None], count, 0))).copy()
+    inertia = np.asarray(
+        fields.get("body_inertia", np.repeat(model.body_inertia[None], count, 0))
+    ).copy()
+    mass[:, body] *= half_length / HALF_LENGTH
+    inertia[:, body] = box_inertia(size[:, changed[0]], mass[:, body])
+    volumes = np.array(
+        fields.get(
+            "bvh_aabb", model.bvh_aabb[None, : int(model.body_bvhnum.sum())].repeat(count, 0)
+        )
+    )
+    for name, least in (("peg", size[:, changed[0]]), ("socket", None)):
+        number = scene.id("body", name)
+        first, length = int(model.body_bvhadr[number]), int(model.body_bvhnum[number])
+        if least is None:
+            # No wall reaches further inwards than the thickest one's growth; larger volumes miss no contact.
+            volumes[:, first : first + length, 3:] += HOLE_HALF - 0.016
+        elif length:
+            volumes[:, first : first + length, 3:] = least[:, None]
+    return resized | {
+        **{"geom_size": size, "geom_pos": place, "site_pos": site, "geom_rbound": bound},
+        **{"geom_aabb": box, "body_mass": mass, "body_inertia": inertia, "bvh_aabb": volumes},
+    }

@@ -9,14 +9,12 @@ import numpy as np
 
 from alohas2r.config import check
 from alohas2r.embodiment.history import HistoryConfig
-from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvConfig, Task, TaskConfig
+from alohas2r.envs.task import Task, TaskConfig
 from alohas2r.errors import ConfigError
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig, make_spec
 from alohas2r.policies.switch import Switch
 from alohas2r.sim import scene
-from alohas2r.sim.engines import registry as engines
-from alohas2r.sim.engines.buffers import BufferConfig
+from alohas2r.tasks.building import build, count_draws
 from alohas2r.tasks.registry import AnyTask, find_task
 
 if TYPE_CHECKING:
@@ -26,35 +24,6 @@ if TYPE_CHECKING:
 Observing = Literal["state", "rgbd", "depth", "rgb"]
 OBSERVATIONS: tuple[Observing, ...] = ("state", "rgbd", "depth", "rgb")
 MOST_ENVS = 1_000_000
-
-
-def build(
-    entry: AnyTask,
-    settings: TaskConfig,
-    config: EnvConfig,
-    draws: np.ndarray,
-    threads: int = 0,
-    engine: str = "cpu",
-    buffers: BufferConfig | None = None,
-    task: Task | None = None,
-) -> tuple[Env, np.ndarray]:
-    """Returns environments of a task, each with physics of its own, and their context [N, C] in full precision.
-
-    Args:
-      entry: the task. settings: of the task.
-      config: control, noise, memory of the observation.
-      draws: [N, entry.draws] uniform numbers that the physics comes from.
-      threads: of the physics; 0 for all cores.
-      engine: "auto", "cpu" or "warp". buffers: of the engine "warp".
-      task: the task itself, where it needs more than its settings.
-
-    Raises:
-      ConfigError: unknown engine. BackendUnavailable: it cannot run here.
-    """
-    loaded = scene.load_physics(entry.scene)
-    fields, context = entry.randomize(loaded, settings, draws)
-    made = engines.make(engine, loaded, len(draws), threads, fields, buffers or BufferConfig())
-    return Env(task or entry.task(loaded, settings), made, config, context), context
 
 
 def make_env(
@@ -100,13 +69,15 @@ def make_env(
             f"observation must be one of {', '.join(OBSERVATIONS)}, not '{observation}'."
         )
     entry = find_task(task)
-    settings, control, noise = entry.conditions(entry.protocol)
-    config = EnvConfig(control, noise, HistoryConfig(()))
-    draws = np.random.default_rng(physics_seed).random((num_envs, entry.draws))
+    conditions = entry.conditions(entry.protocol)
+    settings, control = conditions.task, conditions.control
+    config = conditions.env(HistoryConfig(()))
+    shape = num_envs, count_draws(entry, config)
+    draws = np.random.default_rng(physics_seed).random(shape)
     made = None
     if switch_states is not None:
         settings, draws, made = _from_switch_states(entry, settings, switch_states, num_envs)
-    env, context = build(entry, settings, config, draws, threads, engine, task=made)
+    env, context, _ = build(entry, settings, config, draws, threads, engine, task=made)
     senses = None
     if observation != "state":
         senses = _senses(entry, context, observation, control.scale, size, renderer, threads)

@@ -6,13 +6,37 @@ import dataclasses
 from typing import Generic, TypeVar
 
 from alohas2r import config
+from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.noise import NoiseConfig
-from alohas2r.sim.physics_randomization import BlockConfig, InsertRandomization
+from alohas2r.envs.task import EnvConfig
+from alohas2r.policies.switch import Switch
+from alohas2r.sim.physics_randomization import BlockConfig, InsertRandomization, ObjectRanges
+from alohas2r.sim.variation import NEUTRAL, ROBOTS, VariationConfig
 from alohas2r.tasks.starts import InsertStart, PickStart
 
 Settings = TypeVar("Settings")  # of a task
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions(Generic[Settings]):
+    """What a protocol says of episodes.
+
+    Attributes:
+      task: settings of the task. control: action scale and delays. noise: of the observation.
+      contacts, variation: as in `envs.task.EnvConfig`.
+    """
+
+    task: Settings
+    control: ControlConfig
+    noise: NoiseConfig
+    contacts: bool = False
+    variation: VariationConfig = NEUTRAL
+
+    def env(self, memory: HistoryConfig) -> EnvConfig:
+        """Returns the environments' configuration, for a policy that remembers so much."""
+        return EnvConfig(self.control, self.noise, memory, self.contacts, self.variation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +120,9 @@ class PlainProtocol(TaskProtocol, Generic[Settings]):
     control: ControlConfig
     noise: NoiseConfig
 
-    def conditions(self) -> tuple[Settings, ControlConfig, NoiseConfig]:
-        """Returns all three, as the registry asks for them."""
-        return self.task, self.control, self.noise
+    def conditions(self) -> Conditions[Settings]:
+        """Returns them as the registry asks for them."""
+        return Conditions(self.task, self.control, self.noise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +157,62 @@ EVAL_V1 = Protocol(
     pick=PickProtocol(),
     insert=InsertProtocol(),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferInsert(InsertProtocol):
+    """Insertion that a robot can reach, with objects of any size.
+
+    Attributes:
+      objects: lengths of pegs, widths of holes.
+      inside: share of the peg that must be inside.
+      switch: when insertion takes over; a gripper is empty when it closes further than any object or calibration lets.
+    """
+
+    physics: InsertRandomization = InsertRandomization(
+        (0.009, 0.017), (0.5, 2.0), (1, 1), (1, 1), (1, 1)
+    )
+    objects: ObjectRanges = ObjectRanges((0.040, 0.065), (0.017, 0.020))
+    inside: float = 0.5
+    switch: Switch = Switch(empty_travel=0.010)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferProtocol(Protocol):
+    """A protocol of robots that differ: contacts, variation, looks.
+
+    Attributes:
+      insert: see TransferInsert.
+      variation: of the robots.
+      looks: of what a student sees, see `rendering.visual_randomization`.
+    """
+
+    insert: TransferInsert = TransferInsert()
+    variation: VariationConfig = ROBOTS
+    looks: str = "transfer"
+
+
+EVAL_V2 = TransferProtocol(
+    name="eval-v2",
+    control=EVAL_V1.control,
+    noise=EVAL_V1.noise,
+    pick=PickProtocol(block=BlockConfig(half_side=(0.009, 0.030), mass=(0.030, 0.100))),
+)
+_NOMINAL_INSERT = TransferInsert(
+    physics=InsertRandomization((0.010, 0.010), (1, 1), (1, 1), (1, 1), (1, 1)),
+    objects=ObjectRanges(),
+)
+
+
+def without_causes(protocol: TransferProtocol) -> TransferProtocol:
+    """Returns a protocol of the nominal robot and objects in nominal light, under another name and hash."""
+    return dataclasses.replace(
+        protocol,
+        name=f"{protocol.name}+causes=none",
+        insert=_NOMINAL_INSERT,
+        variation=NEUTRAL,
+        looks="nominal",
+    )
 
 
 def modified(

@@ -22,17 +22,16 @@ from alohas2r.core.types import Untyped
 from alohas2r.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from alohas2r.envs.actuation import ControlConfig
     from alohas2r.envs.noise import NoiseConfig
     from alohas2r.envs.task import Task, TaskConfig
     from alohas2r.sim.scene import Scene
-    from alohas2r.tasks.protocol import TaskProtocol
+    from alohas2r.tasks.protocol import Conditions, TaskProtocol
     from alohas2r.tasks.scoring import Scorer, Table
     from alohas2r.tasks.stages import SecondStage
 
 GROUP = "alohas2r.tasks"  # of entry points
 # Modules that are no task.
-_SHARED = {"make", "protocol", "registry", "scoring", "single_arm", "stages", "starts"}
+_SHARED = {"building", "make", "protocol", "registry", "scoring", "single_arm", "stages", "starts"}
 
 # Names at Gymnasium of tasks that have another one there.
 GYMNASIUM_NAMES = {"insert": "PegInsertion", "pick": "BlockPicking"}
@@ -57,7 +56,7 @@ class TaskEntry(Generic[Config, Rules]):
         context [N, C].
       draws: uniform numbers that the physics of one environment takes.
       protocol: frozen conditions of its evaluation.
-      conditions: what a protocol says of the task, of control, and of observation noise.
+      conditions: what a protocol says of its episodes.
       scorer: counts the episodes of environments with a context [N, C].
       watched: columns of the table that a training shows on the way.
       presets: settings of its teacher's training by preset, "key=value" as after --set.
@@ -67,6 +66,7 @@ class TaskEntry(Generic[Config, Rules]):
       follows: the task whose policy drives each arm until this one's takes over; None if it starts by itself.
       sweeps: conditions that `evaluate --sweep` repeats the evaluation under, by name of the sweep.
       modified: the protocol with such a condition, under another name.
+      protocols: further frozen protocols.
     """
 
     name: str
@@ -77,7 +77,7 @@ class TaskEntry(Generic[Config, Rules]):
     randomize: Callable[[Scene, Config, np.ndarray], tuple[Mapping[str, np.ndarray], np.ndarray]]
     draws: int
     protocol: Rules
-    conditions: Callable[[Rules], tuple[Config, ControlConfig, NoiseConfig]]
+    conditions: Callable[[Rules], Conditions[Config]]
     scorer: Callable[[Rules, np.ndarray], Scorer]
     watched: tuple[str, ...]
     presets: Mapping[str, tuple[str, ...]]
@@ -87,6 +87,20 @@ class TaskEntry(Generic[Config, Rules]):
     follows: str | None = None
     sweeps: Mapping[str, tuple[Mapping[str, float], ...]] = dataclasses.field(default_factory=dict)
     modified: Callable[[Rules, Mapping[str, float]], Rules] | None = None
+    protocols: tuple[Rules, ...] = ()
+
+    def find_protocol(self, name: str) -> Rules:
+        """Returns one of the task's protocols by its name.
+
+        Raises:
+          ConfigError: it has none of that name.
+        """
+        known = {rules.name: rules for rules in (self.protocol, *self.protocols)}
+        if name not in known:
+            raise ConfigError(
+                f"The task '{self.name}' has no protocol '{name}'.{did_you_mean(name, known)}"
+            )
+        return known[name]
 
 
 AnyTask: TypeAlias = TaskEntry[Untyped, Untyped]

@@ -235,8 +235,8 @@ def test_one_environment_per_episode_with_its_own_start(random_policy: pathlib.P
     keys = episodes.episode_keys(0, 0, 4)
     assert isinstance(found, StatePolicy)
     pick, memory = find_task("pick"), found.spec.history
-    env, blocks, _ = episodes.set_up(pick, EVAL_V1, memory, keys, threads=1)
-    few_env, few_blocks, _ = episodes.set_up(pick, EVAL_V1, memory, keys[1:3], threads=1)
+    env, blocks, *_ = episodes.set_up(pick, EVAL_V1, memory, keys, threads=1)
+    few_env, few_blocks, *_ = episodes.set_up(pick, EVAL_V1, memory, keys[1:3], threads=1)
     np.testing.assert_array_equal(blocks[1:3], few_blocks)
     state, _, readout = env.reset(keys)
     few_state, _, few_readout = few_env.reset(keys[1:3])

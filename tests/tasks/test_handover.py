@@ -16,8 +16,8 @@ from alohas2r.envs.task import EnvConfig
 from alohas2r.errors import ConfigError
 from alohas2r.sim import scene
 from alohas2r.tasks import handover
+from alohas2r.tasks.building import build
 from alohas2r.tasks.handover import HandoverConfig, HandoverState, HandoverTask
-from alohas2r.tasks.make import build
 from alohas2r.tasks.registry import find_task
 
 # Results of different versions of this package compare only while this stays as it is.

@@ -23,7 +23,7 @@ from alohas2r.policies import artifact
 from alohas2r.policies.state import StatePolicy
 from alohas2r.tasks import protocol, registry
 from alohas2r.tasks.pick.task import PickTask
-from alohas2r.tasks.protocol import EVAL_V1
+from alohas2r.tasks.protocol import EVAL_V1, Conditions
 from alohas2r.tasks.registry import TaskEntry, find_task, task_names
 
 BUILT_IN = {"pick", "insert"}
@@ -57,7 +57,7 @@ def raising(**changes: Any) -> TaskEntry[Any, Any]:
         name="raise_it",
         task=Raise,
         protocol=ShortProtocol(),
-        conditions=lambda rules: (
+        conditions=lambda rules: Conditions(
             dataclasses.replace(pick.config, steps=rules.steps),
             EVAL_V1.control,
             NoiseConfig(joint_pos=0.0),
@@ -76,14 +76,16 @@ def test_every_task_is_found_by_its_name_and_can_be_set_up() -> None:
     for name in task_names():
         entry = find_task(name)
         assert entry.name == name
-        settings, control, noise = entry.conditions(entry.protocol)
+        conditions = entry.conditions(entry.protocol)
+        settings = conditions.task
         assert config.digest(settings) == config.digest(type(settings)(**vars(settings)))
         assert len(entry.protocol.hash) == 64
         keys = episodes.episode_keys(0, 0, 2)
-        env, context, scorer = episodes.set_up(
+        env, context, scorer, robots = episodes.set_up(
             entry, entry.protocol, HistoryConfig(()), keys, threads=1
         )
-        assert (env.config.control, env.config.noise) == (control, noise)
+        assert env.config == conditions.env(HistoryConfig(()))
+        assert robots is None
         assert scorer().steps == settings.steps
         assert context.shape == (2, env.task.context_size)
         assert env.task.action_size == 7 * len(env.task.scene.arms)

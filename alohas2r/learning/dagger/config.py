@@ -14,8 +14,10 @@ from alohas2r.policies import spec
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.buffers import BufferConfig
+from alohas2r.sim.variation import VariationConfig
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
 from alohas2r.tasks.insert.hold_out import HoldOutConfig
+from alohas2r.tasks.protocol import EVAL_V2
 
 # Streams of random numbers.
 ENVS_STREAM, SENSES_STREAM, SHIFT_STREAM, ORDER_STREAM, WEIGHTS_STREAM = range(5)
@@ -50,6 +52,8 @@ class DistillConfig:
       task: the episodes. hold_out: missing objects.
       control: action delay. senses: what the student's observation suffers.
       noise: what the teacher's does.
+      contacts, variation: as in `envs.task.EnvConfig`.
+      protocol: that of the evaluations on the way; the task's own if empty.
       draws: a label is the mean of the teacher's actions on so many independent measurements of the state, each with
         its own memory. From one measurement to the next they scatter about as much as all that a student fails to
         predict. 1 for a state student, which observes what the teacher does.
@@ -82,6 +86,9 @@ class DistillConfig:
     hold_out: HoldOutConfig = HoldOutConfig((0.07, 0.18))
     control: ControlConfig = ControlConfig()
     noise: NoiseConfig = INSERT_NOISE
+    contacts: bool = False
+    variation: VariationConfig = VariationConfig()
+    protocol: str = ""
     draws: int = 4
     senses: SensesConfig = SensesConfig()
     engine: BufferConfig = BufferConfig()
@@ -135,6 +142,18 @@ class DistillConfig:
 
 PRESETS = {
     "default": DistillConfig(),
+    "transfer": DistillConfig(
+        task=InsertConfig(
+            steps=200,
+            physics=EVAL_V2.insert.physics,
+            objects=EVAL_V2.insert.objects,
+            switch=EVAL_V2.insert.switch,
+            inside=EVAL_V2.insert.inside,
+        ),
+        contacts=True,
+        variation=EVAL_V2.variation,
+        protocol=EVAL_V2.name,
+    ),
     "quick": DistillConfig(
         iterations=20,
         num_envs=64,

@@ -35,6 +35,7 @@ from alohas2r.policies.encoder import EncoderArtifact
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import snapshot
+from alohas2r.tasks.registry import find_task
 
 EVALUATION_SEED = 1_000_003  # on top of the run's: what is evaluated on the way was not trained on
 _STAGES = ("grasped", "lifted", "switched", "success")  # of an episode, for the metrics
@@ -124,7 +125,9 @@ class Distiller:
                 (self.seed + EVALUATION_SEED) % SEEDS, 0, self.settings.evaluation_episodes
             )
             setup = self.setup
-            self._runner = Runner(setup.spec, None, keys, setup.threads, setup.renderer)
+            name = self.settings.protocol
+            rules = find_task(setup.spec.phase).find_protocol(name) if name else None
+            self._runner = Runner(setup.spec, rules, keys, setup.threads, setup.renderer)
         policy = self.learner.to_policy(state.learner, {})
         table = self._runner.run(weights=policy.weights).table
         return {f"eval/{name}": float(table[name].mean()) for name in _RATES}

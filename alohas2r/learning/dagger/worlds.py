@@ -20,11 +20,14 @@ from alohas2r.policies.spec import StudentSpec
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.rendering.protocol import Renderer
 from alohas2r.rendering.registry import make_renderer
-from alohas2r.sim import physics_randomization, scene
+from alohas2r.sim import scene, variation
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Readout
+from alohas2r.tasks.building import count_draws
+from alohas2r.tasks.insert.appearance import pictured_geometry
 from alohas2r.tasks.insert.hold_out import HoldOutTask
+from alohas2r.tasks.registry import find_task
 
 
 class WorldState(NamedTuple):
@@ -119,15 +122,21 @@ def set_up(
     Raises:
       BackendUnavailable: the engine or the renderer cannot run here.
     """
-    loaded = scene.load_physics("insert")
-    count = settings.num_envs
-    draws = np.random.default_rng([seed, 2]).random((count, physics_randomization.INSERT_DRAWS))
-    fields, half = physics_randomization.sample_insert(loaded, settings.task.physics, draws)
+    count, entry = settings.num_envs, find_task("insert")
+    environment = EnvConfig(
+        *(settings.control, settings.noise, teacher.spec.history),
+        *(settings.contacts, settings.variation),
+    )
+    loaded = scene.load_physics(environment.scene_of(entry.scene))
+    draws = np.random.default_rng([seed, 2]).random((count, count_draws(entry, environment)))
+    fields, context = entry.randomize(loaded, settings.task, draws[:, : entry.draws])
+    robots = None
+    if settings.variation.varies:
+        robots = variation.sample(loaded, settings.variation, draws[:, entry.draws :])
+        fields = variation.apply(loaded, fields, robots.drawn)
     task = HoldOutTask(
         loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
     )
-    environment = EnvConfig(settings.control, settings.noise, teacher.spec.history)
-    context = np.stack([half, np.zeros(count)], 1)
     spec = _student_spec(settings, teacher, filters)
     # Only ray casters may draw in several threads at once.
     several = engine == "cpu" and (not settings.sees or renderer in ("raycast", "exact"))
@@ -141,12 +150,20 @@ def set_up(
             {name: value[where] for name, value in fields.items()},
             settings.engine,
         )
-        env = RepeatedMeasurement(settings.draws, task, made, environment, context[where])
+        here = None if robots is None else robots.some(where)
+        env = RepeatedMeasurement(
+            *(settings.draws, task, made, environment, context[where]),
+            None if here is None else here.held,
+        )
         senses = None
         if settings.sees:
             capacity = some if made.traceable else 0
             drawer = make_drawer(renderer, spec.cameras.size, alone, capacity)
-            senses = Senses(spec, settings.senses, half[where], drawer)
+            senses = Senses(
+                *(spec, settings.senses, context[where, 0], drawer),
+                pictured_geometry(context[where], here),
+                settings.variation.longest_sense,
+            )
         if worlds:
             env.share(worlds[0].env)
         worlds.append(World(where, env, senses))

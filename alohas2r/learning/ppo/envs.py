@@ -11,9 +11,9 @@ import numpy as np
 from alohas2r.envs.env import Env
 from alohas2r.learning.ppo.presets import InsertTrainConfig, TrainConfig
 from alohas2r.sim import scene
+from alohas2r.tasks.building import build, count_draws
 from alohas2r.tasks.insert.switch_states import SwitchStates
 from alohas2r.tasks.insert.task import InsertTask
-from alohas2r.tasks.make import build
 from alohas2r.tasks.registry import find_task
 
 
@@ -42,9 +42,10 @@ def make_env(
         settings = dataclasses.replace(
             settings, task=dataclasses.replace(settings.task, physics=states.physics)
         )
-        task = InsertTask(scene.load_physics(entry.scene), settings.task, pool)
+        name = settings.env.scene_of(entry.scene)
+        task = InsertTask(scene.load_physics(name), settings.task, pool)
     else:
-        draws = np.random.default_rng([seed, stage]).random((count, entry.draws))
-    return build(entry, settings.task, settings.env, draws, threads, engine, settings.engine, task)[
-        0
-    ]
+        shape = count, count_draws(entry, settings.env)
+        draws = np.random.default_rng([seed, stage]).random(shape)
+    built = build(entry, settings.task, settings.env, draws, threads, engine, settings.engine, task)
+    return built.env

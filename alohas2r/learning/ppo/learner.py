@@ -80,7 +80,7 @@ class Ppo:
     def init(self, key: jax.Array) -> LearnerState:
         """Returns the state before the first update."""
         policy_key, value_key, key = jax.random.split(key, 3)
-        features, privileged = self.env.features, self.env.task.privileged_size
+        features, privileged = self.env.features, self.env.privileged_size
         params = {
             "policy": self.policy.init(policy_key, jnp.zeros((1, features))),
             "value": self.value.init(value_key, jnp.zeros((1, privileged))),

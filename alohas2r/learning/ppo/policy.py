@@ -60,13 +60,19 @@ def to_policy(
     return state_policy.StatePolicy(spec, weights, trained)
 
 
-def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> LearnerState:
+_OBSERVED = 10_000_000  # observations that a loaded normalization counts for
+
+
+def with_policy(
+    learner: LearnerState, policy: state_policy.StatePolicy | str | os.PathLike[str]
+) -> LearnerState:
     """Returns the learner with an artifact's weights and normalization in its policy.
 
     Raises:
       ArtifactError: the artifact cannot be read, or its network has other shapes.
     """
-    policy = artifact.load(policy_path, state_policy.StatePolicy)
+    if not isinstance(policy, state_policy.StatePolicy):
+        policy = artifact.load(policy, state_policy.StatePolicy)
     layers = learner.params["policy"]["params"]
     new = {
         name: {
@@ -76,9 +82,16 @@ def with_policy(learner: LearnerState, policy_path: str | os.PathLike[str]) -> L
         for name, layer in layers.items()
     }
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, layers):
-        raise ArtifactError(f"{policy_path} has a network of other shapes than this configuration.")
+        raise ArtifactError(
+            "The policy to start from has a network of other shapes than this configuration."
+        )
+    # As if of many observations: the first new ones must not shift what the network is used to.
+    std = jnp.asarray(policy.weights["std"])
     stats_now = learner.policy_stats.replace(
-        mean=jnp.asarray(policy.weights["mean"]), std=jnp.asarray(policy.weights["std"])
+        count=learner.policy_stats.count.replace(lo=jnp.uint32(_OBSERVED)),
+        mean=jnp.asarray(policy.weights["mean"]),
+        summed_variance=std**2 * _OBSERVED,
+        std=std,
     )
     return learner._replace(
         params={**learner.params, "policy": {"params": new}}, policy_stats=stats_now
@@ -89,7 +102,7 @@ def record_check(
     policy: state_policy.StatePolicy, env: Env, seed: int, steps: int = 40
 ) -> np.ndarray:
     """Returns the observations [steps, n] of one environment while the policy acts."""
-    fresh = Env(env.task, env.engine, env.config, np.asarray(env.context))
+    fresh = Env(env.task, env.engine, env.config, np.asarray(env.context), env.held)
     state, physics, readout = fresh.reset(jax.random.split(jax.random.PRNGKey(seed), env.num_envs))
     size = env.task.observation_size
     rows = []

@@ -31,6 +31,7 @@ class TrainConfig:
       checkpoints: how many checkpoints on the way, evenly spread.
       refine: a second stage; none by default.
       engine: sizes of the buffers of the engine "warp".
+      protocol: that of the evaluations on the way; the task's own if empty.
     """
 
     phase: str
@@ -43,6 +44,7 @@ class TrainConfig:
     checkpoints: int = 60
     refine: SecondStage = SecondStage()
     engine: BufferConfig = BufferConfig()
+    protocol: str = ""
 
     def __post_init__(self) -> None:
         config.check(

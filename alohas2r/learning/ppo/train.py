@@ -20,7 +20,7 @@ from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
 from alohas2r.learning.ppo.envs import make_env
-from alohas2r.learning.ppo.policy import record_check, to_policy
+from alohas2r.learning.ppo.policy import record_check, to_policy, with_policy
 from alohas2r.learning.ppo.presets import InsertTrainConfig, TrainConfig, find_preset
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loop import Figures, Run, Schedule
@@ -44,6 +44,7 @@ class Teacher(PpoAlgorithm):
       seed: of everything random. threads: of the physics; 0 for all cores.
       engine: "cpu" or "warp".
       pick: the policy that insertion follows, and its switch states; None for other tasks.
+      start_from: the policy that training goes on with; a random one if None.
     """
 
     artifacts = ("policy",)
@@ -56,6 +57,7 @@ class Teacher(PpoAlgorithm):
         threads: int,
         engine: str,
         pick: tuple[StatePolicy, SwitchStates] | None,
+        start_from: StatePolicy | None = None,
     ) -> None:
         self.settings, self.folder, self.seed = settings, folder, seed
         self.threads, self.engine = threads, engine
@@ -73,6 +75,14 @@ class Teacher(PpoAlgorithm):
             for number, stage in enumerate(settings.stages())
         ]
         super().__init__(f"train {settings.phase}", stages, jax.random.fold_in(root, 0), folder)
+        self._start_from = start_from
+
+    def init(self) -> PpoState:
+        """Returns the state before the first update."""
+        begun = super().init()
+        if self._start_from is None:
+            return begun
+        return begun._replace(learner=with_policy(begun.learner, self._start_from))
 
     def _staged(self, policy: StatePolicy, trained: JsonObject) -> StagedPolicy | None:
         """Returns the whole teacher, where the policy follows another one."""
@@ -87,8 +97,10 @@ class Teacher(PpoAlgorithm):
         keys = episode_keys(
             (self.seed + EVALUATION_SEED) % SEEDS, 0, self.settings.evaluation_episodes
         )
-        table = evaluate.run(acting, None, keys, self.threads, engine=self.engine).table
-        watched = evaluate.watched(find_task(acting.spec.phase), table)
+        entry = find_task(acting.spec.phase)
+        rules = entry.find_protocol(self.settings.protocol) if self.settings.protocol else None
+        table = evaluate.run(acting, rules, keys, self.threads, engine=self.engine).table
+        watched = evaluate.watched(entry, table)
         return {f"eval/{name}": value for name, value in watched.items()}
 
     def finish(self, state: PpoState, trained: JsonObject, figures: Figures) -> dict[str, str]:
@@ -124,6 +136,7 @@ def train(
     progress: Progress | None = None,
     pick: str | os.PathLike[str] | None = None,
     engine: str = engines.AUTO,
+    start_from: str | os.PathLike[str] | None = None,
 ) -> JsonObject:
     """Trains a teacher and writes its artifact to `out`/policy; for insertion the whole teacher to `out`/teacher.
 
@@ -143,6 +156,8 @@ def train(
       pick: the pick policy that insertion follows; the shipped one if None.
       engine: "cpu"; "warp"; or "auto": the engine of the run that is resumed, else "warp" where there is CUDA, else
         "cpu". Switch states are collected on the CPU engine in any case.
+      start_from: a policy of the same task and network that training goes on with, under whatever settings; the critic
+        begins anew. A teacher is taken apart. A random policy if None.
 
     Returns:
       "phase", "engine", and what `Run.train` returns; "policy" is the artifact's folder.
@@ -161,9 +176,16 @@ def train(
         engine = manifest.recorded(folder, "engine", engines.AUTO)
     engine = engines.choose(engine)
     parents = {} if pick_policy is None else {"pick": pick_policy.hash}
-    identity: Mapping[str, Json] = {"seed": seed, "engine": engine, "pick": None, **parents}
+    first = None if start_from is None else _first_policy(start_from, phase)
+    if first is not None:
+        parents["start_from"] = first.hash
+    identity: Mapping[str, Json] = {
+        **{"seed": seed, "engine": engine, "pick": None, "start_from": None},
+        **parents,
+    }
     options = {"phase": phase, "preset": preset, "seed": seed, "engine": engine}
     options["pick"] = None if pick_path is None else manifest.named(pick_path)
+    options["start_from"] = None if start_from is None else manifest.named(start_from)
     options["threads"] = threads or None
     with Run(folder, settings, identity, resume) as run:
         following = None
@@ -174,7 +196,7 @@ def train(
             )
             following = pick_policy, states
         result = run.train(
-            Teacher(settings, folder, seed, threads, engine, following),
+            Teacher(settings, folder, seed, threads, engine, following, first),
             manifest.command("train-teacher", options, overrides),
             parents,
             Schedule(settings.evaluations, settings.checkpoints, minutes),
@@ -190,6 +212,16 @@ def _pick_of(path: str | os.PathLike[str] | None) -> tuple[pathlib.Path, StatePo
     if not isinstance(policy, StatePolicy) or policy.spec.phase != "pick":
         raise ArtifactError(f"{path} is no pick policy.")
     return path, policy
+
+
+def _first_policy(path: str | os.PathLike[str], phase: str) -> StatePolicy:
+    """Returns the policy of a task that an artifact holds."""
+    policy = artifact.load(path)
+    if isinstance(policy, StagedPolicy) and phase in ("pick", "insert"):
+        policy = policy.pick if phase == "pick" else policy.insert
+    if not isinstance(policy, StatePolicy) or policy.spec.phase != phase:
+        raise ArtifactError(f"{path} has no policy for '{phase}' to start from.")
+    return policy
 
 
 def _switch_states(
@@ -208,5 +240,11 @@ def _switch_states(
         )
     collect = dataclasses.replace(settings.collect, physics=settings.task.physics)
     return switch_states.ensure(
-        folder / "switch_states.npz", pick_path, collect, seed, threads, progress
+        *(folder / "switch_states.npz", pick_path, collect, seed, threads, progress),
+        switch_states.Elsewhere(
+            settings.task.objects,
+            settings.task.switch,
+            settings.env.contacts,
+            settings.env.variation,
+        ),
     )

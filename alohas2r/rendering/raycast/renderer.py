@@ -220,8 +220,11 @@ class Worker:
             split = model.nq + 3 * model.nmocap
             self._mocap[0][:] = poses[:, model.nq : split].reshape(self._mocap[0].shape)
             self._mocap[1][:] = poses[:, split:].reshape(self._mocap[1].shape)
+        for name in ("geom_pos", "body_pos", "body_quat"):
+            if name in looks and name not in self._moved:
+                self._moved[name] = self.batch.expand(name)
         for name, target in self._moved.items():
-            target[:] = looks[name]
+            target[:] = looks[name] if name in looks else getattr(model, name)
         self.batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_POS))
         n, cameras = len(poses), self.prepared.camera_ids
         scene: dict[str, Array] = {

@@ -8,7 +8,7 @@ from alohas2r.config import check
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.policies.switch import Switch
 from alohas2r.sim.objects import HOLE_HALF
-from alohas2r.sim.physics_randomization import InsertRandomization
+from alohas2r.sim.physics_randomization import InsertRandomization, ObjectRanges
 from alohas2r.tasks.stages import SecondStage
 from alohas2r.tasks.starts import InsertStart
 
@@ -63,6 +63,9 @@ class InsertConfig:
       hold_steps: consecutive steps for `inserted`.
       fall_height: an object below this has fallen (m, world).
       tilt_deg: an object tilted further is lost (training).
+      objects: lengths of pegs, widths of holes.
+      inside: share of the peg's length that must be inside the socket to count as inserted; 0 to go by `inserted_x`
+        and `hole` alone.
     """
 
     steps: int = 100
@@ -76,10 +79,18 @@ class InsertConfig:
     hold_steps: int = 5
     fall_height: float = 0.07
     tilt_deg: float = 80.0
+    objects: ObjectRanges = ObjectRanges()
+    inside: float = 0.0
 
     def __post_init__(self) -> None:
         check(1 <= self.steps <= 10_000, f"steps must be in 1..10000, not {self.steps}")
+        check(0 <= self.inside <= 0.8, f"inside must be in 0..0.8, not {self.inside}")
         check(1 <= self.hold_steps <= 100, f"hold_steps must be in 1..100, not {self.hold_steps}")
+
+    @property
+    def sized(self) -> bool:
+        """Whether lengths of pegs and widths of holes matter."""
+        return self.objects.vary or self.inside > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
-from alohas2r.envs.actuation import ControlConfig
-from alohas2r.envs.noise import NoiseConfig
+from alohas2r import config
 from alohas2r.sim import physics_randomization
 from alohas2r.sim.scene import Scene
 from alohas2r.tasks import protocol as task_protocol
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig, InsertRefineConfig
-from alohas2r.tasks.insert.scoring import InsertScorer, peg_sizes
+from alohas2r.tasks.insert.scoring import DepthScorer, InsertScorer, peg_sizes
 from alohas2r.tasks.insert.task import InsertTask
-from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.protocol import EVAL_V1, EVAL_V2, Conditions, Protocol, TransferProtocol
 from alohas2r.tasks.registry import TaskEntry, register
 
 
 def _randomize(
-    scene: Scene, config: InsertConfig, draws: np.ndarray
+    scene: Scene, settings: InsertConfig, draws: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    fields, half = physics_randomization.sample_insert(scene, config.physics, draws)
-    return fields, np.stack([half, np.arange(len(half))], 1)
+    fields, half = physics_randomization.sample_insert(scene, settings.physics, draws)
+    context = [half, np.arange(len(half))]
+    if settings.sized:
+        length, hole = physics_randomization.sample_objects(settings.objects, half, draws)
+        context += [length, hole]
+    if settings.objects.vary:
+        fields = physics_randomization.resize_objects(scene, fields, *context[2:])
+    return fields, np.stack(context, 1)
 
 
-def _conditions(protocol: Protocol) -> tuple[InsertConfig, ControlConfig, NoiseConfig]:
+def _conditions(protocol: Protocol) -> Conditions[InsertConfig]:
     rules = protocol.insert
     task = InsertConfig(
         steps=rules.steps,
@@ -37,10 +43,20 @@ def _conditions(protocol: Protocol) -> tuple[InsertConfig, ControlConfig, NoiseC
         hold_steps=rules.hold_steps,
         fall_height=rules.fall_height,
     )
-    return task, protocol.control, rules.noise
+    if isinstance(protocol, TransferProtocol):
+        task = dataclasses.replace(
+            task,
+            objects=protocol.insert.objects,
+            inside=protocol.insert.inside,
+            switch=protocol.insert.switch,
+        )
+        return Conditions(task, protocol.control, rules.noise, True, protocol.variation)
+    return Conditions(task, protocol.control, rules.noise)
 
 
 def _scorer(protocol: Protocol, context: np.ndarray) -> InsertScorer:
+    if isinstance(protocol, TransferProtocol):
+        return DepthScorer(protocol.insert, context)
     return InsertScorer(protocol.insert, context[:, 0])
 
 
@@ -74,6 +90,18 @@ ENTRY = register(
                 *("evaluations=8", "evaluation_episodes=256"),
                 "refine.steps=5e6",
             ),
+            "transfer": (
+                "total_steps=4e6",
+                *("ppo.entropy=0.01,0.003", "ppo.target_kl=0.015,0.008", "ppo.reward_scale=0.04"),
+                *("evaluations=6", "evaluation_episodes=256", "protocol=eval-v2"),
+                "refine.steps=5e6",
+                *config.overrides("task.physics", EVAL_V2.insert.physics),
+                *config.overrides("task.objects", EVAL_V2.insert.objects),
+                *config.overrides("task.switch", EVAL_V2.insert.switch),
+                "task.inside=0.5",
+                "env.contacts=true",
+                *config.overrides("env.variation", EVAL_V2.variation),
+            ),
             "quick": (
                 "total_steps=100e3",
                 *("ppo.num_envs=128", "ppo.unroll=32", "ppo.minibatches=4"),
@@ -92,5 +120,6 @@ ENTRY = register(
             "recovery": ({"seconds": 15.0},),
         },
         modified=_modified,
+        protocols=(EVAL_V2,),
     )
 )

@@ -101,6 +101,42 @@ class InsertScorer(Counts):
         }
 
 
+class DepthScorer(InsertScorer):
+    """The same, for pegs and holes of any size; also how deep the peg came, and how far off the axis it met the mouth.
+
+    Args:
+      rules: as InsertScorer.
+      context: [N, 4] half side (m), variant, half length, half width of the hole (m).
+    """
+
+    def __init__(self, rules: InsertProtocol, context: np.ndarray):
+        super().__init__(rules, context[:, 0])
+        self._length = context[:, 2]
+        self.columns["peg_length_mm"] = context[:, 2] * 2000
+        self.columns["hole_mm"] = context[:, 3] * 2000
+        self.columns["inside_share"] = np.zeros(len(context))
+        self.columns["mouth_offset_mm"] = np.full(len(context), np.nan)
+
+    def update(self, step: Step) -> None:
+        """Takes a step."""
+        super().update(step)
+        measures, columns = step.measures, self.columns
+        seen = step.going & step.finite
+        depth = np.where(measures.entered, HALF_LENGTH - measures.peg_end[:, 0], 0.0)
+        share = np.clip(depth / (2 * self._length), 0, 1)
+        columns["inside_share"] = np.maximum(columns["inside_share"], np.where(seen, share, 0))
+        met = seen & measures.entered & np.isnan(columns["mouth_offset_mm"])
+        offset = 1000 * np.linalg.norm(measures.peg_end[:, 1:], axis=1)
+        columns["mouth_offset_mm"] = np.where(met, offset, columns["mouth_offset_mm"])
+
+    def summary(self, table: Table) -> JsonObject:
+        """Returns the rates and quantiles of a table of episodes."""
+        return super().summary(table) | {
+            "inside_share": quantiles(table["inside_share"]),
+            "mouth_offset_mm": quantiles(table["mouth_offset_mm"]),
+        }
+
+
 def peg_sizes(table: Table) -> Mapping[str, np.ndarray]:
     """Returns the half sizes [N, 3] (m) of the pegs in a table."""
     half = table["peg_mm"] / 2000

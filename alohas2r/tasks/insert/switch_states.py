@@ -15,17 +15,19 @@ import numpy as np
 from alohas2r import config
 from alohas2r.core import files
 from alohas2r.core import progress as core_progress
-from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvConfig, EnvState
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
 from alohas2r.policies.state import StatePolicy
-from alohas2r.sim import physics_randomization, scene
+from alohas2r.policies.switch import Switch
 from alohas2r.sim.engines.cpu import CpuEngine
-from alohas2r.sim.physics_randomization import InsertRandomization
+from alohas2r.sim.physics_randomization import InsertRandomization, ObjectRanges
 from alohas2r.sim.signals import Readout
+from alohas2r.sim.variation import VariationConfig
+from alohas2r.tasks.building import build, count_draws
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
-from alohas2r.tasks.insert.task import InsertTask, Pool, single_arm_features
+from alohas2r.tasks.insert.task import Pool, single_arm_features
+from alohas2r.tasks.registry import find_task
 
 FORMAT_VERSION = 1
 
@@ -52,6 +54,20 @@ class CollectConfig:
         config.check(1 <= self.steps <= 10_000, "steps must be in 1..10000")
 
 
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """Conditions of the episodes beyond the physics of `CollectConfig`; those of eval-v1 by default.
+
+    Attributes:
+      objects, switch: as InsertConfig. contacts, variation: as EnvConfig.
+    """
+
+    objects: ObjectRanges = ObjectRanges()
+    switch: Switch = Switch()
+    contacts: bool = False
+    variation: VariationConfig = VariationConfig()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SwitchStates:
     """A pool and what it belongs to.
@@ -61,6 +77,7 @@ class SwitchStates:
       draws: [V, INSERT_DRAWS] the uniform draws of the physics variants.
       physics: their distribution.
       pick: hash of the pick policy. rate: share of episodes that reached the switch.
+      elsewhere: further conditions.
     """
 
     pool: Pool
@@ -68,6 +85,7 @@ class SwitchStates:
     physics: InsertRandomization
     pick: str
     rate: float
+    elsewhere: Elsewhere = Elsewhere()
 
 
 def collect(
@@ -76,6 +94,7 @@ def collect(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
+    elsewhere: Elsewhere = Elsewhere(),
 ) -> SwitchStates:
     """Rolls out the pick policy with both arms and keeps the whole state at each first switch.
 
@@ -87,18 +106,29 @@ def collect(
       seed: of physics, starts, noise and delays.
       threads: of the physics; 0 for all cores.
       progress: receives reports.
+      elsewhere: further conditions.
 
     Raises:
       ConfigError: no episode reached the switch.
     """
-    loaded = scene.load_physics("insert")
-    count = settings.variants
-    draws = np.random.default_rng([seed, 1]).random((count, physics_randomization.INSERT_DRAWS))
-    fields, half = physics_randomization.sample_insert(loaded, settings.physics, draws)
-    context = np.stack([half, np.arange(count)], 1)
-    task = InsertTask(loaded, InsertConfig(steps=settings.steps + 1, physics=settings.physics))
-    engine = CpuEngine(loaded, count, threads=threads, fields=fields)
-    env = Env(task, engine, EnvConfig(noise=INSERT_NOISE, history=pick.spec.history), context)
+    count, entry = settings.variants, find_task("insert")
+    conditions = EnvConfig(
+        noise=INSERT_NOISE,
+        history=pick.spec.history,
+        contacts=elsewhere.contacts,
+        variation=elsewhere.variation,
+    )
+    shape = count, count_draws(entry, conditions)
+    draws = np.random.default_rng([seed, 1]).random(shape)
+    task = InsertConfig(
+        steps=settings.steps + 1,
+        physics=settings.physics,
+        objects=elsewhere.objects,
+        switch=elsewhere.switch,
+    )
+    env = build(entry, task, conditions, draws, threads).env
+    engine = env.engine
+    assert isinstance(engine, CpuEngine)
     rates = len(pick.spec.history.rates)
 
     @jax.jit
@@ -153,7 +183,8 @@ def collect(
     source, columns = _filled(mask)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *rounds)
     pool = jax.tree.map(lambda x: x[source[:, None], columns], stacked)
-    return SwitchStates(pool, draws[source], settings.physics, pick.hash, float(mask.mean()))
+    rate = float(mask.mean())
+    return SwitchStates(pool, draws[source], settings.physics, pick.hash, rate, elsewhere)
 
 
 def _filled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,6 +218,7 @@ def save(states: SwitchStates, path: str | os.PathLike[str]) -> pathlib.Path:
         "physics": config.to_dict(states.physics),
         "pick": states.pick,
         "rate": states.rate,
+        "elsewhere": config.to_dict(states.elsewhere),
     }
     arrays = {f"pool/{name}": value for name, value in states.pool._asdict().items()}
     arrays |= {
@@ -217,6 +249,9 @@ def load(path: str | os.PathLike[str]) -> SwitchStates:
             physics=config.from_dict(InsertRandomization, header["physics"]),
             pick=str(header["pick"]),
             rate=float(header["rate"]),
+            elsewhere=config.from_dict(
+                Elsewhere, header.get("elsewhere", config.to_dict(Elsewhere()))
+            ),
         )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(
@@ -231,6 +266,7 @@ def ensure(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
+    elsewhere: Elsewhere = Elsewhere(),
 ) -> SwitchStates:
     """Reads the states of a pick policy, or collects and writes them if they are missing or belong to another.
 
@@ -249,9 +285,10 @@ def ensure(
             states is not None
             and states.pick == pick.hash
             and states.physics == settings.physics
+            and states.elsewhere == elsewhere
             and states.draws.shape[0] == settings.variants
         ):
             return states
-    states = collect(pick, settings, seed, threads, progress)
+    states = collect(pick, settings, seed, threads, progress, elsewhere)
     save(states, path)
     return states

@@ -39,6 +39,7 @@ OBSERVATION = (
 SINGLE = sum(size for _, size, _ in SINGLE_ARM_OBSERVATION)
 
 _DEEP = -0.034  # m; no deeper insertion is rewarded, because it brings the grippers together
+_BEYOND = 0.008  # m that is rewarded beyond what counts as inserted, where that depends on the peg's length
 
 # Capsules around what two grippers could meet with: start, end, radius (m), in the gripper's frame (forward, left,
 # up) from the midpoint of the fingertips. The fingers' move sideways with the finger travel.
@@ -111,12 +112,13 @@ class InsertTask:
     observation_spec = OBSERVATION
     observation_size = sum(size for _, size, _ in OBSERVATION)
     extra_sensors: tuple[tuple[str, int], ...] = ()
-    context_size = 2  # half side of the peg (m), index of the physics variant
     privileged_size = observation_size + 28
 
     def __init__(self, scene: Scene, config: InsertConfig, pool: Pool | None = None):
         self.scene = scene
         self.config = config
+        # Half side of the peg (m), index of the physics variant; half length of the peg, half width of the hole (m).
+        self.context_size = 4 if config.sized else 2
         self.pool = pool
         self._arms = scene.arms
         self._base = jnp.array([arm.base_pos for arm in scene.arms], jnp.float32)
@@ -138,7 +140,7 @@ class InsertTask:
 
         Args:
           key: random key.
-          context: [2] half side of the peg, physics variant.
+          context: [2], or [4] where objects are of any size.
           stage: ignored.
         """
         if self.pool is not None:
@@ -235,11 +237,15 @@ class InsertTask:
         lateral = jnp.linalg.norm(end[1:])
         angle = self._axis_angle(signals)
         tip_error = jnp.linalg.norm(signals.tip_pos - signals.grip_pos, axis=-1)
-        section = (jnp.abs(end[1:]) <= config.hole).all()
+        hole, inserted_x, deep = config.hole, config.inserted_x, _DEEP
+        if config.inside > 0:
+            hole, inserted_x = context[3], HALF_LENGTH - 2 * config.inside * context[2]
+            deep = inserted_x - _BEYOND
+        section = (jnp.abs(end[1:]) <= hole).all()
         entered = section & (end[0] <= HALF_LENGTH) & (end[0] > -0.06)
         in_place = (
             section
-            & (end[0] <= config.inserted_x)
+            & (end[0] <= inserted_x)
             & (end[0] > -0.06)
             & (tip_error <= config.grip_distance).all()
         )
@@ -261,7 +267,7 @@ class InsertTask:
             1.0,
             jnp.clip(1.5 - lateral / 0.02, 0.0, 1.0) * jnp.clip(1.5 - angle / 0.4, 0.0, 1.0),
         )
-        depth = jnp.clip(1 - jnp.maximum(end[0] - _DEEP, 0.0) / 0.25, 0.0, 1.0)
+        depth = jnp.clip(1 - jnp.maximum(end[0] - deep, 0.0) / 0.25, 0.0, 1.0)
         rotation = geometry.rotation_angle(signals.object_mat, jnp.eye(3))
         distance = self._arm_distance(signals)
         step = state.step + 1

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from alohas2r.envs.actuation import ControlConfig
+from alohas2r import config
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.sim import physics_randomization
 from alohas2r.sim.scene import Scene
 from alohas2r.tasks.pick.config import PickConfig, RefineConfig
 from alohas2r.tasks.pick.scoring import PickScorer, block_sizes
 from alohas2r.tasks.pick.task import PickTask
-from alohas2r.tasks.protocol import EVAL_V1, Protocol
+from alohas2r.tasks.protocol import EVAL_V1, EVAL_V2, Conditions, Protocol, TransferProtocol
 from alohas2r.tasks.registry import TaskEntry, register
 
 
 def _randomize(
-    scene: Scene, config: PickConfig, draws: np.ndarray
+    scene: Scene, settings: PickConfig, draws: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    return physics_randomization.sample_block(scene, config.block, draws)
+    return physics_randomization.sample_block(scene, settings.block, draws)
 
 
-def _conditions(protocol: Protocol) -> tuple[PickConfig, ControlConfig, NoiseConfig]:
+def _conditions(protocol: Protocol) -> Conditions[PickConfig]:
     rules = protocol.pick
     task = PickConfig(
         steps=rules.steps, start=rules.start, block=rules.block, crossed_x=rules.crossed_x
     )
-    return task, protocol.control, protocol.noise
+    if isinstance(protocol, TransferProtocol):
+        return Conditions(task, protocol.control, protocol.noise, True, protocol.variation)
+    return Conditions(task, protocol.control, protocol.noise)
 
 
 def _scorer(protocol: Protocol, context: np.ndarray) -> PickScorer:
@@ -57,6 +59,17 @@ ENTRY = register(
                 "ppo.target_kl=0.015,0.008",
                 "refine.steps=27e6",
             ),
+            "transfer": (
+                "total_steps=12e6",
+                "task.block.skew=0.7",
+                "task.block.half_side=0.009,0.030",
+                "ppo.entropy=0.01,0.003",
+                "ppo.target_kl=0.015,0.008",
+                "refine.steps=27e6",
+                *("evaluations=8", "evaluation_episodes=256", "protocol=eval-v2"),
+                "env.contacts=true",
+                *config.overrides("env.variation", EVAL_V2.variation),
+            ),
             "quick": (
                 "total_steps=300e3",
                 *("ppo.num_envs=256", "ppo.unroll=32", "ppo.minibatches=4"),
@@ -65,6 +78,7 @@ ENTRY = register(
             ),
         },
         second=RefineConfig(),
+        protocols=(EVAL_V2,),
         view=((-0.25, 0.0, 0.18), 1.0, 120.0, -22.0),
         sizes=block_sizes,
     )

@@ -1,1 +1,0 @@
-"""Runs on emulated arms in which things go wrong at random moments."""
