@@ -78,7 +78,7 @@ class Trials:
         if episode_s != protocol.insert.steps * joints.CONTROL_PERIOD_S:
             protocol = modified(protocol, seconds=episode_s)
         keys = evaluation_episodes.episode_keys(seed, 0, episodes)
-        env, context, _ = evaluation_episodes.set_up(
+        env, context, *_ = evaluation_episodes.set_up(
             entry, protocol, HistoryConfig(()), keys, threads=1
         )
         state, _, readout = env.reset(keys)
