@@ -332,6 +332,8 @@ def _parse(text: str, hint: Hint) -> object:
 def _coerce(value: object, hint: Hint) -> object:
     """Checks a plain value against the annotated type, or raises ValueError."""
     if (members := _choices(hint)) is not None:
+        if isinstance(value, str) and str in members:  # which a table is not
+            return value
         return _first(_coerce, value, members)
     origin = typing.get_origin(hint)
     if origin is tuple:

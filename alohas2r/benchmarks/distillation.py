@@ -22,6 +22,7 @@ from alohas2r.learning.dagger.worlds import Setup, set_up
 from alohas2r.policies.encoder import EncoderArtifact
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.rendering import registry as renderers
+from alohas2r.rendering.looks.config import TransferConfig
 from alohas2r.rendering.protocol import Frames, Looks, Renderer
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import Engine
@@ -172,9 +173,16 @@ class _Recorded:
         self.engines.append(Recording(made))
         return self.engines[-1]
 
-    def make_drawer(self, name: str, size: int, threads: int, capacity: int) -> Renderer:
+    def make_drawer(
+        self,
+        name: str,
+        size: int,
+        threads: int,
+        capacity: int,
+        looks: bool | str | TransferConfig,
+    ) -> Renderer:
         """Makes a renderer, see `make_renderer`."""
-        made = renderers.make_renderer(name, size, threads, capacity)
+        made = renderers.make_renderer(name, size, threads, capacity, looks)
         if not self.engines:
             return made
         self.drawers.append(_Drawn(made))
@@ -188,7 +196,8 @@ class _Recorded:
         scene = setup.env.task.scene
         whole = CpuEngine(scene, setup.settings.num_envs, setup.threads, setup.fields)
         size = setup.spec.cameras.size
-        drawing = renderers.make_renderer(setup.renderer, size, setup.threads)
+        looks = setup.settings.senses.looks
+        drawing = renderers.make_renderer(setup.renderer, size, setup.threads, looks=looks)
 
         def again(began: DistillState) -> tuple[float, float]:
             targets = np.concatenate([engine.targets for engine in self.engines], 1)

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import jax
 
-from alohas2r.core.types import Array
+from alohas2r.core.types import PyTree
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
 from alohas2r.envs.vision import Seen, Senses, SensesState
 from alohas2r.rendering.protocol import Frames
 from alohas2r.sim.signals import Readout, Signals
 
-# Pictures and brightness [N] of the environments, as `Senses.draw` returns them.
-Drawn = tuple[Frames | None, Array]
+# Pictures of the environments and what the senses have to know of their looks, as `Senses.draw` returns them.
+Drawn = tuple[Frames | None, PyTree]
 
 
 class Observed(NamedTuple):
@@ -70,6 +70,6 @@ def observe(
         first = known if known.ndim == 2 else known[:, 0]
         seen = Seen(None, None, first[:, : env.task.observation_size], first)
         return Observed(state, sense, seen, known, signals)
-    frames, brightness = drawn
-    sense, seen = senses.perceive(sense, frames, brightness, felt, state.held)
+    frames, told = drawn
+    sense, seen = senses.perceive(sense, frames, told, felt, state.held)
     return Observed(state, sense, seen, known, signals)

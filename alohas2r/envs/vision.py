@@ -25,6 +25,10 @@ from alohas2r.policies.spec import StudentSpec
 from alohas2r.rendering import corruption as rendering_corruption
 from alohas2r.rendering import visual_randomization
 from alohas2r.rendering.corruption import CorruptConfig
+from alohas2r.rendering.looks import draw as transfer_draw
+from alohas2r.rendering.looks import nominal as nominal_looks
+from alohas2r.rendering.looks import sensor as transfer_sensor
+from alohas2r.rendering.looks.config import TransferConfig, find_looks
 from alohas2r.rendering.protocol import Frames
 from alohas2r.sim import scene
 from alohas2r.sim.signals import Signals
@@ -43,7 +47,9 @@ class SensesConfig:
       delay_weights: relative probability that an observation is 0, 1, 2, ... steps old.
       corrupt: what the cameras do to pictures.
       corruption: whether they do it at all.
-      looks: whether colours, cameras, lights and brightness are randomized.
+      looks: how colours, cameras, lights and sensors are randomized: true for "today", as `corrupt` and
+        `visual_randomization.TABLE` say; false for not at all; "transfer" or "transfer held out", of
+        `rendering.looks.config`, or their ranges, which take the place of `corrupt`.
       shadows: share of the environments whose lights may cast shadows; shadows take a good part of the time.
     """
 
@@ -51,7 +57,7 @@ class SensesConfig:
     delay_weights: tuple[float, ...] = DELAY_WEIGHTS
     corrupt: CorruptConfig = CorruptConfig()
     corruption: bool = True
-    looks: bool = True
+    looks: bool | str | TransferConfig = True
     shadows: float = 0.25
 
     def __post_init__(self) -> None:
@@ -63,6 +69,12 @@ class SensesConfig:
             "delay_weights must be 1 to 32 numbers >= 0 with a positive sum",
         )
         check(0 <= self.shadows <= 1, f"shadows must be in 0..1, not {self.shadows}")
+        find_looks(self.looks)
+
+    @property
+    def transfer(self) -> TransferConfig | None:
+        """The ranges of the looks "transfer"; None for others."""
+        return find_looks(self.looks)
 
 
 # What the evaluation protocol adds for a student: every noise, and shadows wherever the looks have them.
@@ -82,6 +94,11 @@ class SensesState(NamedTuple):
     slot: jax.Array  # [N] int32 which of D is the newest, the same for all; one slot before it what is a step older
     seen: jax.Array  # [N] int32 observations since the reset
     memory: HistoryState
+    # Of the looks "transfer"; None for others.
+    gain: jax.Array | None = None  # [N, C] logarithm of the automatic exposure's gain
+    start: jax.Array | None = (
+        None  # [N, 2, 2] where the objects were at the start of the episode (m)
+    )
 
 
 class Seen(NamedTuple):
@@ -125,13 +142,16 @@ class Senses:
         count = round(config.shadows * self.num_envs)
         # Together, so that a renderer that draws batch by batch meets shadows in as few as possible.
         self._may_cast = np.arange(self.num_envs) < count
+        self._transfer = config.transfer
+        # Places of the objects' x and y in qpos.
+        self._places = np.array([arm.object_qpos[:2] for arm in self._scene.arms])
         self._looks: dict[str, np.ndarray] = {}
         self._drawn_for: tuple[np.ndarray, np.ndarray] | None = None
 
     @functools.cached_property
     def _bank(self) -> jax.Array | None:
         """The lines that depth pictures may have, where there are any."""
-        if not (self.spec.has_depth and self.config.corruption):
+        if not (self.spec.has_depth and self.config.corruption) or self._transfer is not None:
             return None
         side = self.spec.cameras.size
         with jax.ensure_compile_time_eval():
@@ -155,6 +175,8 @@ class Senses:
             slot=jnp.zeros(count, jnp.int32),
             seen=jnp.zeros(count, jnp.int32),
             memory=memory,
+            gain=None if self._transfer is None else jnp.zeros((count, 2), jnp.float32),
+            start=None if self._transfer is None else jnp.zeros((count, 2, 2), jnp.float32),
         )
 
     @staticmethod
@@ -178,8 +200,13 @@ class Senses:
         small = _restart(state._replace(rgb=None, depth=None, vector=None), done)
         return small._replace(rgb=state.rgb, depth=state.depth, vector=state.vector)
 
-    def looks(self, state: SensesState) -> dict[str, np.ndarray]:
-        """Returns the looks of the present episodes: model field -> [N, ...], and "brightness" [N]."""
+    def looks(self, state: SensesState, qpos: Any = None) -> dict[str, np.ndarray]:
+        """Returns the looks of the present episodes: model field -> [N, ...], and what the sensors need.
+
+        Args:
+          state: of the senses.
+          qpos: [N, nq]; at the start of an episode the looks "transfer" keep clutter away from where the objects are.
+        """
         root, episode = np.asarray(state.root), np.asarray(state.episode)
         if not self._looks:
             self._looks = self._nominal()
@@ -189,10 +216,13 @@ class Senses:
         if self._drawn_for is not None:
             changed = (self._drawn_for[0] != root).any(1) | (self._drawn_for[1] != episode)
         ids = np.flatnonzero(changed)
-        for start in range(0, len(ids), _AT_ONCE):
-            some = ids[start : start + _AT_ONCE]
+        start = self._start(state, qpos, np) if ids.size else None
+        for first in range(0, len(ids), _AT_ONCE):
+            some = ids[first : first + _AT_ONCE]
             padded = np.resize(some, _AT_ONCE)
-            drawn = _sample_looks(root[padded], episode[padded])
+            drawn = self._sample(
+                root[padded], episode[padded], None if start is None else start[padded]
+            )
             for name, value in drawn.items():
                 value = np.asarray(value)[: len(some)]
                 if self._looks[name].dtype != value.dtype:
@@ -202,55 +232,97 @@ class Senses:
         self._drawn_for = root.copy(), episode.copy()
         return self._looks
 
+    def causes(self, state: SensesState, qpos: Any = None) -> dict[str, np.ndarray]:
+        """Returns what the causes of the present episodes' looks came to: name -> [N] float32.
+
+        Args:
+          state: of the senses. qpos: [N, nq], see `looks`.
+        """
+        return transfer_draw.causes(self.looks(state, qpos))
+
+    def _sample(self, root: Any, episode: Any, start: Any) -> dict[str, Any]:
+        """Draws the looks [K, ...] of episodes; see `_sample_looks`."""
+        if self._transfer is None:
+            return _sample_looks(root, episode)
+        return _sample_transfer(root, episode, start, config=self._transfer)
+
+    def _start(self, state: SensesState, qpos: Any, xp: Any) -> Any:
+        """Returns where the objects were at the start of the episodes, [N, 2, 2] (m); None where it does not matter."""
+        if state.start is None:
+            return None
+        if qpos is None:
+            return xp.asarray(state.start)
+        return xp.where(
+            xp.asarray(state.seen)[:, None, None] == 0,
+            xp.asarray(qpos)[:, self._places],
+            xp.asarray(state.start),
+        ).astype(np.float32)
+
     def _nominal(self) -> dict[str, np.ndarray]:
         """Returns looks without randomization, of each environment's peg."""
-        base = {
-            **visual_randomization.nominal(self._scene.model),
+        model = self._scene.model
+        base: dict[str, np.ndarray] = {
+            **visual_randomization.nominal(model),
             visual_randomization.BRIGHTNESS: np.ones((), np.float32),
         }
-        found = visual_randomization.repeat(base, self.num_envs)
-        found |= self._geometry
-        found["light_castshadow"][~self._may_cast] = False
-        return found
+        if self._transfer is not None:
+            names = transfer_draw.cause_names(self._transfer)
+            base = {
+                **nominal_looks.transfer(model),
+                **dict.fromkeys(names, np.zeros((), np.float32)),
+            }
+        looks = visual_randomization.repeat(base, self.num_envs)
+        looks |= self._geometry
+        looks["light_castshadow"][~self._may_cast] = False
+        return looks
 
-    def looks_traced(self, state: SensesState) -> dict[str, jax.Array]:
+    def looks_traced(self, state: SensesState, qpos: Any = None) -> dict[str, jax.Array]:
         """Returns the same as `looks`, inside `jax.jit`.
 
         All are drawn anew each time, which gives an episode the same looks in each of its steps: on a device that
         draws the pictures it takes no time, and there is nothing to keep.
         """
-        found = {name: jnp.asarray(value) for name, value in self._nominal().items()}
+        looks = {name: jnp.asarray(value) for name, value in self._nominal().items()}
         if self.config.looks:
-            found |= _sample_looks(state.root, state.episode)
-            found["light_castshadow"] &= jnp.asarray(self._may_cast)[:, None]
-        return found
+            looks |= self._sample(state.root, state.episode, self._start(state, qpos, jnp))
+            looks["light_castshadow"] &= jnp.asarray(self._may_cast)[:, None]
+        return looks
 
-    def draw_traced(self, state: SensesState, qpos: jax.Array) -> tuple[Frames | None, jax.Array]:
+    def draw_traced(self, state: SensesState, qpos: jax.Array) -> tuple[Frames | None, Any]:
         """Does the same as `draw`, inside `jax.jit`; for the renderer "warp" with capacity for all environments."""
-        found = self.looks_traced(state)
+        looks = self.looks_traced(state, qpos)
+        told = self._told(looks, self._start(state, qpos, jnp))
         if not (self.spec.has_rgb or self.spec.has_depth):
-            return None, found[visual_randomization.BRIGHTNESS]
-        return self.renderer.draw(qpos, found), found[visual_randomization.BRIGHTNESS]
+            return None, told
+        return self.renderer.draw(qpos, looks), told
 
-    def draw(self, state: SensesState, qpos: Any) -> tuple[Frames | None, np.ndarray]:
+    def draw(self, state: SensesState, qpos: Any) -> tuple[Frames | None, Any]:
         """Renders what the cameras are pointed at, before any corruption.
 
         Args:
           state: of the senses. qpos: [N, nq] of the insertion scene.
 
         Returns:
-          The pictures, or None if the student sees none, and the environments' brightness [N].
+          The pictures, or None if the student sees none, and what `perceive` has to know of the environments' looks:
+          their brightness [N], or fields of the sensors by name.
         """
-        found = self.looks(state)
+        looks = self.looks(state, qpos)
+        told = self._told(looks, self._start(state, qpos, np))
         if not (self.spec.has_rgb or self.spec.has_depth):
-            return None, found[visual_randomization.BRIGHTNESS]
-        return self.renderer.render(qpos, found), found[visual_randomization.BRIGHTNESS]
+            return None, told
+        return self.renderer.render(qpos, looks), told
+
+    def _told(self, looks: dict[str, Any], start: Any) -> Any:
+        """Returns what `perceive` has to know of looks."""
+        if self._transfer is None:
+            return looks[visual_randomization.BRIGHTNESS]
+        return {name: looks[name] for name in nominal_looks.SENSOR_FIELDS} | {"start": start}
 
     def perceive(
         self,
         state: SensesState,
         frames: Frames | None,
-        brightness: Any,
+        told: Any,
         signals: Signals,
         held: Held | None = None,
     ) -> tuple[SensesState, Seen]:
@@ -258,7 +330,7 @@ class Senses:
 
         Args:
           state: of the senses.
-          frames, brightness: from `draw`.
+          frames, told: from `draw`.
           signals: the state [N, ...]; exact, but that joints and targets are in terms of readings where robots vary.
           held: of robots that vary: then pictures and readings are late by different times, and targets, which the
             policy's own side knows, not at all.
@@ -266,12 +338,14 @@ class Senses:
         config, spec = self.config, self.spec
         keys = jax.vmap(functools.partial(jax.random.split, num=4))(state.key)  # [N, 4, 2]
         rgb, depth = (None, None) if frames is None else (frames.rgb, frames.depth)
-        if rgb is not None and config.corruption:
+        if self._transfer is not None:
+            state, rgb, depth = self._sensed(state, keys[:, 1], rgb, depth, told)
+        elif rgb is not None and config.corruption:
             bank = self._bank
             if bank is None:  # depth is not observed
                 bank = jnp.zeros((1, *rgb.shape[2:4]), jnp.float16)
             rgb, depth = rendering_corruption.corrupt(
-                keys[:, 1], rgb, depth, brightness, bank, config.corrupt
+                keys[:, 1], rgb, depth, told, bank, config.corrupt
             )
 
         noise = jax.vmap(lambda key: jax.random.uniform(key, (2, 6), minval=-1.0, maxval=1.0))(
@@ -314,8 +388,33 @@ class Senses:
         )
         return state, Seen(rgb, depth, vector, features)
 
+    def _sensed(
+        self, state: SensesState, keys: jax.Array, rgb: Any, depth: Any, told: Any
+    ) -> tuple[SensesState, Any, Any]:
+        """Returns the state and the pictures after the sensors of the looks "transfer"."""
+        assert self._transfer is not None
+        fields = {name: told[name] for name in nominal_looks.SENSOR_FIELDS}
+        noise = self.config.corruption
+        if rgb is None and depth is None:
+            return state._replace(start=jnp.asarray(told["start"])), None, None
+        rgb, depth, gain = transfer_sensor.sense(
+            keys, rgb, depth, fields, state.gain, state.seen == 0, self._transfer, noise
+        )
+        return state._replace(gain=gain, start=jnp.asarray(told["start"])), rgb, depth
+
 
 _restart = jax.jit(Senses.restart)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _sample_transfer(root: Any, episode: Any, start: Any, config: TransferConfig) -> dict[str, Any]:
+    """Does the same as `_sample_looks` with the looks "transfer", from where the objects start [K, 2, 2] (m)."""
+
+    def one(key: jax.Array, episode: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, _LOOKS), episode)
+
+    sample = transfer_draw.sampler(scene.load("insert").model, config)
+    return sample(jax.vmap(one)(root, episode), start)
 
 
 @jax.jit

@@ -73,7 +73,9 @@ class Eyes:
         self.env = setting.env
         self.senses: Senses | None = None
         if spec.has_rgb or spec.has_depth:
-            drawer = renderers.make_renderer(renderer, spec.cameras.size, threads)
+            drawer = renderers.make_renderer(
+                renderer, spec.cameras.size, threads, looks=conditions.looks
+            )
             geometry = pictured_geometry(setting.context, setting.robots)
             longest = self.env.config.variation.longest_sense
             self.senses = Senses(spec, conditions, setting.context[:, 0], drawer, geometry, longest)

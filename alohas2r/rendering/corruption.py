@@ -190,13 +190,13 @@ _INVERSE_ERF = (
 )
 
 
-def _uniform(words: Array) -> Array:
+def uniform(words: Array) -> Array:
     """Turns words into float32 numbers in [0, 1)."""
     # Through a signed whole number, for which every processor has an instruction.
     return (words >> 8).astype(np.int32).astype(np.float32) * np.float32(2**-24)
 
 
-def _normal(words: Array) -> Array:
+def normal(words: Array) -> Array:
     """Turns words into normally distributed float32 numbers.
 
     Source: M. Giles, Approximating the erfinv function (2010); `jax.lax.erf_inv` does the same with a slower log1p.
@@ -224,7 +224,7 @@ def colour_noise(key: Array, rgb: Array, brightness: Array, config: CorruptConfi
     # A third of the numbers of a picture from each of three words: as rows they need not be interleaved.
     lead, rest = rgb.shape[:-3], math.prod(rgb.shape[-3:])
     words = random_words(key, (*lead, rest // 3))
-    noise = jnp.concatenate([_uniform(part) for part in words], -1) * (255 * config.pixel_noise)
+    noise = jnp.concatenate([uniform(part) for part in words], -1) * (255 * config.pixel_noise)
     bright = (rgb.reshape(*lead, rest).astype(jnp.float32) + noise) * brightness
     return jnp.clip(jnp.round(bright), 0, 255).astype(jnp.uint8).reshape(rgb.shape)
 
@@ -250,7 +250,7 @@ def edge_dropout(key: Array, depth: Array, config: CorruptConfig) -> Array:
             scale = scale if axis == -1 else scale[:, None]
             square = square + ((around[tuple(high)] - around[tuple(low)]) * scale) ** 2
     # u < arctan(x) as tan(u)^2 < x^2, with a Pade approximant of the tangent (1e-7 for u in 0..1): no arctan.
-    drawn = _uniform(random_words(key, depth.shape)[0])
+    drawn = uniform(random_words(key, depth.shape)[0])
     even = drawn * drawn
     above, below = 945 + even * (even - 105), 945 + even * (15 * even - 420)
     steep = config.edge_threshold < math.pi / 2
@@ -278,7 +278,7 @@ def disparity_noise(key: Array, depth: Array, config: CorruptConfig) -> Array:
     import jax.numpy as jnp
 
     words = random_words(key, depth.shape)
-    shift = [jnp.clip(_normal(part) * config.shift, -1, 1) for part in words[:2]]
+    shift = [jnp.clip(normal(part) * config.shift, -1, 1) for part in words[:2]]
     nearest = [jnp.round(part) for part in shift]
 
     def shares(shift: Array) -> tuple[Array, Array, Array]:
@@ -300,7 +300,7 @@ def disparity_noise(key: Array, depth: Array, config: CorruptConfig) -> Array:
         total, weight = total + share * value, weight + share
     seen = anchor > 0
     disparity = config.disparity * weight / jnp.where(seen, total, 1)
-    noise = _normal(words[2]) * config.disparity_noise
+    noise = normal(words[2]) * config.disparity_noise
     disparity = jnp.maximum(jnp.round(disparity + noise), 1)
     return jnp.where(seen, config.disparity / disparity, 0.0)
 
@@ -309,7 +309,7 @@ def random_dropout(key: Array, depth: Array, config: CorruptConfig) -> Array:
     """Loses random pixels, [..., H, W]. Source: the published report."""
     import jax.numpy as jnp
 
-    lost = _uniform(random_words(key, depth.shape)[0]) < config.dropout
+    lost = uniform(random_words(key, depth.shape)[0]) < config.dropout
     return jnp.where(lost, 0.0, depth)
 
 

@@ -12,6 +12,9 @@ import numpy as np
 from alohas2r.core.types import Array
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.rendering import visual_randomization
+from alohas2r.rendering.looks import nominal as nominal_looks
+from alohas2r.rendering.looks import texture
+from alohas2r.rendering.looks.config import CLUTTER_KINDS, EXTRA_KINDS, RAILS, SLOTS
 from alohas2r.sim import scene
 from alohas2r.sim.scene import Scene
 
@@ -66,6 +69,8 @@ class Prepared:
       geoms: [G] ids, in the scene's model, of the geoms that are left.
       scene_geoms: ngeom of the scene's model.
       nominal: the looks without randomization, for the reduced model.
+      transfer: whether it is drawn with the looks "transfer": textures, clutter, a room; `geoms` then goes on with the
+        extra things' numbers, from `scene_geoms` on.
     """
 
     model: mujoco.MjModel
@@ -74,12 +79,21 @@ class Prepared:
     geoms: np.ndarray
     scene_geoms: int
     nominal: dict[str, np.ndarray]
+    transfer: bool = False
+
+
+TRANSFER_GEOMS = (
+    "table",
+    "socket-W",
+    "red_peg",
+)  # of a scene that the looks "transfer" can be drawn of
 
 
 def prepare(
     source: Source,
     cameras: Sequence[str] | None = None,
     groups: Sequence[int] = GROUPS,
+    transfer: bool = False,
 ) -> Prepared:
     """Compiles the reduced model of a scene: hidden geoms, actuators, sensors and contacts are left out.
 
@@ -87,9 +101,11 @@ def prepare(
       source: a scene of this package, or a specification (which is left as it is).
       cameras: names of the cameras; None for the wrist cameras, or for all if the scene has none.
       groups: geom groups that are seen.
+      transfer: whether the looks "transfer" are to be drawn; pictures are square then.
 
     Raises:
-      ConfigError: no camera, an unknown one, or one that is no perspective camera.
+      ConfigError: no camera, an unknown one, or one that is no perspective camera; or a scene without the objects that
+        the looks "transfer" are about.
     """
     if isinstance(source, Prepared):
         return source
@@ -118,6 +134,8 @@ def prepare(
     ):
         light.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
         light.pos, light.dir = pos, direction
+    if transfer:
+        _add_extras(spec, original)
     spec.option.disableflags |= int(
         mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
     )
@@ -135,8 +153,52 @@ def prepare(
     camera_ids = np.array([names.index(name) for name in cameras])
     if (model.cam_projection[camera_ids] != mujoco.mjtProjection.mjPROJ_PERSPECTIVE).any():
         raise ConfigError("An orthographic camera cannot be drawn; choose perspective cameras.")
-    nominal["geom_rgba"] = nominal["geom_rgba"][geoms]
-    return Prepared(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal)
+    if not transfer:
+        nominal["geom_rgba"] = nominal["geom_rgba"][geoms]
+        return Prepared(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal)
+    nominal = {
+        name: value
+        for name, value in nominal_looks.transfer(original).items()
+        if name in LOOK_FIELDS or name in TRANSFER_FIELDS
+    }
+    model.cam_sensorsize[:] = 1
+    model.cam_intrinsic[:] = nominal["cam_intrinsic"]
+    # The scene's geoms come in its order, the extra ones among them with those of the world.
+    numbers = {original.geom(geom).name: geom for geom in geoms}
+    numbers |= {name: original.ngeom + index for index, name in enumerate(EXTRA_NAMES)}
+    order = np.array([numbers[model.geom(geom).name] for geom in range(model.ngeom)])
+    return Prepared(model, tuple(cameras), camera_ids, order, original.ngeom, nominal, True)
+
+
+EXTRA_NAMES = (
+    *(f"rail{index}" for index in range(RAILS)),
+    *(f"clutter{index}" for index in range(len(CLUTTER_KINDS))),
+)
+
+
+def _add_extras(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
+    """Adds what the looks "transfer" draw beside a scene's geoms.
+
+    Raises:
+      ConfigError: the scene has not what these looks are about.
+    """
+    names = {original.geom(geom).name for geom in range(original.ngeom)}
+    missing = [name for name in TRANSFER_GEOMS if name not in names]
+    if missing:
+        raise ConfigError(
+            f"The looks 'transfer' are of the scene insert; this one has no geom '{missing[0]}'."
+        )
+    fields = nominal_looks.extras()
+    for index, (name, kind) in enumerate(zip(EXTRA_NAMES, EXTRA_KINDS, strict=True)):
+        spec.worldbody.add_geom(
+            name=name,
+            type=getattr(mujoco.mjtGeom, f"mjGEOM_{kind.upper()}"),
+            size=fields["extra_size"][index],
+            pos=fields["extra_pos"][index],
+            contype=0,
+            conaffinity=0,
+            group=0,
+        )
 
 
 def check_outputs(outputs: Sequence[str]) -> bool:
@@ -204,6 +266,20 @@ _SHAPES: dict[str, tuple[str | int, ...]] = {
     "light_specular": ("nlight", 3),
 }
 LOOK_FIELDS = tuple(_SHAPES)
+# Likewise, of the looks "transfer"; see `looks.draw`.
+_TRANSFER_SHAPES: dict[str, tuple[str | int, ...]] = {
+    "cam_intrinsic": ("ncam", 4),
+    "table_half": (2,),
+    "extra_pos": (len(EXTRA_KINDS), 3),
+    "extra_quat": (len(EXTRA_KINDS), 4),
+    "extra_size": (len(EXTRA_KINDS), 3),
+    "extra_rgba": (len(EXTRA_KINDS), 4),
+    "paint": (len(SLOTS), len(texture.COLUMNS)),
+    "room_rgb": (2, 3),
+    "room_size": (3,),
+    "radiance": (),
+}
+TRANSFER_FIELDS = tuple(_TRANSFER_SHAPES)
 
 
 def check_looks(prepared: Prepared, looks: Looks | None, n: int) -> dict[str, np.ndarray]:
@@ -218,11 +294,16 @@ def check_looks(prepared: Prepared, looks: Looks | None, n: int) -> dict[str, np
       n: number of environments.
 
     Raises:
-      ConfigError: a field has another shape.
+      ConfigError: a field has another shape, or looks "transfer" are given for a model without them.
     """
     model = prepared.model
     result: dict[str, np.ndarray] = {}
-    for name, shape in _SHAPES.items():
+    shapes = _SHAPES | _TRANSFER_SHAPES if prepared.transfer else _SHAPES
+    if not prepared.transfer and looks is not None and "paint" in looks:
+        raise ConfigError(
+            "This renderer was made without the looks 'transfer'; make it with transfer=True."
+        )
+    for name, shape in shapes.items():
         given = None if looks is None else looks.get(name)
         if given is None:
             if name in prepared.nominal:
@@ -240,5 +321,44 @@ def check_looks(prepared: Prepared, looks: Looks | None, n: int) -> dict[str, np
         value = np.asarray(given)
         if value.shape != (n, *wanted):
             raise ConfigError(f"looks['{name}'] must be {(n, *wanted)}, not {value.shape}.")
-        result[name] = value[:, prepared.geoms] if shape[0] == "ngeom" else value
-    return result
+        per_geom = not prepared.transfer and shape and shape[0] == "ngeom"
+        result[name] = value[:, prepared.geoms] if per_geom else value
+    return assembled(prepared, result, np) if prepared.transfer else result
+
+
+def assembled(prepared: Prepared, values: Mapping[str, Array], xp: Array) -> dict[str, Array]:
+    """Returns looks "transfer" [N, ...] with fields of the scene's geoms and of the extra things put together.
+
+    Args:
+      prepared: the model.
+      values: all its fields, of the scene's geoms and of the extra things.
+      xp: NumPy or JAX's.
+
+    Returns:
+      geom_rgba, geom_size, geom_pos and geom_quat of the reduced model's geoms beside the other fields.
+    """
+    model, count = prepared.model, len(values["radiance"])
+    own = prepared.geoms < prepared.scene_geoms
+
+    def of_geoms(field: str, extra: str) -> Array:
+        given = values.get(field)
+        if given is None:
+            size = np.zeros((prepared.scene_geoms, getattr(model, field).shape[1]))
+            size[prepared.geoms[own]] = getattr(model, field)[own]
+            given = xp.broadcast_to(xp.asarray(size, np.float32), (count, *size.shape))
+        return xp.concatenate([given, values[extra]], 1)[:, prepared.geoms]
+
+    size, place = of_geoms("geom_size", "extra_size"), of_geoms("geom_pos", "extra_pos")
+    table = model.geom("table").id
+    # What lies on the table goes up with it.
+    raised = (place[:, table, 2] - model.geom_pos[table, 2])[:, None, None] * ~own[:, None]
+    place = place + raised * np.array([0, 0, 1], np.float32)
+    half = xp.concatenate([values["table_half"], size[:, table, 2:]], 1)
+    before, after = size[:, :table], size[:, table + 1 :]
+    return {
+        **{name: value for name, value in values.items() if not name.startswith("extra_")},
+        "geom_rgba": of_geoms("geom_rgba", "extra_rgba"),
+        "geom_size": xp.concatenate([before, half[:, None], after], 1),
+        "geom_pos": place,
+        "geom_quat": of_geoms("geom_quat", "extra_quat"),
+    }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 
 from alohas2r.errors import BackendUnavailable, ConfigError, did_you_mean
-from alohas2r.rendering.protocol import RGBD, Renderer, Source
+from alohas2r.rendering.looks.config import TransferConfig, find_looks
+from alohas2r.rendering.protocol import RGBD, Renderer, Source, prepare
 from alohas2r.sim import scene
 
 # Name -> module and class.
@@ -29,6 +30,7 @@ def make_renderer(
     size: int,
     threads: int = 0,
     capacity: int = 0,
+    looks: bool | str | TransferConfig = True,
     outputs: tuple[str, ...] = RGBD,
 ) -> Renderer:
     """Creates a renderer of the wrist cameras' pictures of the insertion scene.
@@ -38,12 +40,15 @@ def make_renderer(
       size: side of the pictures (pixels).
       threads: of a ray caster; 0 for all cores.
       capacity: environments that the renderer "warp" draws at a time; compiled code needs it.
+      looks: that it will be given; see `looks.config.find_looks`.
       outputs: ("rgb", "depth") or ("depth",), which is several times as fast.
 
     Raises:
       ConfigError: unknown name. BackendUnavailable: it cannot run here.
     """
-    model = scene.load("insert")
+    model: Source = scene.load("insert")
+    if find_looks(looks) is not None:
+        model = prepare(model, transfer=True)
     if name == "auto":
         name = default_backend()
     options: dict[str, object] = {"width": size, "height": size, "outputs": outputs}

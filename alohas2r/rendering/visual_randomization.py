@@ -242,7 +242,7 @@ def _draw(look: Look, ids: np.ndarray, value: Array, uniform: Array, normal: Arr
         axis = normal.reshape(-1, 3)
         axis = axis / jnp.linalg.norm(axis, axis=-1, keepdims=True)
         angle = jnp.radians(low[0] + uniform * (high[0] - low[0]))
-        return value.at[ids].set(_rotated(value[ids], axis, angle))
+        return value.at[ids].set(rotated(value[ids], axis, angle))
     drawn = jnp.broadcast_to(low + uniform * (high - low), (ids.size, count))
     if value.ndim == 1:
         return value.at[ids].set(drawn[:, 0])
@@ -252,7 +252,7 @@ def _draw(look: Look, ids: np.ndarray, value: Array, uniform: Array, normal: Arr
     return value.at[where].set(drawn)
 
 
-def _rotated(value: Array, axis: Array, angle: Array) -> Array:
+def rotated(value: Array, axis: Array, angle: Array) -> Array:
     """Turns directions [K, 3] or orientations [K, 4] about axes [K, 3] by angles [K, 1] (rad)."""
     import jax.numpy as jnp
 

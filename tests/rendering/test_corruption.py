@@ -167,7 +167,7 @@ def test_noise_is_normal() -> None:
     from scipy import stats
 
     words = corruption.random_words(jax.random.key(5), (300_000,))
-    drawn = np.concatenate([np.asarray(corruption._normal(part)) for part in words])
+    drawn = np.concatenate([np.asarray(corruption.normal(part)) for part in words])
     assert np.isfinite(drawn).all()
     assert stats.kstest(drawn, "norm").pvalue > 1e-4
     assert (np.abs(drawn) > 3).mean() == pytest.approx(0.0027, rel=0.1)

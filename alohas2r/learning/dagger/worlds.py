@@ -158,7 +158,8 @@ def set_up(
         senses = None
         if settings.sees:
             capacity = some if made.traceable else 0
-            drawer = make_drawer(renderer, spec.cameras.size, alone, capacity)
+            looks = settings.senses.looks
+            drawer = make_drawer(renderer, spec.cameras.size, alone, capacity, looks)
             senses = Senses(
                 *(spec, settings.senses, context[where, 0], drawer),
                 pictured_geometry(context[where], here),

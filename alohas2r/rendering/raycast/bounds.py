@@ -117,7 +117,7 @@ class Bounds:
 
     def seen(self, seen_from: dict[str, Array], x: Array, y: Array) -> Array:
         """Returns which geoms' bounding boxes reach into which tile's frustum, [T, G] bool."""
-        low_x, high_x, low_y, high_y = x.min(-1), x.max(-1), y.min(-1), y.max(-1)  # [C, B]
+        low_x, high_x, low_y, high_y = x.min(-1), x.max(-1), y.min(-1), y.max(-1)  # [C or E * C, B]
         inward = [
             (1, 0, low_x),
             (-1, 0, -high_x),
@@ -131,7 +131,7 @@ class Bounds:
         seen = self.mask("plane") if "plane" in self.kinds else np.zeros((), bool)
         inside = True
         for along, up, edge in inward:
-            edge = edge[None, :, :, None]
+            edge = edge.reshape(-1, *shape[1:2], edge.shape[-1], 1)
 
             def project(v: Array, along: int = along, up: int = up, edge: Array = edge) -> Array:
                 flat = v[..., 0] * along if along else v[..., 1] * up if up else 0

@@ -11,6 +11,8 @@ import mujoco.batch
 import numpy as np
 
 from alohas2r.core.types import Array
+from alohas2r.rendering.looks import paint
+from alohas2r.rendering.looks.paint import Painted
 from alohas2r.rendering.protocol import Prepared
 from alohas2r.rendering.raycast import shading
 from alohas2r.rendering.raycast.shading import SHADOW_GAP, SHADOW_LIFT, Light, Surface
@@ -25,7 +27,7 @@ class ExactDrawing:
     def __init__(
         self, prepared: Prepared, chunk: int, tiles: int, shadows: bool, colour: bool = True
     ):
-        self.model = prepared.model
+        self.prepared, self.model = prepared, prepared.model
         self.chunk, self.cameras, self.per_view = chunk, len(prepared.cameras), tiles
         self.colour = colour
         self.shadows = shadows and self.model.nlight > 0
@@ -46,9 +48,11 @@ class ExactDrawing:
           Colours as 0xBBGGRR (None without colour) and depths (m) [E * C * B, P].
         """
         rotation = scene["cam_xmat"].astype(np.float64)
-        ray = np.stack([x, y, -np.ones_like(x)], -1).reshape(self.cameras, -1, 3).astype(np.float64)
-        length = np.linalg.norm(ray, axis=-1)  # [C, R]
-        direction = np.einsum("ecij,crj->ecri", rotation, ray / length[..., None])
+        x, y = self._rays(scene, x, y)
+        ray = np.stack([x, y, -np.ones_like(x)], -1)
+        ray = ray.reshape(-1, self.cameras, ray[0, 0, ..., 0].size, 3).astype(np.float64)
+        length = np.linalg.norm(ray, axis=-1)  # [1 or E, C, R]
+        direction = np.einsum("ecij,ecrj->ecri", rotation, ray / length[..., None])
         start = np.broadcast_to(scene["cam_xpos"].astype(np.float64)[:, :, None], direction.shape)
         shape = (self.chunk, -1, 3)
         asked = np.ones((self.chunk, direction.shape[1] * direction.shape[2]), bool)
@@ -87,19 +91,35 @@ class ExactDrawing:
                 hidden[index] = (asked & (which >= 0) & (met < limit)).reshape(hidden[index].shape)
         return np.asarray(self._compose(scene, x, y, hits, light, hidden)), hits[0]
 
+    def _rays(
+        self, scene: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the strip's rays [1 or E, C, B, P]: each environment's own where cameras differ."""
+        if not self.prepared.transfer:
+            return x[None], y[None]
+        zoom, shift = scene["zoom"][..., None, None], scene["shift"][..., None, None, :]
+        return x * zoom + shift[..., 0], y * zoom + shift[..., 1]
+
     def _surface(self, x: Array, y: Array, hits: Array) -> Surface:
         depth, hit, number, normal = hits
         tile = jnp.arange(self.chunk * self.cameras * self.per_view)
-        row = tile % (self.cameras * self.per_view)
-        ray = (x.reshape(-1, x.shape[-1])[row], y.reshape(-1, y.shape[-1])[row], np.float32(-1))
+        rays_x, rays_y = (part.reshape(-1, part.shape[-1]) for part in (x, y))
+        row = tile % len(rays_x)
+        ray = (rays_x[row], rays_y[row], np.float32(-1))
         view = tile // self.per_view
         return Surface(view, view // self.cameras, ray, depth, hit, number, normal)
+
+    def _painted(self, scene: dict[str, Array], surface: Surface) -> Painted | None:
+        if not self.prepared.transfer:
+            return None
+        return shading.paint_of(self.model, scene, paint.frames(self.model, scene), surface)
 
     def _lit(
         self, scene: dict[str, Array], x: Array, y: Array, hits: Array
     ) -> tuple[Light, Array, Array]:
         """Returns light, directions to it and reach of shadow rays, each with a leading axis L."""
         surface = self._surface(x, y, hits)
+        painted = self._painted(scene, surface)
         places = shading.lights_in_view(scene)
         point = [surface.depth * part for part in surface.ray]
 
@@ -107,7 +127,8 @@ class ExactDrawing:
             to_light, distance = shading.rays_to_light(
                 self.model, places, surface.view, light, point
             )
-            lit = shading.illuminate(self.model, scene, places, surface, light, to_light, distance)
+            way = to_light, distance, painted
+            lit = shading.illuminate(self.model, scene, places, surface, light, *way)
             return lit, to_light, distance - np.float32(SHADOW_GAP)
 
         if not self.model.nlight:
@@ -118,7 +139,8 @@ class ExactDrawing:
     def _colours(
         self, scene: dict[str, Array], x: Array, y: Array, hits: Array, light: Light, hidden: Array
     ) -> Array:
-        some = shading.pixels(self.model, self._surface(x, y, hits))
+        surface = self._surface(x, y, hits)
+        some = shading.pixels(self.model, surface, self._painted(scene, surface))
         if not self.model.nlight:
             return shading.compose(self.model, scene, some, None, None)
         return shading.compose(self.model, scene, some, light, hidden)

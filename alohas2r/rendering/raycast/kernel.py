@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.core.types import Array, PyTree
+from alohas2r.rendering.looks import paint
 from alohas2r.rendering.protocol import Prepared
 from alohas2r.rendering.raycast import intersect, shading
 from alohas2r.rendering.raycast.bounds import Bounds
@@ -46,7 +47,7 @@ class Drawing:
         shadows: bool,
         colour: bool = True,
     ):
-        self.model, self.geometry = prepared.model, geometry
+        self.prepared, self.model, self.geometry = prepared, prepared.model, geometry
         self.cameras, self.per_view = len(prepared.cameras), tiles
         self.shadows = shadows and self.model.nlight > 0
         self.group = min(GROUP, chunk * self.cameras * tiles)
@@ -78,23 +79,28 @@ class Drawing:
         """
         seen_from = self.bounds.place(scene)
         places = shading.lights_in_view(scene)
+        x, y = self._rays(scene, x, y)
         sets = self.bounds.sets(self.bounds.seen(seen_from, x, y))
         tiles = ordered(self.bounds.work(sets), self.group)
         rays_x, rays_y = x.reshape(-1, TILE**2), y.reshape(-1, TILE**2)
         lights = self.model.nlight
+        frames = paint.frames(self.model, scene) if self.prepared.transfer else None
 
         def cast(tile: Array) -> tuple[Array, ...]:
-            row = tile % (self.cameras * self.per_view)
+            row = tile % len(rays_x)
             ray = (rays_x[row], rays_y[row], np.float32(-1))
             surface = self._surface(seen_from, [part[tile] for part in sets], tile, ray)
             point = [surface.depth * part for part in ray]
+            painted = None
+            if frames is not None:
+                painted = shading.paint_of(self.model, scene, frames, surface)
 
             def one(light: Array) -> Light:
                 way = shading.rays_to_light(self.model, places, surface.view, light, point)
-                return shading.illuminate(self.model, scene, places, surface, light, *way)
+                return shading.illuminate(self.model, scene, places, surface, light, *way, painted)
 
             lit = jax.lax.map(one, jnp.arange(lights)) if lights else None
-            some = shading.pixels(self.model, surface)
+            some = shading.pixels(self.model, surface, painted)
             if not self.shadows:
                 return surface.depth, some, lit, None
             lift = np.float32(SHADOW_LIFT)
@@ -115,17 +121,27 @@ class Drawing:
     def _draw_depth(self, scene: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array]:
         """Draws one strip's depths; as `_draw`, without the colours."""
         seen_from = self.bounds.place(scene)
+        x, y = self._rays(scene, x, y)
         sets = self.bounds.sets(self.bounds.seen(seen_from, x, y))
         tiles = ordered(self.bounds.work(sets), self.group)
         rays_x, rays_y = x.reshape(-1, TILE**2), y.reshape(-1, TILE**2)
 
         def cast(tile: Array) -> Array:
-            row = tile % (self.cameras * self.per_view)
+            row = tile % len(rays_x)
             ray = (rays_x[row], rays_y[row], np.float32(-1))
             return self._surface(seen_from, [part[tile] for part in sets], tile, ray).depth
 
         depth = jax.lax.map(cast, tiles.reshape(-1, self.group))
         return depth.reshape(-1, TILE**2), tiles
+
+    def _rays(self, scene: dict[str, Array], x: Array, y: Array) -> tuple[Array, Array]:
+        """Returns the strip's rays as they are, or each view's own, [E * C, B, P], where cameras differ."""
+        if not self.prepared.transfer:
+            return x, y
+        zoom, shift = scene["zoom"][..., None, None], scene["shift"][..., None, None, :]
+        moved = (part * zoom + shift[..., k] for k, part in enumerate((x, y)))
+        x, y = (part.reshape(-1, *part.shape[2:]) for part in moved)
+        return x, y
 
     def _entry(self, kind: str, rows: Array, local: Array, start: Array, direction: Array) -> Array:
         """Returns marked ray parameters [T, P] of the entry into one geom per tile.

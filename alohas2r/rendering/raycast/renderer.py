@@ -13,6 +13,7 @@ import concurrent.futures
 import functools
 
 import jax
+import mujoco
 import mujoco.batch
 import numpy as np
 
@@ -104,7 +105,8 @@ class RaycastRenderer:
                 self.prepared, self._chunk, tiles, shadows and self.colour, self.colour
             )
         self._cpu = jax.devices("cpu")[0]
-        self._workers = [Worker(self.prepared, self._chunk) for _ in range(self.threads)]
+        exact = self.caster == "mujoco"
+        self._workers = [Worker(self.prepared, self._chunk, exact) for _ in range(self.threads)]
 
     def render(self, poses: Array, looks: Looks | None = None) -> Frames:
         """Draws every environment from every camera.
@@ -192,9 +194,15 @@ class RaycastRenderer:
 
 
 class Worker:
-    """One thread's simulations: from poses and looks to where everything is."""
+    """One thread's simulations: from poses and looks to where everything is.
 
-    def __init__(self, prepared: Prepared, chunk: int):
+    Args:
+      prepared: the model.
+      chunk: number of environments.
+      exact: whether MuJoCo casts the rays, which then has to know what looks change of geoms.
+    """
+
+    def __init__(self, prepared: Prepared, chunk: int, exact: bool = False):
         model = prepared.model
         self.prepared = prepared
         self.batch = mujoco.batch.Batch(model, chunk, nthread=1)
@@ -205,7 +213,13 @@ class Worker:
         names = ("geom_xpos", "geom_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
         self._found = {name: self.batch.bind(name) for name in names}
         moved = ("cam_pos", "cam_quat", "light_pos", "light_dir")
+        if exact and prepared.transfer:
+            moved = (*moved, "geom_pos", "geom_quat", "geom_size")
         self._moved = {name: self.batch.expand(name) for name in moved if getattr(model, name).size}
+        self._bounds = ()
+        if exact and prepared.transfer:
+            self._bounds = self.batch.expand("geom_rbound"), self.batch.expand("geom_aabb")
+        self._extra = np.flatnonzero(prepared.geoms >= prepared.scene_geoms)
 
     def place(
         self, poses: np.ndarray, looks: dict[str, np.ndarray], colour: bool = True
@@ -225,6 +239,9 @@ class Worker:
                 self._moved[name] = self.batch.expand(name)
         for name, target in self._moved.items():
             target[:] = looks[name] if name in looks else getattr(model, name)
+        if self._bounds:
+            radius, box = _bounding(model, looks["geom_size"])
+            self._bounds[0][:], self._bounds[1][:] = radius, box
         self.batch.forward(stage=int(mujoco.mjtStage.mjSTAGE_POS))
         n, cameras = len(poses), self.prepared.camera_ids
         scene: dict[str, Array] = {
@@ -232,6 +249,11 @@ class Worker:
             for name, value in self._found.items()
         }
         scene["geom_xmat"] = scene["geom_xmat"].reshape(n, model.ngeom, 3, 3)
+        if self.prepared.transfer:
+            extra = self._extra  # they stand in the world's frame
+            scene["geom_xpos"][:, extra] = looks["geom_pos"][:, extra]
+            scene["geom_xmat"][:, extra] = _matrices(looks["geom_quat"][:, extra])
+            scene["zoom"], scene["shift"] = _intrinsics(self.prepared, looks["cam_intrinsic"])
         scene["cam_xpos"] = scene["cam_xpos"][:, cameras]
         scene["cam_xmat"] = scene["cam_xmat"].reshape(n, model.ncam, 3, 3)[:, cameras]
         size = looks.get("geom_size")
@@ -241,12 +263,56 @@ class Worker:
         if not colour:
             return scene
         scene["rgb"] = np.asarray(looks["geom_rgba"][..., :3], np.float32)
+        if self.prepared.transfer:
+            for name in ("paint", "room_rgb", "room_size", "radiance"):
+                scene[name] = np.asarray(looks[name], np.float32)
         for name in _LIGHT_FIELDS:
             value = looks.get(name)
             if value is None:
                 value = np.broadcast_to(getattr(model, name), (n, *getattr(model, name).shape))
             scene[name] = np.asarray(value, np.float32)
         return scene
+
+
+def _bounding(model: mujoco.MjModel, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns radius [N, G] and box [N, G, 6] around geoms of sizes [N, G, 3]; meshes' and planes' are the model's."""
+    radius = np.repeat(model.geom_rbound[None], len(size), 0)
+    box = np.repeat(model.geom_aabb.reshape(1, -1, 6), len(size), 0)
+    kinds = mujoco.mjtGeom
+    for geom, kind in enumerate(model.geom_type):
+        one, two, three = (size[:, geom, k] for k in range(3))
+        half = {
+            int(kinds.mjGEOM_BOX): (one, two, three),
+            int(kinds.mjGEOM_CYLINDER): (one, one, two),
+            int(kinds.mjGEOM_CAPSULE): (one, one, one + two),
+        }.get(int(kind))
+        if half is not None:
+            box[:, geom, 3:] = np.stack(half, -1)
+            radius[:, geom] = np.linalg.norm(np.stack(half, -1), axis=-1)
+    return radius, box
+
+
+def _matrices(quat: np.ndarray) -> np.ndarray:
+    """Turns unit quaternions [..., 4] into matrices [..., 3, 3]."""
+    w, x, y, z = np.moveaxis(np.asarray(quat, np.float32), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)
+
+
+def _intrinsics(prepared: Prepared, intrinsic: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns by how much rays differ from the nominal ones: zoom [N, C] and shift [N, C, 2] of (x, y, -1).
+
+    Args:
+      prepared: the model. intrinsic: [N, ncam, 4] focal lengths and principal points, of a sensor of size 1 x 1.
+    """
+    given = np.asarray(intrinsic, np.float32)[:, prepared.camera_ids]
+    own = prepared.nominal["cam_intrinsic"][prepared.camera_ids]
+    shift = np.stack([given[..., 2] / given[..., 0], -given[..., 3] / given[..., 1]], -1)
+    return own[:, 0] / given[..., 0], shift
 
 
 _LIGHT_FIELDS = (

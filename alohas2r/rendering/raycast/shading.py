@@ -18,6 +18,8 @@ import mujoco
 import numpy as np
 
 from alohas2r.core.types import Array
+from alohas2r.rendering.looks import paint
+from alohas2r.rendering.looks.paint import Painted
 
 SHADOW_FRACTION = 0.3  # of a light's contribution that reaches a point in shadow
 SHADOW_LIFT = 1e-4  # m; shadow rays start this far above the surface
@@ -57,6 +59,7 @@ class Pixels(NamedTuple):
     hit: Array  # [T, P] bool
     number: Array  # [T, P]
     head: tuple[Array, Array]  # diffuse and specular light [T, P] of the headlight
+    albedo: list[Array] | None = None  # three arrays [T, P], of what is painted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,6 +129,7 @@ def illuminate(
     light: Array,
     to_light: Vec,
     distance: Array,
+    painted: Painted | None = None,
 ) -> Light:
     """Returns what a light does.
 
@@ -136,6 +140,7 @@ def illuminate(
       surface: what is lit.
       light: its number.
       to_light, distance: from `rays_to_light`.
+      painted: gloss of what is painted; None for the materials' everywhere.
     """
     spot_type, sun_type = mujoco.mjtLightType.mjLIGHT_SPOT, mujoco.mjtLightType.mjLIGHT_DIRECTIONAL
     kind = jnp.asarray(model.light_type)[light]
@@ -151,22 +156,33 @@ def illuminate(
         weight = jnp.where(kind == int(spot_type), weight * cone, weight)
     active = scene["light_active"][surface.env, light][:, None] > 0
     diffuse, gloss = _reflect(
-        materials(model), surface, to_light, jnp.where(surface.hit & active, weight, 0)
+        materials(model), surface, to_light, jnp.where(surface.hit & active, weight, 0), painted
     )
     shadow = scene["light_castshadow"][surface.env, light][:, None] > 0
     return Light(diffuse, gloss, (diffuse > 0) & shadow)
 
 
-def pixels(model: mujoco.MjModel, surface: Surface) -> Pixels:
+def paint_of(
+    model: mujoco.MjModel, scene: dict[str, Array], frames: Array, surface: Surface
+) -> Painted:
+    """Returns what surfaces are like under the looks "transfer"; see `looks.paint.paint`."""
+    ray, normal = surface.ray, surface.normal
+    slant = -dot(normal, ray) * jax.lax.rsqrt(ray[0] ** 2 + ray[1] ** 2 + 1)
+    seen = surface.depth, surface.hit, surface.number, slant
+    return paint.paint(model, scene, frames, surface.view, surface.env, list(ray), *seen)
+
+
+def pixels(model: mujoco.MjModel, surface: Surface, painted: Painted | None = None) -> Pixels:
     """Returns what `compose` needs of a surface."""
     none = jnp.zeros_like(surface.depth)
     head = none, none
     if model.vis.headlight.active:
         weight = jnp.where(surface.hit, np.float32(1), 0)
-        head = _reflect(materials(model), surface, (0.0, 0.0, 1.0), weight)
+        head = _reflect(materials(model), surface, (0.0, 0.0, 1.0), weight, painted)
         if not model.vis.headlight.specular.any():
             head = head[0], none
-    return Pixels(surface.env, surface.hit, surface.number, head)
+    albedo = None if painted is None else painted.albedo
+    return Pixels(surface.env, surface.hit, surface.number, head, albedo)
 
 
 def compose(
@@ -205,6 +221,8 @@ def compose(
             glow[k] += ambient[some.env][:, None]
             glow[k] += diffuse * scene["light_diffuse"][:, number, k][some.env][:, None]
             shine[k] += gloss * scene["light_specular"][:, number, k][some.env][:, None]
+    if some.albedo is not None:
+        return _developed(scene, some, glow, shine)
     row = some.env[:, None] * model.ngeom + some.number
     packed: Array = 0
     for k in range(3):
@@ -213,8 +231,25 @@ def compose(
     return jnp.where(some.hit, packed, 0)
 
 
+def _developed(
+    scene: dict[str, Array], some: Pixels, glow: list[Array], shine: list[Array]
+) -> Array:
+    """Returns the colours of painted pixels as 0xBBGGRR: roots of radiance; the room where nothing is hit."""
+    assert some.albedo is not None
+    scale, packed = scene["radiance"][some.env][:, None], 0
+    for k in range(3):
+        lit = (some.albedo[k] * glow[k] + shine[k]) * scale
+        value = jnp.clip(jnp.where(some.hit, lit, some.albedo[k] * paint.ROOM_LIGHT), 0, 1)
+        packed |= (jnp.sqrt(value) * np.float32(255) + 0.5).astype(jnp.int32) << (8 * k)
+    return packed
+
+
 def _reflect(
-    material: Materials, surface: Surface, to_light: Vec, weight: Array
+    material: Materials,
+    surface: Surface,
+    to_light: Vec,
+    weight: Array,
+    painted: Painted | None = None,
 ) -> tuple[Array, Array]:
     """Returns diffuse and specular light [T, P] from one direction."""
     inverse = jax.lax.rsqrt(surface.ray[0] ** 2 + surface.ray[1] ** 2 + 1)
@@ -225,6 +260,10 @@ def _reflect(
         _pick(material.specular, surface.number),
         _pick(material.shininess, surface.number),
     )
+    if painted is not None:
+        own = painted.specular < 0
+        specular = jnp.where(own, specular, painted.specular)
+        shininess = jnp.where(own, shininess, painted.shininess)
     gloss = power(jnp.maximum(dot(surface.normal, middle) * scale, 0), shininess) * specular
     shiny = (facing > 0) & (specular > 0) & (shininess > 0)
     return facing * weight, jnp.where(shiny, gloss * weight, 0)
