@@ -19,6 +19,7 @@ from rich.text import Text
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import plain, show, working
+from alohas2r.cli.soak import run_soak
 from alohas2r.core.types import Untyped
 from alohas2r.errors import ConfigError, RobotFault
 
@@ -125,6 +126,20 @@ def deploy(
             help="Servo angles (rad) at which the fingers touch, if not the scene's.",
         ),
     ] = None,
+    soak_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Runs on emulated arms one after the other, for so long, with --faults."
+        ),
+    ] = None,
+    fuzz_runs: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many short runs on emulated arms, with faults in each."),
+    ] = None,
+    faults: Annotated[
+        Literal["random", "none"],
+        typer.Option(help="What goes wrong in a soak: all kinds of docs/safety.md, or nothing."),
+    ] = "random",
     robot_file: RobotFile = None,
     as_json: Json = False,
 ) -> None:
@@ -137,6 +152,9 @@ def deploy(
 
     On emulated and simulated arms, episode i of a seed begins as in evaluate, and is judged alike.
     """
+    if soak_hours is not None or fuzz_runs is not None:
+        run_soak(robot, policy, soak_hours, fuzz_runs, faults, seed, stepped, stub_cameras, as_json)
+        return
     real = robot in REAL
     if ports is not None and robot != "aloha":
         raise ConfigError(f"--ports belongs to --robot aloha, not to {robot}.")

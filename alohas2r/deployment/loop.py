@@ -146,7 +146,7 @@ class Deployment:
         stepper = self._stepper
         stepper.take_requests()
         if self.config.powered and stepper.going:
-            stepper.arms.enable()
+            self._power()
         episode = 0
         while episode < self.config.episodes:
             stepper.episode = episode
@@ -210,15 +210,39 @@ class Deployment:
         if self._pause is None:
             self._lead(way_aside(slow), "the way aside")
             return Next.NEXT
-        measured = arms.read().position
+        try:
+            measured = arms.read().position
+        except RobotFault as fault:
+            stepper.lose(fault)
+            return Next.STOP
         self._lead(way_to_rest(arms.command, measured, slow), "the sleep pose")
         if not stepper.going:
             return Next.STOP
-        arms.let_go()
+        try:
+            arms.let_go()
+        except RobotFault as fault:
+            self.reactions.freeze(str(fault))
+            return Next.STOP
         then = self._wait(self._pause)
         if then is not Next.STOP and stepper.going:
-            arms.enable()
+            try:
+                self._power()
+            except RobotFault as fault:
+                self.reactions.retreat(f"torque stays off: {fault}")
         return then
+
+    def _power(self) -> None:
+        """Switches torque on.
+
+        Raises:
+          RobotFault: it stays off.
+        """
+        try:
+            self._stepper.arms.enable()
+        except RobotFault as fault:
+            if not self._stepper.arms.torque:
+                raise
+            self._stepper.lose(fault)  # an arm is gone, the moment after
 
     def _wait(self, pause: Pause) -> Next:
         """Waits until a person or the clock says what comes next; nothing is asked of the cameras meanwhile."""

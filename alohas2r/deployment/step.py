@@ -123,7 +123,7 @@ class Stepper:
         try:
             reading = self.arms.read()
         except RobotFault as fault:
-            self._lose(fault)
+            self.lose(fault)
             return False
         watch.lap("read")
         command = self.arms.command
@@ -251,7 +251,7 @@ class Stepper:
             self._pending.append(Finding("log", Level.RETREAT, text))
         self._recorder.tell(report._replace(duration_s=watch.total(), laps=dict(watch.laps)))
 
-    def _lose(self, fault: RobotFault) -> None:
+    def lose(self, fault: RobotFault) -> None:
         """Holds for good: an arm is gone."""
         self.reactions.freeze(str(fault))
         self.arms.stop()

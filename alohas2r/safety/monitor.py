@@ -172,6 +172,11 @@ class Monitor:
             return []
         names = ", ".join(f"{JOINTS[i]} ({int(reading.hardware_error[i]):#04x})" for i in faulty)
         words = "".join(f"; {one}" for one in reading.servo_faults)
+        if reading.servo_faults:
+            which = " ".join(f"--reboot {one.side}:{one.servo_id}" for one in reading.servo_faults)
+            words += (
+                f". Find the cause, support the arm, then: alohas2r torque-off --anywhere {which}"
+            )
         return [Finding("motor fault", Level.FREEZE, f"hardware error in {names}{words}")]
 
     def _health(self, reading: Proprio) -> list[Finding]:

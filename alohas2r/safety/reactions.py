@@ -31,7 +31,12 @@ class Reactions:
     """
 
     # While retreating, the arms need neither the policy nor the cameras.
-    _FOR_RETREAT = frozenset({"motor fault", "bad reading", "silent servo", "tracking error"})
+    _FOR_RETREAT = frozenset(
+        {
+            *("motor fault", "bad reading", "silent servo", "tracking error"),
+            *("torque lost", "pair disagrees"),
+        }
+    )
 
     def __init__(self, config: SafetyConfig = FULL) -> None:
         """Starts in RUN."""

@@ -1,9 +1,11 @@
 """Episodes on arms that nobody puts in place: release, pause, approach, and the next one."""
 
+import collections
 import io
 import os
 import pathlib
 import pty
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,11 +16,12 @@ import pytest
 from alohas2r.deployment.config import DeployConfig
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
-from alohas2r.deployment.pacer import SteppedPacer
+from alohas2r.deployment.pacer import ClockPacer, SteppedPacer
 from alohas2r.deployment.pause import KeyPause, Next, Pause, TimedPause
 from alohas2r.deployment.report import Report
 from alohas2r.embodiment.joints import IS_GRIPPER
-from alohas2r.errors import ConfigError
+from alohas2r.errors import ConfigError, RobotFault
+from alohas2r.robots.base import Proprio
 from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, StubCamera, cameras
 from alohas2r.safety.config import FULL
 from alohas2r.safety.paths import at_rest
@@ -275,4 +278,72 @@ def test_a_log_that_cannot_be_written_brings_the_arms_to_rest(tmp_path: pathlib.
     assert outcome.mode is Mode.ASLEEP
     assert outcome.reasons[0][0] == "retreat"
     assert "cannot be written" in outcome.reasons[0][1]
+    assert not robot.enabled
+
+
+class Failing(SimulatedRobot):
+    """Fails in one of its calls, from some time on."""
+
+    def __init__(self, world: SimulatedWorld, call: str, number: int) -> None:
+        super().__init__(world)
+        self.call, self.number = call, number
+        self.calls: collections.Counter[str] = collections.Counter()
+
+    def fail(self, call: str) -> None:
+        self.calls[call] += 1
+        if call == self.call and self.calls[call] >= self.number:
+            raise RobotFault("the bus is gone")
+
+    def read(self) -> Proprio:
+        self.fail("read after enable" if self.calls["enabled"] and not self.calls["read"] else "")
+        return super().read()
+
+    def enable(self) -> None:
+        self.fail("enable")
+        super().enable()
+        self.calls["enabled"] += 1
+
+    def disable(self) -> None:
+        self.fail("disable")
+        super().disable()
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "mode", "torque"),
+    [
+        ("read after enable", 1, Mode.FROZEN, True),
+        ("disable", 1, Mode.FROZEN, True),
+        ("enable", 2, Mode.ASLEEP, False),
+    ],
+)
+def test_arms_that_fail_as_torque_goes_on_or_off_end_in_a_known_state(
+    call: str, number: int, mode: Mode, torque: bool
+) -> None:
+    world = SimulatedWorld()
+    robot = Failing(world, call, number)
+    pacer, pause = SteppedPacer(world.advance), Keys(*[Next.NEXT] * 3)
+    outcome = Deployment(
+        robot, stubs(), Still(), SHORT, pacer, safety=FULL, slow=FULL, pause=pause
+    ).run()
+    assert (outcome.mode, robot.enabled) == (mode, torque)
+    assert "the bus is gone" in " ".join(text for _, text in outcome.reasons)
+
+
+def test_torque_that_does_not_go_on_at_all_is_an_error() -> None:
+    world = SimulatedWorld()
+    robot = Failing(world, "enable", 1)
+    with pytest.raises(RobotFault, match="the bus is gone"):
+        Deployment(robot, stubs(), Still(), SHORT, SteppedPacer(world.advance)).run()
+    assert not robot.enabled
+
+
+def test_arms_that_answer_too_slowly_are_refused_with_the_likely_cause() -> None:
+    class Slow(SimulatedRobot):
+        def read(self) -> Proprio:
+            time.sleep(0.04)  # as an adapter with a latency timer of 16 ms
+            return super().read()
+
+    robot = Slow(SimulatedWorld())
+    with pytest.raises(RobotFault, match=r"pace: reading both arms takes 4\d ms .*latency timers"):
+        Deployment(robot, stubs(), Still(), SHORT, ClockPacer()).run()
     assert not robot.enabled

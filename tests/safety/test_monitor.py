@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alohas2r.deployment.loop import start_pose
-from alohas2r.robots.base import Frame, Proprio
+from alohas2r.robots.base import Frame, Proprio, ServoFault
 from alohas2r.safety.monitor import Finding, Level, Monitor
 from alohas2r.safety.reactions import Mode, Reactions
 
@@ -162,3 +162,18 @@ def test_pictures_tell_swapped_cameras_during_the_approach_only() -> None:
         assert bool(found) == approaching
         if found:
             assert "serial numbers are swapped, or the arms' serial ports" in found[0].text
+
+
+@pytest.mark.parametrize("kind", ["torque lost", "pair disagrees", "motor fault"])
+def test_a_fault_of_the_hardware_ends_a_retreat_in_a_hold(kind: str) -> None:
+    reactions = Reactions()
+    reactions.retreat("the run is over")
+    assert reactions.update([Finding(kind, Level.FREEZE, "it is gone")], 0.0) is Mode.FROZEN
+
+
+def test_a_servo_that_shut_down_is_named_with_what_to_do() -> None:
+    fault = ServoFault("left", 5, "elbow_shadow", "overload")
+    bits = with_one(0x20, np.zeros(14, int))
+    (finding,) = Monitor().proprio(reading(hardware_error=bits, servo_faults=(fault,)), None)
+    assert "left servo 5 (elbow_shadow) reports overload" in finding.text
+    assert finding.text.endswith("torque-off --anywhere --reboot left:5")

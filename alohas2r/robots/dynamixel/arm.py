@@ -130,7 +130,7 @@ OPEN_M = 0.037
 def _in_rad(value: float) -> str:
     """Says that an angle must be in rad, and what it is if it is in degrees or ticks."""
     text = "must be an angle in rad between -1.57 and 1.57, 0 at the servo's centre"
-    if value.is_integer() and CENTRE_TICK / 2 <= value <= CENTRE_TICK * 1.5:
+    if float(value).is_integer() and CENTRE_TICK / 2 <= value <= CENTRE_TICK * 1.5:
         return f"{text}. In ticks it is {(value - CENTRE_TICK) * RAD_PER_TICK:.2f} rad."
     if 90 <= value <= 270:
         wizard = math.radians(value - 180)

@@ -1,0 +1,1 @@
+"""Runs on emulated arms in which things go wrong at random moments."""
