@@ -126,6 +126,13 @@ def deploy(
             help="Servo angles (rad) at which the fingers touch, if not the scene's.",
         ),
     ] = None,
+    any_delay: Annotated[
+        bool,
+        typer.Option(
+            "--any-delay",
+            help="Run although arms or cameras are later than any the policy was trained for.",
+        ),
+    ] = False,
     soak_hours: Annotated[
         float | None,
         typer.Option(
@@ -190,7 +197,7 @@ def deploy(
         pause = pauses.KeyPause(_say) if reset_seconds is None else pauses.TimedPause(reset_seconds)
     with _live(config.episodes, view) as on_step:
         result = library("deployment.deploy").deploy(
-            rig, config, policy, server, key, log, on_step, pause
+            rig, config, policy, server, key, log, on_step, pause, any_delay
         )
     _show(result, f"Ran {result['policy']} on {robot}", as_json)
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alohas2r.cli.app import Json, command, library
-from alohas2r.cli.display import working
+from alohas2r.cli.display import show, working
 from alohas2r.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ def setup_robot(
     exposure_us: Annotated[
         float | None, typer.Option(help="Fixed exposure of both cameras (µs).")
     ] = None,
+    joint_offset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SIDE/JOINT=RAD",
+            help="By how much a joint's servo reads too much, such as left/waist=0.02.",
+        ),
+    ] = None,
     robot_file: RobotFile = None,
     as_json: Json = False,
 ) -> None:
@@ -98,6 +105,7 @@ def setup_robot(
         base_distance_m=base_distance,
         table_height_m=table_height,
         exposure_us=exposure_us,
+        joint_offsets=joint_offset or (),
     )
     robots.save(robot, path)
     steps = robots.next_steps(robot)
@@ -169,6 +177,71 @@ def joints_table(rows: Sequence[Row], notes: Sequence[str]) -> Table:
 
 def _number(value: float | None, digits: int, unit: str) -> str:
     return "?" if value is None else f"{value:.{digits}f}{unit}"
+
+
+@command("measure-delay", "Deploy")
+def measure_delay(
+    robot: Annotated[
+        Literal["aloha", "emulated", "sim"],
+        typer.Option(help="aloha: two real arms; emulated, sim: a rehearsal, nothing is stored."),
+    ] = "aloha",
+    joint: Annotated[
+        str, typer.Option(help="Which joint of each arm moves, by 0.08 rad.")
+    ] = "wrist_angle",
+    mode: Annotated[Literal["slow", "full"], typer.Option(help="At whose speed limits.")] = "slow",
+    stepped: Annotated[
+        bool, typer.Option("--stepped", help="Let simulated time stand still while the loop works.")
+    ] = False,
+    out: Annotated[
+        pathlib.Path | None, typer.Option(help="A new folder for log and plot (runs/delay/...).")
+    ] = None,
+    ports: Ports = None,
+    cameras: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
+    ] = None,
+    recordings: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Recordings (.db3) in place of the cameras."),
+    ] = None,
+    robot_file: RobotFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how late arms and cameras are, and write it to robot.toml; torque goes on.
+
+    The arms approach the start pose, then one joint of each makes a step and a chirp, guarded as in any run, and the
+    arms come to rest. Something with an edge must be in view of both cameras. deploy refuses a policy that was not
+    trained for such delays.
+    """
+    robots, rigs = library("deployment.robot_file"), library("deployment.rig")
+    real = robot == "aloha"
+    if not real and (ports is not None or cameras is not None):
+        raise ConfigError("--ports and --cameras belong to --robot aloha.")
+    path = robots.where(robot_file)
+    known = robots.load(robot_file) if real else None
+    settings = robots.rig_settings(known, ports, cameras, cameras=recordings is None)
+    rig = rigs.RigConfig(robot, stepped=stepped, recordings=recordings, **settings)
+    folder = out or pathlib.Path("runs/delay") / time.strftime("%Y%m%d-%H%M%S")
+    delays = library("deployment.delays")
+    with working("Measuring"):
+        run = library("deployment.probe").probe(rig, folder / "delay.run", joint, mode == "full")
+        measured = delays.measure(run)
+        plot = delays.draw(measured, folder)
+    result: dict[str, object] = {
+        one.side: {
+            "command_delay_s": one.command.seconds,
+            "picture_delay_s": one.picture.seconds,
+            "command_explained": one.command.explained,
+            "picture_explained": one.picture.explained,
+        }
+        for one in measured
+    }
+    if real:
+        pairs = [(one.command.seconds, one.picture.seconds) for one in measured]
+        base = known or robots.RobotFile()
+        robots.save(robots.update(base, ports=ports, serials=cameras, delays=pairs), path)
+        result["file"] = str(path)
+    show({**result, "plot": str(plot), "log": str(folder / "delay.run")}, "Delays", as_json)
 
 
 @command("setup-arms", "Deploy")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from alohas2r.config import to_dict
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import LIMITS, DeployConfig
+from alohas2r.deployment.delays import require_trained
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.pause import Pause
@@ -36,6 +37,7 @@ def deploy(
     log: str | os.PathLike[str] | None = None,
     on_step: Callable[[Report], None] | None = None,
     pause: Pause | None = None,
+    any_delay: bool = False,
 ) -> JsonObject:
     """Runs an exported policy on real, emulated or simulated arms.
 
@@ -48,6 +50,7 @@ def deploy(
       log: a new file for everything that happens; None: none.
       on_step: called after each control step.
       pause: what to wait for between episodes on real arms.
+      any_delay: whether arms and cameras may be later than any that the policy was trained for.
 
     Returns:
       How the run ended ("mode", "reasons", ...), "timing", and for simulated arms how the episodes
@@ -62,6 +65,8 @@ def deploy(
     with contextlib.ExitStack() as stack:
         policy = stack.enter_context(open_policy(file, server, api_key))
         wants = terms(policy)
+        if not any_delay:
+            require_trained(rig.delays, wants.delays)
         rig = dataclasses.replace(
             rig, size=wants.size, fovy_deg=wants.fovy_deg, depth_cutoff=wants.depth_cutoff
         )

@@ -82,7 +82,11 @@ def _not_resting(bus: Bus, config: DynamixelConfig, place: int) -> str:
             f"{names} on {bus.port} do not answer, so nobody knows where the arm is. Support it and"
             " ask for it explicitly: alohas2r torque-off --anywhere."
         )
-    pose = ticks_to_joint([ticks[servo.id] for servo in MASTERS], config.linkages[place])
+    pose = ticks_to_joint(
+        [ticks[servo.id] for servo in MASTERS],
+        config.linkages[place],
+        config.joint_offsets_rad[place],
+    )
     both = SLEEP_POSE.reshape(len(SIDES), PER_ARM).copy()
     both[place] = pose
     if at_rest(np.asarray(both.reshape(-1))):

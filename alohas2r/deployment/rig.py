@@ -15,7 +15,7 @@ from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import RobotFault
 from alohas2r.robots import simulated
 from alohas2r.robots.base import Camera, Robot
-from alohas2r.robots.dynamixel.arm import DynamixelConfig, GripperLinkage
+from alohas2r.robots.dynamixel.arm import NO_OFFSETS, DynamixelConfig, GripperLinkage
 from alohas2r.robots.dynamixel.driver import DynamixelRobot
 from alohas2r.robots.emulator import cameras as emulator_cameras
 from alohas2r.robots.emulator.cameras import EmulatedCameras
@@ -58,6 +58,8 @@ class RigConfig:
       gripper_closed_rad: servo angles at which the left and the right gripper's fingers just touch;
         a single number holds for both, None: as the scene's.
       upside_down: which of the cameras are mounted turned by 180 degrees, left first.
+      joint_offsets_rad: by how much the servos of each arm's six joints read too much, left arm first.
+      delays: side, and how late its arm and its camera are (s); None: not measured.
       seed: of the simulated episodes and the emulator.
       world: table of a foreign world that "sim" stands in, or its shipped name; "": the own scene.
     """
@@ -74,6 +76,8 @@ class RigConfig:
     exposure_us: float | None = None
     gripper_closed_rad: float | tuple[float, float] | None = None
     upside_down: tuple[bool, bool] = (False, False)
+    joint_offsets_rad: tuple[tuple[float, ...], tuple[float, ...]] = (NO_OFFSETS, NO_OFFSETS)
+    delays: tuple[tuple[str, float | None, float | None], ...] = ()
     seed: int = 0
     world: str = ""
 
@@ -95,6 +99,10 @@ class RigConfig:
         else:
             check(self.serials is None, f"--robot {self.robot} draws its own pictures: no cameras")
             check(self.gripper_closed_rad is None, f"--robot {self.robot} has the scene's grippers")
+        check(
+            self.robot == "aloha" or not any(map(any, self.joint_offsets_rad)),
+            f"joint offsets need --robot aloha; --robot {self.robot} has none. Take them out of the robot file",
+        )
         _ = self.linkages  # raises if an angle is out of range
         if self.serials is not None:
             check(self.serials[0] != self.serials[1], "both cameras have the same serial number")
@@ -148,7 +156,11 @@ def open_rig(
         world: World | None = None
         cameras: Sequence[Camera] = ()
         if config.robot == "aloha":
-            settings = DynamixelConfig(ports=config.ports, linkages=config.linkages)
+            settings = DynamixelConfig(
+                ports=config.ports,
+                linkages=config.linkages,
+                joint_offsets_rad=config.joint_offsets_rad,
+            )
             robot: Robot = DynamixelRobot(settings, passive)
         elif config.robot == "aloha-ros":
             robot = InterbotixRobot(InterbotixConfig(linkages=config.linkages), passive)

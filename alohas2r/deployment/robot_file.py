@@ -11,13 +11,19 @@ import json
 import os
 import pathlib
 import tomllib
+from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 from alohas2r.config import check, from_dict, to_dict
 from alohas2r.core.files import write_atomic
-from alohas2r.embodiment.joints import SIDES
+from alohas2r.embodiment.joints import ARM_JOINTS, JOINTS, SIDES
 from alohas2r.errors import ConfigError
-from alohas2r.robots.dynamixel.arm import DynamixelConfig, GripperLinkage
+from alohas2r.robots.dynamixel.arm import (
+    NO_OFFSETS,
+    DynamixelConfig,
+    GripperLinkage,
+    check_offsets,
+)
 
 DEFAULT = pathlib.Path("robot.toml")
 VARIABLE = "ALOHAS2R_ROBOT"  # names another file
@@ -30,16 +36,22 @@ class ArmFile:
     Attributes:
       port: its serial port.
       gripper_closed_rad: servo angle at which its fingers just touch; None: as the scene's.
+      joint_offsets_rad: by how much the servos of its six joints read too much, waist first.
+      command_delay_s: from a command to the motion, beyond the simulated arm's; None: not measured.
     """
 
     port: str
     gripper_closed_rad: float | None = None
+    joint_offsets_rad: tuple[float, ...] = NO_OFFSETS
+    command_delay_s: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check(bool(self.port), "port must name a serial port, such as /dev/ttyDXL_follower_left")
         if self.gripper_closed_rad is not None:
             GripperLinkage.measured(self.gripper_closed_rad)
+        check_offsets(self.joint_offsets_rad)
+        _check_delay("command_delay_s", self.command_delay_s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +61,23 @@ class CameraFile:
     Attributes:
       serial: its serial number; "": none is known.
       upside_down: whether it is mounted turned by 180 degrees.
+      picture_delay_s: from the motion to the picture that shows it; None: not measured.
     """
 
     serial: str = ""
     upside_down: bool = False
+    picture_delay_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        _check_delay("picture_delay_s", self.picture_delay_s)
+
+
+def _check_delay(name: str, seconds: float | None) -> None:
+    check(
+        seconds is None or -0.1 <= seconds <= 1.0,
+        f"{name} = {seconds} must lie in -0.1..1.0 s; alohas2r measure-delay measures it",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +138,14 @@ class RobotFile:
         left, right = self.left.gripper_closed_rad, self.right.gripper_closed_rad
         return None if left is None or right is None else (left, right)
 
+    @property
+    def delays(self) -> tuple[tuple[str, float | None, float | None], ...]:
+        """Side, and how late its arm and its camera are (s); None: not measured."""
+        return (
+            (SIDES[0], self.left.command_delay_s, self.left_camera.picture_delay_s),
+            (SIDES[1], self.right.command_delay_s, self.right_camera.picture_delay_s),
+        )
+
 
 class Settings(TypedDict):
     """What of a `RigConfig` depends on the pair of arms."""
@@ -122,6 +155,8 @@ class Settings(TypedDict):
     exposure_us: float | None
     gripper_closed_rad: tuple[float, float] | None
     upside_down: tuple[bool, bool]
+    joint_offsets_rad: tuple[tuple[float, ...], tuple[float, ...]]
+    delays: tuple[tuple[str, float | None, float | None], ...]
 
 
 def rig_settings(
@@ -146,6 +181,8 @@ def rig_settings(
         exposure_us=exposure_us if exposure_us is not None else robot.exposure_us,
         gripper_closed_rad=gripper_closed_rad or robot.gripper_closed_rad,
         upside_down=(robot.left_camera.upside_down, robot.right_camera.upside_down),
+        joint_offsets_rad=(robot.left.joint_offsets_rad, robot.right.joint_offsets_rad),
+        delays=robot.delays,
     )
 
 
@@ -206,8 +243,16 @@ def update(
     base_distance_m: float | None = None,
     table_height_m: float | None = None,
     exposure_us: float | None = None,
+    joint_offsets: Sequence[str] = (),
+    delays: Sequence[tuple[float, float]] | None = None,
 ) -> RobotFile:
     """Returns a robot file with what is given in place of what it said.
+
+    Args:
+      known: what it said.
+      ports, serials, upside_down, gripper_closed_rad, base_distance_m, table_height_m, exposure_us: see `RobotFile`.
+      joint_offsets: such as "left/waist=0.02" (rad).
+      delays: of the left and the right side: command and picture delay (s).
 
     Raises:
       ConfigError: a value is out of range.
@@ -221,6 +266,11 @@ def update(
             arms[place] = dataclasses.replace(arms[place], gripper_closed_rad=angle)
         if serials is not None:
             cameras[place] = dataclasses.replace(cameras[place], serial=serials[place])
+        arms[place] = _with_offsets(arms[place], side, joint_offsets)
+        if delays is not None:
+            command_s, picture_s = (round(one, 4) for one in delays[place])
+            arms[place] = dataclasses.replace(arms[place], command_delay_s=command_s)
+            cameras[place] = dataclasses.replace(cameras[place], picture_delay_s=picture_s)
         if upside_down is not None:
             turned = upside_down in (side, "both")
             cameras[place] = dataclasses.replace(cameras[place], upside_down=turned)
@@ -233,6 +283,25 @@ def update(
         table_height_m=known.table_height_m if table_height_m is None else table_height_m,
         exposure_us=known.exposure_us if exposure_us is None else exposure_us,
     )
+
+
+def _with_offsets(arm: ArmFile, side: str, texts: Sequence[str]) -> ArmFile:
+    """Returns an arm with those of the offsets "SIDE/JOINT=RAD" that are its own."""
+    offsets = list(arm.joint_offsets_rad)
+    for text in texts:
+        joint, _, value = text.partition("=")
+        try:
+            angle = float(value)
+        except ValueError:
+            angle = None
+        if angle is None or joint not in JOINTS or joint.endswith("gripper"):
+            raise ConfigError(
+                f"A joint offset '{text}' must be SIDE/JOINT=RAD, such as left/waist=0.02; the joints are"
+                f" {', '.join(ARM_JOINTS)}."
+            )
+        if joint.startswith(f"{side}/"):
+            offsets[ARM_JOINTS.index(joint.partition("/")[2])] = angle
+    return dataclasses.replace(arm, joint_offsets_rad=tuple(offsets))
 
 
 def next_steps(robot: RobotFile) -> list[str]:
@@ -249,6 +318,9 @@ def next_steps(robot: RobotFile) -> list[str]:
         ),
         "alohas2r setup-robot --table-height METRES, above the bottom of the arms' bases": (
             robot.table_height_m
+        ),
+        "alohas2r measure-delay, which moves one joint of each arm slowly": (
+            robot.left.command_delay_s
         ),
     }
     return [step for step, value in steps.items() if value is None]

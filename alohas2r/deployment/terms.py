@@ -16,6 +16,7 @@ from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG, SIZE
 from alohas2r.embodiment.joints import JOINTS, SIDES
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.policies.delays import Delays, delays_from, trained_delays
 from alohas2r.policies.onnx.interface import Interface
 from alohas2r.policies.remote.served import ServedPolicy
 from alohas2r.policies.switch import Switch
@@ -41,6 +42,7 @@ class Terms(NamedTuple):
       size: side of its pictures (pixels).
       fovy_deg: their field of view.
       depth_cutoff: depth beyond which it sees nothing (m).
+      delays: the longest ones that it was trained for.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Terms(NamedTuple):
     size: int
     fovy_deg: float
     depth_cutoff: float
+    delays: Delays
 
 
 class _Statement(NamedTuple):
@@ -61,6 +64,7 @@ class _Statement(NamedTuple):
     action: Mapping[str, object]
     switch: JsonObject | None
     cameras: JsonObject
+    delays: Delays
 
 
 def terms(policy: OnnxPolicy | ServedPolicy) -> Terms:
@@ -80,6 +84,7 @@ def terms(policy: OnnxPolicy | ServedPolicy) -> Terms:
             policy.action,
             policy.description.get("switch"),
             policy.description.get("cameras", {}),
+            trained_delays(policy.description),
         )
     size = SIZE if said.interface is None else _inputs(said.name, said.interface)
     return Terms(
@@ -90,6 +95,7 @@ def terms(policy: OnnxPolicy | ServedPolicy) -> Terms:
         size=size,
         fovy_deg=float(said.cameras.get("fovy_deg", FOVY_DEG)),
         depth_cutoff=float(said.cameras.get("depth_cutoff", DEPTH_CUTOFF)),
+        delays=said.delays,
     )
 
 
@@ -112,6 +118,7 @@ def _served(policy: ServedPolicy) -> _Statement:
         action,
         metadata["switch"],
         metadata["cameras"] or {},
+        delays_from(metadata.get("delays")),
     )
 
 

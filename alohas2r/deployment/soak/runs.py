@@ -331,7 +331,10 @@ class Soak:
         elif outcome.mode is Mode.FROZEN:
             if off and not resting:
                 problems.append(f"let go of {sorted(off)} while holding: {why}")
-            twice = sum(kind.name == "SIGINT" for kind in struck) > 1
+            asked_for = [kind.name for kind in struck if kind in SIGNALS]
+            twice = (
+                len(asked_for) > 1 and "SIGINT" in asked_for
+            )  # SIGTERM and SIGHUP are as Ctrl-C once
             if not twice and not any(kind.freezes for kind in struck):
                 problems.append(f"held for good, which no fault that struck asks for: {why}")
         else:

@@ -30,6 +30,7 @@ from alohas2r.config import check, to_dict
 from alohas2r.core.types import JsonObject
 from alohas2r.core.version import __version__
 from alohas2r.errors import Alohas2rError, ArtifactError, BackendUnavailable
+from alohas2r.policies.delays import trained_delays
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.remote.messages import RESET, TIMING, decode, encode
 from alohas2r.policies.remote.units import check_units
@@ -81,6 +82,7 @@ def metadata(policy: OnnxPolicy) -> JsonObject:
         "actions": {"shape": [1, policy.action_size], **policy.action},
         "switch": policy.description.get("switch"),
         "cameras": policy.description.get("cameras"),
+        "delays": trained_delays(policy.description)._asdict(),
         "action_horizon": 1,
     }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from alohas2r.config import check
+from alohas2r.embodiment.joints import ARM_JOINTS
 from alohas2r.robots.dynamixel.registers import (
     BAUD_RATES,
     CENTRE_TICK,
@@ -140,16 +142,32 @@ def _in_rad(value: float) -> str:
     return f"{text}."
 
 
-def ticks_to_joint(ticks: ArrayLike, linkage: GripperLinkage) -> np.ndarray:
-    """Converts servo positions [..., 7] of an arm to rad and, for the gripper, m of travel."""
+NO_OFFSETS = (0.0,) * len(ARM_JOINTS)
+MOST_OFFSET_RAD = 0.15  # more is a horn that was mounted elsewhere, or a Homing_Offset
+
+
+def ticks_to_joint(
+    ticks: ArrayLike, linkage: GripperLinkage, offsets: Sequence[float] = NO_OFFSETS
+) -> np.ndarray:
+    """Converts servo positions [..., 7] of an arm to rad and, for the gripper, m of travel.
+
+    Args:
+      ticks: the positions.
+      linkage: the gripper's crank.
+      offsets: [6] by how much each joint's servo reads too much (rad).
+    """
     angles = (np.asarray(ticks, float) - CENTRE_TICK) * RAD_PER_TICK
+    angles[..., :-1] -= offsets
     angles[..., -1] = linkage.travel(angles[..., -1])
     return angles
 
 
-def joint_to_ticks(joints: ArrayLike, linkage: GripperLinkage) -> np.ndarray:
-    """Converts an arm's positions [..., 7] to the nearest ticks within the servos' limits."""
+def joint_to_ticks(
+    joints: ArrayLike, linkage: GripperLinkage, offsets: Sequence[float] = NO_OFFSETS
+) -> np.ndarray:
+    """Converts an arm's positions [..., 7] to the nearest ticks within the servos' limits; see `ticks_to_joint`."""
     angles = np.array(joints, float)
+    angles[..., :-1] += offsets
     angles[..., -1] = linkage.angle(angles[..., -1])
     ticks = np.rint(angles / RAD_PER_TICK + CENTRE_TICK).astype(int)
     return np.clip(ticks, [servo.low for servo in MASTERS], [servo.high for servo in MASTERS])
@@ -173,6 +191,7 @@ class DynamixelConfig:
       health_period_s: how often each arm's voltages and temperatures are read; 0: as often as
         there is time, with every second reading.
       linkages: the cranks of the left and the right gripper.
+      joint_offsets_rad: by how much the servos of each arm's six joints read too much.
     """
 
     ports: tuple[str, str] = ("/dev/ttyDXL_follower_left", "/dev/ttyDXL_follower_right")
@@ -186,6 +205,7 @@ class DynamixelConfig:
     gains: tuple[int, int, int] = (800, 0, 0)
     health_period_s: float = 0.0
     linkages: tuple[GripperLinkage, GripperLinkage] = (GripperLinkage(), GripperLinkage())
+    joint_offsets_rad: tuple[tuple[float, ...], tuple[float, ...]] = (NO_OFFSETS, NO_OFFSETS)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -205,6 +225,21 @@ class DynamixelConfig:
             f"gains = {self.gains} must each be in 0..16383",
         )
         _within("health_period_s", self.health_period_s, 0.0, 10.0, "s")
+        for offsets in self.joint_offsets_rad:
+            check_offsets(offsets)
+
+
+def check_offsets(offsets: Sequence[float]) -> None:
+    """Checks the offsets of an arm's joints.
+
+    Raises:
+      ConfigError: they are not six, or one is out of range.
+    """
+    check(
+        len(offsets) == len(ARM_JOINTS) and all(abs(one) <= MOST_OFFSET_RAD for one in offsets),
+        f"joint_offsets_rad = {tuple(offsets)} must be {len(ARM_JOINTS)} angles ({', '.join(ARM_JOINTS)}) within"
+        f" {MOST_OFFSET_RAD} rad; more is a horn to be mounted anew, or a Homing_Offset (alohas2r setup-arms)",
+    )
 
 
 def _within(name: str, value: float, low: float, high: float, unit: str) -> None:

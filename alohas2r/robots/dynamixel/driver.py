@@ -26,6 +26,7 @@ from alohas2r.robots.dynamixel.arm import (
     IDS,
     MASTERS,
     DynamixelConfig,
+    GripperLinkage,
     joint_to_ticks,
     ticks_to_joint,
 )
@@ -79,7 +80,7 @@ class DynamixelRobot:
         )
         self.enabled = False
         self._sent: np.ndarray | None = None
-        self._readings = Readings(self.config.linkages)
+        self._readings = Readings(self.config.linkages, self.config.joint_offsets_rad)
         self._problems: list[str] = []
         self._turn = 0  # which arm is asked for what is not needed at every reading
         self._health_s = [-math.inf] * len(SIDES)
@@ -164,7 +165,7 @@ class DynamixelRobot:
         for side, bus in enumerate(self.buses):
             answers = bus.read_all([servo.id for servo in MASTERS], GOAL_POSITION)
             ticks = np.array([answers.get(servo.id, np.nan) for servo in MASTERS])
-            goals[side] = ticks_to_joint(ticks, self.config.linkages[side])
+            goals[side] = ticks_to_joint(ticks, *self._calibration(side))
         return goals.reshape(-1)
 
     def setup_problems(self) -> tuple[str, ...]:
@@ -290,6 +291,10 @@ class DynamixelRobot:
             servo_setup.prepare(bus, self.config)
         self.read()
 
+    def _calibration(self, side: int) -> tuple[GripperLinkage, tuple[float, ...]]:
+        """Returns what makes an arm's ticks joint positions: its crank and its joints' offsets."""
+        return self.config.linkages[side], self.config.joint_offsets_rad[side]
+
     def _close(self) -> None:
         for bus in self.buses:
             bus.close()
@@ -297,9 +302,9 @@ class DynamixelRobot:
     def _clip(self, ctrl: np.ndarray) -> np.ndarray:
         """Clips [14] targets to what the servos' position limits allow."""
         low, high = [], []
-        for linkage in self.config.linkages:
-            least = ticks_to_joint([servo.low for servo in MASTERS], linkage)
-            most = ticks_to_joint([servo.high for servo in MASTERS], linkage)
+        for side, linkage in enumerate(self.config.linkages):
+            least = ticks_to_joint([servo.low for servo in MASTERS], *self._calibration(side))
+            most = ticks_to_joint([servo.high for servo in MASTERS], *self._calibration(side))
             # The gripper servo may turn freely; its crank reaches from -90 to 90 degrees.
             least[-1], most[-1] = linkage.travel(np.array([-math.pi / 2, math.pi / 2]))
             low.append(least)
@@ -308,7 +313,7 @@ class DynamixelRobot:
 
     def _goals(self, side: int, arm: np.ndarray) -> dict[int, int]:
         """Returns the goals of an arm's masters, by id, for targets [7]."""
-        ticks = joint_to_ticks(arm, self.config.linkages[side])
+        ticks = joint_to_ticks(arm, *self._calibration(side))
         return {servo.id: int(tick) for servo, tick in zip(MASTERS, ticks, strict=True)}
 
     def _send(self, targets: np.ndarray) -> list[RobotFault]:

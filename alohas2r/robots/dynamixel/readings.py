@@ -9,7 +9,13 @@ import numpy as np
 
 from alohas2r.embodiment.joints import PER_ARM, SIDES
 from alohas2r.robots.base import Proprio, ServoFault
-from alohas2r.robots.dynamixel.arm import IDS, SERVO_BY_ID, SERVOS, GripperLinkage
+from alohas2r.robots.dynamixel.arm import (
+    IDS,
+    NO_OFFSETS,
+    SERVO_BY_ID,
+    SERVOS,
+    GripperLinkage,
+)
 from alohas2r.robots.dynamixel.registers import (
     ALERT_BIT,
     CENTRE_TICK,
@@ -43,13 +49,18 @@ class Readings:
       position: [2, 7] rad; m of finger travel for the grippers.
     """
 
-    def __init__(self, linkages: Sequence[GripperLinkage]) -> None:
+    def __init__(
+        self,
+        linkages: Sequence[GripperLinkage],
+        offsets: Sequence[Sequence[float]] = (NO_OFFSETS, NO_OFFSETS),
+    ) -> None:
         """Starts with nothing known.
 
         Args:
           linkages: the cranks of the left and the right gripper.
+          offsets: [2, 6] by how much the joints' servos read too much (rad).
         """
-        self._linkages = linkages
+        self._linkages, self._offsets = linkages, offsets
         arms, servos = (len(SIDES), PER_ARM), (len(SIDES), len(SERVOS))
         self.position = np.full(arms, np.nan)
         self._velocity = np.zeros(arms)
@@ -94,6 +105,8 @@ class Readings:
                 linkage = self._linkages[side]
                 speed *= float(linkage.ratio(angle))
                 angle = float(linkage.travel(angle))
+            else:
+                angle -= self._offsets[side][servo.joint]
             self.position[side, servo.joint] = angle
             self._velocity[side, servo.joint] = speed
             self._current[side, servo.joint] = (

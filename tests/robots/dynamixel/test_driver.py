@@ -1,5 +1,6 @@
 """The arm driver, through the vendor's SDK and a pseudo-terminal, against the emulated servos."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -542,3 +543,22 @@ def test_stepped_driving_is_reproducible():
             return readings
 
     np.testing.assert_array_equal(run(), run())
+
+
+def test_joint_offsets_count_in_what_is_read_and_in_what_is_commanded(config, emu):
+    offsets = ((0.05, -0.04, 0.03, 0.0, 0.02, -0.06), (0.0,) * 6)
+    exact = dataclasses.replace(config, joint_offsets_rad=offsets)
+    with DynamixelRobot(config) as robot:
+        plain = robot.read().position
+    with DynamixelRobot(exact) as robot:
+        np.testing.assert_allclose(plain[:6] - robot.read().position[:6], offsets[0], atol=1e-9)
+        np.testing.assert_allclose(plain[6:], robot.read().position[6:], atol=1e-9)
+        robot.enable()
+        emu.step()
+        # Torque goes on where the arm is, whatever the offsets say.
+        np.testing.assert_allclose(emu.state().goals, plain, atol=0.002)
+        robot.command(robot.read().position + np.eye(14)[0] * 0.1)
+        emu.step(0.0)
+        assert emu.state().goals[0] == pytest.approx(plain[0] + 0.1, abs=0.002)
+    with pytest.raises(ConfigError, match="joint_offsets_rad"):
+        dataclasses.replace(config, joint_offsets_rad=((0.5, 0, 0, 0, 0, 0), (0.0,) * 6))
