@@ -244,6 +244,63 @@ def measure_delay(
     show({**result, "plot": str(plot), "log": str(folder / "delay.run")}, "Delays", as_json)
 
 
+@command("check-cameras", "Deploy")
+def check_cameras(
+    run: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Take the pictures of a run's log, in several poses; else those of now."),
+    ] = None,
+    out: Annotated[
+        pathlib.Path, typer.Option(help="Folder for the overlays left.png and right.png.")
+    ] = pathlib.Path("runs/cameras"),
+    ports: Ports = None,
+    cameras: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
+    ] = None,
+    robot_file: RobotFile = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what the wrist cameras show with what they show in simulation at the same joint angles.
+
+    Only reads. Says where each camera really sits, and whether the policy was trained with such mounts. In the
+    overlays, outlines of the simulation are red; with the mount that was found they are green.
+    """
+    robots, checks = library("deployment.robot_file"), library("deployment.camera_check")
+    if run is not None:
+        if ports is not None or cameras is not None:
+            raise ConfigError("--ports and --cameras are for the pictures of now; leave out --run.")
+        log = library("deployment.log").read_run(run)
+        views = {side: checks.views_of(log, side) for side in ("left", "right")}
+    else:
+        settings = robots.rig_settings(robots.load(robot_file), ports, cameras)
+        rig = library("deployment.rig").RigConfig("aloha", size=checks.SIZE, **settings)
+        with working("Looking"):
+            views = checks.views_now(rig)
+    with working("Comparing"):
+        found = [checks.check_camera(side, one) for side, one in views.items()]
+        paths = checks.save_overlay(found, out)
+    result = {
+        one.side: {
+            "offset_mm": [round(1000 * float(value), 1) for value in one.mount.offset_m],
+            "turned_deg": round(one.mount.angle_deg, 2),
+            "inside_training": one.inside,
+            "upside_down": one.upside_down,
+            "difference_mm": round(one.before_mm, 2),
+            "explained_to_mm": round(one.after_mm, 2),
+            "overlay": str(paths[one.side]),
+        }
+        for one in found
+    }
+    show(result, "Wrist cameras", as_json)
+    console = Console(stderr=True)
+    for one in found:
+        if one.upside_down:
+            side = one.side
+            text = f"The {side} camera is mounted upside down: alohas2r setup-robot --upside-down {side} (or both)."
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 @command("setup-arms", "Deploy")
 def setup_arms(
     ports: Ports = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing.process
@@ -119,7 +120,8 @@ class Emulator:
             shutil.rmtree(self.directory, ignore_errors=True)
         for end in (self._stream, self._socket):
             if end is not None:
-                end.close()
+                with contextlib.suppress(OSError):  # what it still had to say, nobody hears
+                    end.close()
         self._stream = self._socket = None
 
     def state(self) -> EmulatedState:

@@ -201,8 +201,11 @@ class Server:
             port.close()
 
     def _receive(self, side: str) -> None:
+        port = self._ports.get(side)
+        if port is None:  # pulled in the same moment
+            return
         try:
-            data = os.read(self._ports[side].master, 4096)
+            data = os.read(port.master, 4096)
         except (BlockingIOError, OSError):
             return
         self._take(side, data)

@@ -419,3 +419,17 @@ def test_cameras_show_the_present_state_once_drawn(emu):
         again = left.read(0.1)
         assert again.number == first.number + 1
         assert again.depth == pytest.approx(emu.state().qpos[WAIST])
+
+
+def test_a_bus_that_is_pulled_while_its_bytes_arrive_ends_nothing(tmp_path):
+    """Both may be found in one look at what is ready; the plug comes first then."""
+    server = emulator_server.Server(EmulatorConfig(realtime=False), tmp_path)
+    port = server._ports["left"].path
+    wire = os.open(port, os.O_RDWR)
+    os.write(wire, b"\xff\xff\xfd\x00")
+    server._unplug("left")
+    server._receive("left")
+    os.close(wire)
+    server.stop()
+    server.run()
+    assert not port.exists()
