@@ -136,7 +136,7 @@ def deploy(
     soak_hours: Annotated[
         float | None,
         typer.Option(
-            min=0.01, help="Runs on emulated arms one after the other, for so long, with --faults."
+            min=0.01, help="Make runs on emulated arms for so long."
         ),
     ] = None,
     fuzz_runs: Annotated[
