@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,11 @@ from alohas2r.policies import artifact as policies_artifact
 from alohas2r.policies import spec as policies_spec
 from alohas2r.policies import vision
 from alohas2r.policies.networks import vision as vision_network
+from alohas2r.policies.onnx import convert as onnx_convert
 from alohas2r.policies.onnx import export as onnx_export
+from alohas2r.policies.onnx import network as onnx_network
 from alohas2r.policies.onnx import samples
+from alohas2r.policies.onnx.network import Network
 from alohas2r.policies.spec import (
     ActionSpec,
     CameraSpec,
@@ -105,6 +111,42 @@ def save_student(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     return policies_artifact.save(vision.StudentPolicy(spec, weights, {"seed": seed}), folder, rows)
 
 
+def convert(network: Network, opset: int = onnx_convert.OPSET, fp16: bool = False) -> Any:
+    """Converts in this process, which goes on with JAX: in a second, and any function."""
+    with _unpatched("jax", "flax"):
+        return onnx_convert.convert(network, opset, fp16)
+
+
+def export(
+    artifact: pathlib.Path, file: pathlib.Path, verify_samples: int = 256, **options: Any
+) -> dict[str, Any]:
+    """Exports as `onnx_export.export` does, with the conversion in this process."""
+    network = onnx_network.load_network(artifact, verify_samples)
+    return onnx_export.write(network, convert(network, **options), file)
+
+
+@contextlib.contextmanager
+def _unpatched(*packages: str) -> Iterator[None]:
+    """Undoes what jax2onnx does to functions and methods of packages, for the tests that follow."""
+    before: list[tuple[Any, dict[str, Any]]] = []
+    for name, module in list(sys.modules.items()):
+        path = name.split(".")
+        if module is None or path[0] not in packages or any(part[:1] == "_" for part in path):
+            continue
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        own = [one for one in classes if one.__module__.split(".")[0] in packages]
+        before += [(one, dict(vars(one))) for one in (module, *own)]
+    try:
+        yield
+    finally:
+        for one, values in before:
+            for name, value in list(vars(one).items()):
+                if callable(values.get(name)) and value is not values[name]:
+                    setattr(one, name, values[name])
+                elif name not in values and isinstance(one, type) and callable(value):
+                    delattr(one, name)
+
+
 _SAVERS = {"pick": save_pick, "staged": save_staged, "student": save_student}
 _EXPORTED: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
 
@@ -114,6 +156,6 @@ def exported(kind: str, factory: pytest.TempPathFactory) -> tuple[pathlib.Path, 
     if kind not in _EXPORTED:
         folder = factory.mktemp("exported")
         artifact, file = _SAVERS[kind](folder / kind), folder / f"{kind}.onnx"
-        onnx_export.export(artifact, file)
+        export(artifact, file)
         _EXPORTED[kind] = artifact, file
     return _EXPORTED[kind]

@@ -21,12 +21,12 @@ def student(factory: pytest.TempPathFactory) -> pathlib.Path:
     if not _STUDENTS:
         pytest.importorskip("jax2onnx")
         import jax
+        import onnx_cases
 
         from alohas2r.embodiment.history import HistoryConfig
         from alohas2r.policies import artifact, vision
         from alohas2r.policies import spec as policies_spec
         from alohas2r.policies.networks import vision as vision_network
-        from alohas2r.policies.onnx import export as onnx_export
         from alohas2r.policies.onnx import samples
         from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
         from alohas2r.policies.switch import Switch
@@ -46,7 +46,7 @@ def student(factory: pytest.TempPathFactory) -> pathlib.Path:
         rows["switched"] = draw.random(4) < 0.5
         folder = factory.mktemp("student")
         artifact.save(vision.StudentPolicy(spec, weights, {}), folder / "student", rows)
-        onnx_export.export(folder / "student", folder / "student.onnx", verify_samples=16)
+        onnx_cases.export(folder / "student", folder / "student.onnx", 16)
         _STUDENTS.append(folder / "student.onnx")
     return _STUDENTS[0]
 

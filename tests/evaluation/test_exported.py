@@ -21,7 +21,6 @@ from alohas2r.errors import ArtifactError
 from alohas2r.evaluation import episodes, evaluate
 from alohas2r.policies import artifact as policies_artifact
 from alohas2r.policies.onnx import container
-from alohas2r.policies.onnx import export as onnx_export
 from alohas2r.policies.onnx import exported as onnx_exported
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.switch import Switch
@@ -41,7 +40,7 @@ def shortened(steps: int) -> Protocol:
 @pytest.fixture(scope="module")
 def pick_file(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     file = tmp_path_factory.mktemp("pick") / "pick.onnx"
-    onnx_export.export(assets.data_path("params") / "pick", file, verify_samples=16)
+    onnx_cases.export(assets.data_path("params") / "pick", file, verify_samples=16)
     return file
 
 
@@ -89,7 +88,7 @@ def test_a_staged_teacher_moves_alike_before_and_after_the_switch(
 def staged_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
     folder = tmp_path_factory.mktemp("staged")
     artifact, file = student_cases.save_teacher(folder / "teacher"), folder / "teacher.onnx"
-    onnx_export.export(artifact, file, verify_samples=16)
+    onnx_cases.export(artifact, file, verify_samples=16)
     return artifact, file
 
 
@@ -128,7 +127,7 @@ def test_an_insertion_policy_alone_is_refused(tmp_path: pathlib.Path) -> None:
     alone = student_cases.insertion_policy(pick)
     rows = np.random.default_rng(0).normal(0, 0.1, (8, alone.spec.observation_size))
     file = tmp_path / "insert.onnx"
-    onnx_export.export(
+    onnx_cases.export(
         policies_artifact.save(alone, tmp_path / "insert", {"observations": rows}),
         file,
         verify_samples=16,

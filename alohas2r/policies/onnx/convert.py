@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 
 import jax.extend.core
 import numpy as np
 import onnx
 
-from alohas2r.core.types import Array, JsonObject
+from alohas2r.core.types import Array
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.onnx.interface import OUTPUT, Interface
 from alohas2r.policies.onnx.network import Network
@@ -32,6 +31,9 @@ def _specs(interface: Interface) -> list[jax.ShapeDtypeStruct]:
 
 def convert(network: Network, opset: int = OPSET, fp16: bool = False) -> onnx.ModelProto:
     """Returns the ONNX model of a network, with a dynamic batch size and every weight by its name.
+
+    jax2onnx leaves functions of JAX and flax replaced (jax.numpy.cumsum by one that takes fewer arguments): who goes on
+    with JAX afterwards calls `convert_apart`.
 
     Raises:
       ArtifactError: jax2onnx cannot convert it, or a weight did not arrive in the model.
@@ -61,7 +63,7 @@ def convert(network: Network, opset: int = OPSET, fp16: bool = False) -> onnx.Mo
         jaxpr = jax.make_jaxpr(functools.partial(flat, rows=True))(*specs)
     traced = jax.extend.core.jaxpr_as_fun(jaxpr)
     try:
-        with _unpatched("jax", "flax"), _quiet("onnx_ir"):
+        with _quiet("onnx_ir"):
             import jax2onnx
 
             model = jax2onnx.to_onnx(
@@ -95,32 +97,6 @@ def convert(network: Network, opset: int = OPSET, fp16: bool = False) -> onnx.Mo
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ArtifactError(f"jax2onnx made an invalid model: {error}") from error
     return model
-
-
-@contextlib.contextmanager
-def _unpatched(*packages: str) -> Iterator[None]:
-    """Undoes what is done to functions and methods of packages meanwhile.
-
-    jax2onnx leaves some of JAX's functions replaced (jax.numpy.cumsum by one that takes fewer
-    arguments) and attributes of its own on flax's classes; whoever exports goes on with JAX.
-    """
-    before: list[tuple[Array, JsonObject]] = []
-    for name, module in list(sys.modules.items()):
-        path = name.split(".")
-        if module is None or path[0] not in packages or any(part[:1] == "_" for part in path):
-            continue
-        classes = [value for value in vars(module).values() if isinstance(value, type)]
-        own = [one for one in classes if one.__module__.split(".")[0] in packages]
-        before += [(one, dict(vars(one))) for one in (module, *own)]
-    try:
-        yield
-    finally:
-        for one, values in before:
-            for name, value in list(vars(one).items()):
-                if callable(values.get(name)) and value is not values[name]:
-                    setattr(one, name, values[name])
-                elif name not in values and isinstance(one, type) and callable(value):
-                    delattr(one, name)
 
 
 @contextlib.contextmanager

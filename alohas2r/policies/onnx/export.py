@@ -25,7 +25,8 @@ from alohas2r.core.types import JsonObject
 from alohas2r.core.version import __version__
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.onnx import container
-from alohas2r.policies.onnx.convert import OPSET, convert, narrow
+from alohas2r.policies.onnx.conversion import convert_apart
+from alohas2r.policies.onnx.convert import OPSET, narrow
 from alohas2r.policies.onnx.interface import OUTPUT
 from alohas2r.policies.onnx.network import Network, load_network
 from alohas2r.policies.onnx.runtime import OnnxPolicy
@@ -54,7 +55,7 @@ def export(
       seed: of the inputs and disturbances.
 
     Returns:
-      As `export_network`.
+      As `write`.
 
     Raises:
       ArtifactError: the policy cannot be read, converted or written, or differs from the file.
@@ -63,17 +64,20 @@ def export(
     check(8 <= verify_samples <= 1_000_000, f"verify_samples = {verify_samples} must be in 8..1e6")
     _check_opset(opset)
     network = load_network(policy_path, verify_samples, seed)
-    return export_network(network, out, opset=opset, fp16=fp16, seed=seed)
+    model = convert_apart(policy_path, opset, fp16)
+    return write(network, model, out, seed)
 
 
-def export_network(
-    network: Network,
-    out: str | os.PathLike[str],
-    opset: int = OPSET,
-    fp16: bool = False,
-    seed: int = 0,
+def write(
+    network: Network, model: onnx.ModelProto, out: str | os.PathLike[str], seed: int = 0
 ) -> JsonObject:
-    """Exports any policy that is given as a JAX function; see `export`.
+    """Verifies a converted model and writes it with all that belongs to the policy.
+
+    Args:
+      network: the policy as a JAX function.
+      model: as `convert` made it.
+      out: the file.
+      seed: of the disturbances.
 
     Returns:
       "path", "bytes", "policy" (its hash), "opset", "fp16", "weights" and "values" (how many
@@ -83,12 +87,11 @@ def export_network(
       reacts to), "fp16_difference" (float16 against float32 weights).
 
     Raises:
-      ArtifactError: jax2onnx or onnxruntime cannot convert or run it, the two differ, a weight or
-        an input is without effect, or the file cannot be written.
-      ConfigError: a number out of range.
+      ArtifactError: onnxruntime cannot run it, it differs from JAX, a weight or an input is without
+        effect, or the file cannot be written.
     """
-    _check_opset(opset)
-    model = convert(network, opset, fp16)
+    opset = next(one.version for one in model.opset_import if not one.domain)
+    fp16 = any(one.data_type == onnx.TensorProto.FLOAT16 for one in model.graph.initializer)
     verified = verify(network, model, seed)
     details = {
         "format_version": container.FORMAT_VERSION,

@@ -52,25 +52,15 @@ def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> JsonObjec
 
     Returns:
       "samples", "batches", "max_difference", "disturbed", "least_effect", "without_effect",
-      "fp16_difference"; see `export_network`.
+      "fp16_difference"; see `export.write`.
 
     Raises:
       ArtifactError: they differ, something is without effect, or float16 is too coarse.
     """
     draw = np.random.default_rng(seed)
-    places = {one.name: index for index, one in enumerate(model.graph.initializer)}
-    missing = [name for name in network.weights if name not in places]
-    if missing:
-        raise ArtifactError(f"The file lacks the weights {', '.join(missing)}.")
-    weights = {
-        name: onnx.numpy_helper.to_array(model.graph.initializer[places[name]])
-        for name in network.weights
-    }
+    weights = _stored_weights(network, model)
     fp16 = any(value.dtype == np.float16 for value in weights.values())
     wide = {name: value.astype(np.float32) for name, value in weights.items()}
-    for name, value in network.weights.items():
-        if not np.array_equal(narrow(np.asarray(value, np.float32), fp16), weights[name]):
-            raise ArtifactError(f"The file's weights '{name}' are not the policy's.")
     samples = {name: np.asarray(value) for name, value in network.samples.items()}
     count = len(next(iter(samples.values())))
     compiled = jax.jit(network.apply)
@@ -78,19 +68,6 @@ def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> JsonObjec
 
     def reference(weights: Arrays, inputs: Arrays) -> np.ndarray:
         return np.asarray(compiled(weights, inputs))
-
-    def run(session: onnxruntime.InferenceSession, inputs: Arrays) -> np.ndarray:
-        return np.asarray(session.run([OUTPUT], dict(inputs))[0])
-
-    def compare(wanted: np.ndarray, actions: np.ndarray, when: str) -> float:
-        if actions.shape != wanted.shape or not np.isfinite(wanted).all():
-            raise ArtifactError(f"The actions are {actions.shape} or not finite {when}.")
-        difference = float(np.abs(wanted - actions).max())
-        if not difference <= TOLERANCE:
-            raise ArtifactError(
-                f"onnxruntime and JAX differ by {difference:.2g} {when}; {TOLERANCE} is allowed."
-            )
-        return difference
 
     plain = reference(wide, samples)
     if plain.shape != (count, network.interface.actions):
@@ -100,43 +77,104 @@ def verify(network: Network, model: onnx.ModelProto, seed: int = 0) -> JsonObjec
         raise ArtifactError(
             f"float16 changes the actions by {coarse:.2g}; export this policy without it."
         )
-    differences, effects, batches = [], [], sorted({1, min(7, count), count})
+    comparison, batches = _Comparison(plain), sorted({1, min(7, count), count})
     for batch in batches:
         for first in (0, count - batch):
             rows = {name: value[first : first + batch] for name, value in samples.items()}
             wanted, when = plain[first : first + batch], f"in a batch of {batch}"
-            differences.append(compare(wanted, run(session, rows), when))
-
-    def react(wanted: np.ndarray, actions: np.ndarray, what: str) -> None:
-        differences.append(compare(wanted, actions, f"when {what} is disturbed"))
-        effect = min(float(np.abs(plain - one).max()) for one in (wanted, actions))
-        if not effect > LEAST_EFFECT:
-            raise ArtifactError(f"{what} has no effect on the actions.")
-        effects.append(effect)
-
+            comparison.compare(wanted, _run(session, rows), when)
     for name, stored in weights.items():
         noisy = (wide[name] + _noise(wide[name], draw)).astype(stored.dtype)
-        other = onnx.ModelProto()
-        other.CopyFrom(model)
-        other.graph.initializer[places[name]].CopyFrom(onnx.numpy_helper.from_array(noisy, name))
         wanted = reference({**wide, name: noisy.astype(np.float32)}, samples)
-        react(wanted, run(_session(other), samples), f"the weight '{name}'")
+        other = _session(_with_weight(model, name, noisy))
+        comparison.react(wanted, _run(other, samples), f"the weight '{name}'")
     silent: dict[str, list[int]] = {}
     for one in network.interface.network_inputs:
         for what, noisy in _disturbed(one, samples[one.name], draw):
             changed = {**samples, one.name: noisy}
-            react(reference(wide, changed), run(session, changed), what)
-        if dead := _silent(one, samples, lambda rows: run(session, rows)):
+            comparison.react(reference(wide, changed), _run(session, changed), what)
+        if dead := _silent(one, samples, lambda rows: _run(session, rows)):
             silent[one.name] = dead
     return {
         "samples": count,
         "batches": batches,
-        "max_difference": max(differences),
-        "disturbed": len(effects),
-        "least_effect": min(effects),
+        "max_difference": max(comparison.differences),
+        "disturbed": len(comparison.effects),
+        "least_effect": min(comparison.effects),
         "without_effect": silent,
         "fp16_difference": float(coarse),
     }
+
+
+class _Comparison:
+    """How far apart JAX and onnxruntime are, and how much disturbances show.
+
+    Args:
+      plain: [S, n] JAX's actions on the samples.
+    """
+
+    def __init__(self, plain: np.ndarray):
+        self.plain = plain
+        self.differences: list[float] = []
+        self.effects: list[float] = []
+
+    def compare(self, wanted: np.ndarray, actions: np.ndarray, when: str) -> None:
+        """Keeps the difference of JAX's actions and onnxruntime's.
+
+        Raises:
+          ArtifactError: they differ.
+        """
+        if actions.shape != wanted.shape or not np.isfinite(wanted).all():
+            raise ArtifactError(f"The actions are {actions.shape} or not finite {when}.")
+        difference = float(np.abs(wanted - actions).max())
+        if not difference <= TOLERANCE:
+            raise ArtifactError(
+                f"onnxruntime and JAX differ by {difference:.2g} {when}; {TOLERANCE} is allowed."
+            )
+        self.differences.append(difference)
+
+    def react(self, wanted: np.ndarray, actions: np.ndarray, what: str) -> None:
+        """The same after a disturbance, whose effect on both is kept.
+
+        Raises:
+          ArtifactError: they differ, or one does not react.
+        """
+        self.compare(wanted, actions, f"when {what} is disturbed")
+        effect = min(float(np.abs(self.plain - one).max()) for one in (wanted, actions))
+        if not effect > LEAST_EFFECT:
+            raise ArtifactError(f"{what} has no effect on the actions.")
+        self.effects.append(effect)
+
+
+def _stored_weights(network: Network, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Returns the weights as they lie in the model.
+
+    Raises:
+      ArtifactError: they are not the network's.
+    """
+    stored = {one.name: one for one in model.graph.initializer}
+    missing = [name for name in network.weights if name not in stored]
+    if missing:
+        raise ArtifactError(f"The file lacks the weights {', '.join(missing)}.")
+    weights = {name: onnx.numpy_helper.to_array(stored[name]) for name in network.weights}
+    fp16 = any(value.dtype == np.float16 for value in weights.values())
+    for name, value in network.weights.items():
+        if not np.array_equal(narrow(np.asarray(value, np.float32), fp16), weights[name]):
+            raise ArtifactError(f"The file's weights '{name}' are not the policy's.")
+    return weights
+
+
+def _with_weight(model: onnx.ModelProto, name: str, value: np.ndarray) -> onnx.ModelProto:
+    """Returns a copy of a model with another value of a weight."""
+    other = onnx.ModelProto()
+    other.CopyFrom(model)
+    (place,) = (one for one in other.graph.initializer if one.name == name)
+    place.CopyFrom(onnx.numpy_helper.from_array(value, name))
+    return other
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Arrays) -> np.ndarray:
+    return np.asarray(session.run([OUTPUT], dict(inputs))[0])
 
 
 def _noise(value: np.ndarray, draw: np.random.Generator) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +22,7 @@ import onnx_cases
 
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact as policies_artifact
-from alohas2r.policies.onnx import convert, verify
+from alohas2r.policies.onnx import conversion, verify
 from alohas2r.policies.onnx import export as onnx_export
 from alohas2r.policies.onnx import network as onnx_network
 from alohas2r.policies.onnx import samples as onnx_samples
@@ -44,7 +46,7 @@ def student(student_folder: pathlib.Path) -> Network:
 @pytest.fixture(scope="module")
 def student_file(student: Network, student_folder: pathlib.Path) -> pathlib.Path:
     path = student_folder.with_name("student.onnx")
-    found = onnx_export.export_network(student, path)
+    found = onnx_export.write(student, onnx_cases.convert(student), path)
     assert found["bytes"] == path.stat().st_size <= 2e6
     verified = found["verified"]
     assert verified["samples"] >= 256
@@ -170,14 +172,14 @@ def test_what_has_no_effect_is_noticed(pick: tuple[pathlib.Path, pathlib.Path]) 
         return right.apply(weights, {"features": inputs["features"] * sighted})
 
     with pytest.raises(ArtifactError, match="left out layer0/bias"):
-        convert.convert(small_network(without, pick[0]))
+        onnx_cases.convert(small_network(without, pick[0]))
     for apply, words in (
         (cancelled, "the weight 'layer0/bias' has no effect"),
         (blind, r"the input 'features' \(object_pos_in_base\) has no effect"),
     ):
         network = small_network(apply, pick[0])
         with pytest.raises(ArtifactError, match=words):
-            verify.verify(network, convert.convert(network))
+            verify.verify(network, onnx_cases.convert(network))
 
 
 def test_a_single_dead_element_is_reported(pick: tuple[pathlib.Path, pathlib.Path]) -> None:
@@ -188,7 +190,7 @@ def test_a_single_dead_element_is_reported(pick: tuple[pathlib.Path, pathlib.Pat
         return right.apply(weights, {"features": inputs["features"] * sighted})
 
     network = small_network(blind, pick[0])
-    found = verify.verify(network, convert.convert(network))
+    found = verify.verify(network, onnx_cases.convert(network))
     assert found["without_effect"] == {"features": [9]}
 
 
@@ -196,7 +198,7 @@ def test_a_network_that_computes_something_else_is_noticed(
     pick: tuple[pathlib.Path, pathlib.Path],
 ) -> None:
     right = onnx_network.load_network(pick[0])
-    model = convert.convert(right)
+    model = onnx_cases.convert(right)
 
     def slightly(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
         return right.apply(weights, inputs) * 0.999
@@ -214,12 +216,12 @@ def test_a_refused_export_leaves_the_earlier_file(
     pick: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "policy.onnx"
-    onnx_export.export(pick[0], path)
+    path.write_bytes(pick[1].read_bytes())
     before = path.read_bytes()
     right = onnx_network.load_network(pick[0])
     wrong = {**right.check, OUTPUT: right.check[OUTPUT] + np.float32(3e-5)}
     with pytest.raises(ArtifactError, match="recorded actions"):
-        onnx_export.export_network(dataclasses.replace(right, check=wrong), path)
+        onnx_export.write(dataclasses.replace(right, check=wrong), onnx.load(path), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     blocked = tmp_path / "file"
@@ -230,11 +232,30 @@ def test_a_refused_export_leaves_the_earlier_file(
         onnx_export.export(tmp_path, path)
 
 
-def test_the_same_policy_gives_the_same_bytes(
+def test_the_same_policy_gives_the_same_bytes_and_jax_is_left_as_it_was(
     pick: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
+    """jax2onnx itself would leave jax.numpy.cumsum with one positional argument."""
+    before = {name: value for name, value in vars(jnp).items() if callable(value)}
     onnx_export.export(pick[0], tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == pick[1].read_bytes()
+    assert all(getattr(jnp, name) is value for name, value in before.items())
+
+
+def test_what_the_conversions_process_says_is_one_line(
+    pick: tuple[pathlib.Path, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ArtifactError, match="holds no policy") as refused:
+        conversion.convert_apart(tmp_path)
+    assert "\n" not in str(refused.value)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ArtifactError, match=r"ended with exit status 1$"):
+        conversion.convert_apart(pick[0])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ModuleNotFoundError, match="jax2onnx"):
+        conversion.convert_apart(pick[0])
 
 
 def test_any_batch_size_gives_the_same_rows(pick: tuple[pathlib.Path, pathlib.Path]) -> None:
@@ -252,7 +273,7 @@ def test_any_batch_size_gives_the_same_rows(pick: tuple[pathlib.Path, pathlib.Pa
 def test_other_opsets(
     pick: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path, opset: int
 ) -> None:
-    found = onnx_export.export(pick[0], tmp_path / "policy.onnx", opset=opset)
+    found = onnx_cases.export(pick[0], tmp_path / "policy.onnx", 8, opset=opset)
     assert found["opset"] == opset
     model = onnx.load(str(tmp_path / "policy.onnx"))
     assert {one.domain: one.version for one in model.opset_import} == {"": opset}
@@ -270,7 +291,7 @@ def test_fp16_halves_the_file_and_hardly_changes_the_actions(
     student: Network, student_file: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "half.onnx"
-    found = onnx_export.export_network(student, path, fp16=True)
+    found = onnx_export.write(student, onnx_cases.convert(student, fp16=True), path)
     assert found["bytes"] < 0.6 * student_file.stat().st_size
     assert 0 < found["verified"]["fp16_difference"] < verify.FP16_TOLERANCE
     kernels = initializers(path)
@@ -293,7 +314,7 @@ def test_fp16_is_refused_where_it_is_too_coarse(pick: tuple[pathlib.Path, pathli
         ),
     )
     with pytest.raises(ArtifactError, match="float16 changes the actions"):
-        verify.verify(features, convert.convert(features, fp16=True))
+        verify.verify(features, onnx_cases.convert(features, fp16=True))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +324,7 @@ def test_other_policies(activation: str, rates: tuple[float, ...], tmp_path: pat
     artifact = onnx_cases.save_pick(
         tmp_path / "pick", activation=activation, rates=rates, hidden=(8, 6)
     )
-    onnx_export.export(artifact, tmp_path / "policy.onnx", verify_samples=64)
+    onnx_cases.export(artifact, tmp_path / "policy.onnx", 64)
     file, loaded = OnnxPolicy.load(tmp_path / "policy.onnx"), policies_artifact.load(artifact)
     assert isinstance(loaded, StatePolicy)
     for row in np.random.default_rng(0).normal(size=(10, 11)):
@@ -312,18 +333,10 @@ def test_other_policies(activation: str, rates: tuple[float, ...], tmp_path: pat
 
 
 def test_the_pick_policy_as_trained(random_policy: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    found = onnx_export.export(random_policy, tmp_path / "policy.onnx")
+    found = onnx_cases.export(random_policy, tmp_path / "policy.onnx")
     assert found["verified"]["disturbed"] == 6 + 4 * 10  # weights; parts, newest and averaged
     described = json.loads((random_policy / "policy.json").read_text())
     assert found["policy"] == described["hash"]
-
-
-def test_exporting_leaves_jax_as_it_was() -> None:
-    """jax2onnx itself does not: after it, jax.numpy.cumsum takes one positional argument."""
-    import jax2onnx.plugins.jax.numpy.cumsum as plugin
-
-    assert jnp.cumsum is not plugin._runtime_cumsum
-    np.testing.assert_array_equal(jnp.cumsum(jnp.ones((2, 3)), -1)[:, -1], [3, 3])
 
 
 def test_a_function_that_wants_the_batch_size_as_a_number(
@@ -335,4 +348,4 @@ def test_a_function_that_wants_the_batch_size_as_a_number(
         return right.apply(weights, inputs) + np.zeros(len(inputs["features"]), np.float32)[:, None]
 
     network = small_network(fixed, pick[0])
-    assert verify.verify(network, convert.convert(network))["batches"] == [1, 7, 256]
+    assert verify.verify(network, onnx_cases.convert(network))["batches"] == [1, 7, 256]
