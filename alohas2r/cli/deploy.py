@@ -135,9 +135,7 @@ def deploy(
     ] = False,
     soak_hours: Annotated[
         float | None,
-        typer.Option(
-            min=0.01, help="Make runs on emulated arms for so long."
-        ),
+        typer.Option(min=0.01, help="Make runs on emulated arms for so long."),
     ] = None,
     fuzz_runs: Annotated[
         int | None,
@@ -163,14 +161,7 @@ def deploy(
         run_soak(robot, policy, soak_hours, fuzz_runs, faults, seed, stepped, stub_cameras, as_json)
         return
     real = robot in REAL
-    if ports is not None and robot != "aloha":
-        raise ConfigError(f"--ports belongs to --robot aloha, not to {robot}.")
-    if real and seed:
-        raise ConfigError("--seed belongs to simulated episodes, not to real arms.")
-    if not real and reset_seconds is not None:
-        raise ConfigError("--reset-seconds belongs to real arms; simulated parts are put back.")
-    if (policy is None) == (server is None):
-        raise ConfigError("Give one of --policy FILE and --server URL.")
+    _check_options(robot, ports, seed, reset_seconds, policy, server)
     rigs, configs = library("deployment.rig"), library("deployment.config")
     robots = library("deployment.robot_file")
     known = robots.load(robot_file) if real else None
@@ -190,16 +181,39 @@ def deploy(
     )
     if real and log is None:
         log = pathlib.Path("runs/deploy") / time.strftime("%Y%m%d-%H%M%S.run")
-    key = os.environ.get(API_KEY, "")
-    pauses = library("deployment.pause")
-    pause = None
-    if real and config.powered and episodes > 1:
-        pause = pauses.KeyPause(_say) if reset_seconds is None else pauses.TimedPause(reset_seconds)
+    pause = _pause(reset_seconds) if real and config.powered and episodes > 1 else None
     with _live(config.episodes, view) as on_step:
         result = library("deployment.deploy").deploy(
-            rig, config, policy, server, key, log, on_step, pause, any_delay
+            *(rig, config, policy, server, os.environ.get(API_KEY, "")),
+            *(log, on_step, pause, any_delay),
         )
     _show(result, f"Ran {result['policy']} on {robot}", as_json)
+
+
+def _check_options(
+    robot: str,
+    ports: tuple[str, str] | None,
+    seed: int,
+    reset_seconds: float | None,
+    policy: pathlib.Path | None,
+    server: str | None,
+) -> None:
+    """Raises ConfigError for options that do not go together."""
+    real = robot in REAL
+    if ports is not None and robot != "aloha":
+        raise ConfigError(f"--ports belongs to --robot aloha, not to {robot}.")
+    if real and seed:
+        raise ConfigError("--seed belongs to simulated episodes, not to real arms.")
+    if not real and reset_seconds is not None:
+        raise ConfigError("--reset-seconds belongs to real arms; simulated parts are put back.")
+    if (policy is None) == (server is None):
+        raise ConfigError("Give one of --policy FILE and --server URL.")
+
+
+def _pause(reset_seconds: float | None) -> Untyped:
+    """Returns what waits for a person between episodes: for a key, or for some seconds."""
+    pauses = library("deployment.pause")
+    return pauses.KeyPause(_say) if reset_seconds is None else pauses.TimedPause(reset_seconds)
 
 
 def _say(text: str) -> None:

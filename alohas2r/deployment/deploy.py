@@ -21,9 +21,9 @@ from alohas2r.deployment.delays import require_trained
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.pause import Pause
-from alohas2r.deployment.report import Report
+from alohas2r.deployment.report import Outcome, Report
 from alohas2r.deployment.rig import RigConfig, open_rig
-from alohas2r.deployment.terms import open_policy, terms
+from alohas2r.deployment.terms import Terms, open_policy, terms
 from alohas2r.deployment.timing import Tally
 from alohas2r.safety.config import SafetyConfig
 
@@ -67,18 +67,7 @@ def deploy(
         wants = terms(policy)
         if not any_delay:
             require_trained(rig.delays, wants.delays)
-        rig = dataclasses.replace(
-            rig, size=wants.size, fovy_deg=wants.fovy_deg, depth_cutoff=wants.depth_cutoff
-        )
-        config = dataclasses.replace(
-            config,
-            action_scale=wants.action_scale,
-            switch=wants.switch,
-            # Simulated arms are put where an episode starts; in a stepped world nobody waits.
-            approach=config.approach and rig.real,
-            retreat=config.retreat and not rig.stepped,
-            frozen_s=config.frozen_s if rig.real else 0.0,
-        )
+        rig, config = _as_wanted(wants, rig, config)
         arms = stack.enter_context(
             open_rig(rig, config.mode == "shadow", config.episodes, config.episode_s)
         )
@@ -104,12 +93,7 @@ def deploy(
             "policy": wants.name,
             "policy_hash": wants.hash,
             **({} if rig.real else {"seed": rig.seed, "stepped": rig.stepped}),
-            "ended": outcome.mode.value,
-            "episodes": outcome.episodes,
-            "aborted": outcome.aborted,
-            "interventions": outcome.interventions,
-            "findings": outcome.findings,
-            "reasons": [f"{mode}: {reason}" for mode, reason in outcome.reasons],
+            **_ended(outcome),
             "timing": tally.figures(paced=not rig.stepped),
         }
         if arms.trials is not None:
@@ -117,6 +101,37 @@ def deploy(
         if log is not None:
             result["log"] = str(log)
         return result
+
+
+def _as_wanted(
+    wants: Terms, rig: RigConfig, config: DeployConfig
+) -> tuple[RigConfig, DeployConfig]:
+    """Returns arms, cameras and loop as a policy wants them."""
+    rig = dataclasses.replace(
+        rig, size=wants.size, fovy_deg=wants.fovy_deg, depth_cutoff=wants.depth_cutoff
+    )
+    config = dataclasses.replace(
+        config,
+        action_scale=wants.action_scale,
+        switch=wants.switch,
+        # Simulated arms are put where an episode starts; in a stepped world nobody waits.
+        approach=config.approach and rig.real,
+        retreat=config.retreat and not rig.stepped,
+        frozen_s=config.frozen_s if rig.real else 0.0,
+    )
+    return rig, config
+
+
+def _ended(outcome: Outcome) -> JsonObject:
+    """Returns how a run ended, as JSON has it."""
+    return {
+        "ended": outcome.mode.value,
+        "episodes": outcome.episodes,
+        "aborted": outcome.aborted,
+        "interventions": outcome.interventions,
+        "findings": outcome.findings,
+        "reasons": [f"{mode}: {reason}" for mode, reason in outcome.reasons],
+    }
 
 
 def log_header(config: DeployConfig, safety: SafetyConfig, robot: str, policy: str) -> JsonObject:

@@ -17,7 +17,6 @@ from alohas2r.robots import simulated
 from alohas2r.robots.base import Camera, Robot
 from alohas2r.robots.dynamixel.arm import NO_OFFSETS, DynamixelConfig, GripperLinkage
 from alohas2r.robots.dynamixel.driver import DynamixelRobot
-from alohas2r.robots.emulator import cameras as emulator_cameras
 from alohas2r.robots.emulator.cameras import EmulatedCameras
 from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.server import EmulatorConfig
@@ -25,6 +24,7 @@ from alohas2r.robots.interbotix import InterbotixConfig, InterbotixRobot
 from alohas2r.robots.realsense.camera import RealSenseCamera
 from alohas2r.robots.realsense.config import RealSenseConfig, find_cameras
 from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, StubCamera
+from alohas2r.robots.wrist_camera import Renderer
 from alohas2r.sim import scene
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _cameras(config: RigConfig) -> Sequence[Camera]:
     ]
 
 
-def _renderer(size: int) -> emulator_cameras.Renderer:
+def _renderer(size: int) -> Renderer:
     from alohas2r.rendering import registry as renderers
 
     return renderers.make("raycast", scene.load("insert"), width=size, height=size, batch=1)
@@ -256,7 +256,7 @@ def _trials(world: World, config: RigConfig, episodes: int, episode_s: float) ->
 
 
 def _emulated_world(emulator: Emulator, stepped: bool) -> World:
-    from alohas2r.deployment.trials import World
+    from alohas2r.deployment.trials import Reading, World
 
     def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         world = emulator.state()
@@ -265,13 +265,13 @@ def _emulated_world(emulator: Emulator, stepped: bool) -> World:
     def place(qpos: np.ndarray, targets: np.ndarray) -> None:
         emulator.place(qpos)
 
-    return World(place, emulator.step if stepped else None, state)
+    return World(place, emulator.step if stepped else None, Reading(state))
 
 
 def _simulated_world(arms: SimulatedWorld) -> World:
-    from alohas2r.deployment.trials import World
+    from alohas2r.deployment.trials import Reading, World
 
     def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return arms.data.qpos, arms.data.qvel, arms.data.ctrl[arms.actuators]
 
-    return World(arms.place, arms.advance, state)
+    return World(arms.place, arms.advance, Reading(state))

@@ -21,6 +21,7 @@ from alohas2r.embodiment import joints
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.task import Outcome
 from alohas2r.evaluation import episodes as evaluation_episodes
+from alohas2r.sim import scene
 from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.scoring import InsertScorer
 from alohas2r.tasks.protocol import EVAL_V1, Protocol, modified
@@ -37,12 +38,35 @@ class World(NamedTuple):
     Attributes:
       place: puts everything somewhere, from joint positions [nq] and targets [14].
       advance: lets one control period pass; None where time passes by itself.
-      state: returns joint positions [nq], velocities [nv] and targets [14].
+      read: returns the present state as the project's own scene reports it.
     """
 
     place: Callable[[np.ndarray, np.ndarray], object]
     advance: Callable[[], object] | None
-    state: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]
+    read: Callable[[], Readout]
+
+
+class Reading:
+    """Turns a state of the project's own insertion scene into what it reports.
+
+    Args:
+      state: returns joint positions [nq], velocities [nv] and targets [14].
+    """
+
+    def __init__(self, state: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]):
+        loaded = scene.load_physics("insert")
+        self._state = state
+        self._model, self._data = loaded.model, mujoco.MjData(loaded.model)
+        self._actuators = np.concatenate([arm.ctrl for arm in loaded.arms])
+
+    def __call__(self) -> Readout:
+        """Returns the present state's readout."""
+        data = self._data
+        data.qpos[:], data.qvel[:], targets = self._state()
+        data.ctrl[self._actuators] = targets
+        mujoco.mj_forward(self._model, data)
+        values = (data.qpos, data.qvel, data.ctrl, data.sensordata)
+        return Readout(*(jnp.asarray(value, jnp.float32) for value in values))
 
 
 class Trials:
@@ -82,15 +106,13 @@ class Trials:
             entry, protocol, HistoryConfig(()), keys, threads=1
         )
         state, _, readout = env.reset(keys)
-        loaded = env.engine.scene
         self.realtime = realtime
         self.protocol = protocol
         self.steps = protocol.insert.steps
         self.starts = np.asarray(readout.qpos, np.float64)
-        self._actuators = np.concatenate([arm.ctrl for arm in loaded.arms])
-        self.targets = np.asarray(readout.ctrl, np.float64)[:, self._actuators]
+        actuators = np.concatenate([arm.ctrl for arm in env.engine.scene.arms])
+        self.targets = np.asarray(readout.ctrl, np.float64)[:, actuators]
         self._world = world
-        self._model, self._data = loaded.model, mujoco.MjData(loaded.model)
         self._state, self._readout = state, readout
         self._context = context
         self._task: PyTree = None
@@ -173,10 +195,4 @@ class Trials:
     @evaluation_episodes.pinned()
     def _measure(self, episode: int, task: PyTree) -> Outcome:
         """Scores the world's present state."""
-        data = self._data
-        data.qpos[:], data.qvel[:], targets = self._world.state()
-        data.ctrl[self._actuators] = targets
-        mujoco.mj_forward(self._model, data)
-        values = (data.qpos, data.qvel, data.ctrl, data.sensordata)
-        readout = Readout(*(jnp.asarray(value, jnp.float32) for value in values))
-        return self._judge(readout, task, self._state.context[episode])
+        return self._judge(self._world.read(), task, self._state.context[episode])

@@ -112,7 +112,7 @@ class WorldTrials(Trials):
     """The episodes of a seed in a foreign world: starts as in eval-v1, judged by the same task.
 
     Attributes:
-      readout: of the present state. reporter: what made it.
+      reporter: what measures the world.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class WorldTrials(Trials):
         """
         self.reporter = Reporter(world)
         self._targets = world.position()
-        self._world_state = world
+        self._foreign = world
         self._columns: dict[int, dict[str, float]] = {}
         self._deep = 0
         seconds = REACHABLE.insert.steps * CONTROL_PERIOD_S if episode_s is None else episode_s
-        hooked = Hooked(self._place, world.advance, self._state_of)
+        hooked = Hooked(self._place, world.advance, self._read)
         super().__init__(hooked, episodes, seed, realtime, seconds, REACHABLE)
 
     def sent(self, targets: np.ndarray) -> None:
@@ -145,11 +145,17 @@ class WorldTrials(Trials):
         self._targets = targets
 
     def _place(self, qpos: np.ndarray, targets: np.ndarray) -> None:
-        self._world_state.place(qpos, targets)
+        self._foreign.place(qpos, targets)
         self._targets = targets
 
-    def _state_of(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        raise NotImplementedError("a world is measured by its reporter")
+    def _read(self) -> Readout:
+        self._measured = self.reporter.measure(self._targets)
+        return self._measured.readout
+
+    @property
+    def readout(self) -> Readout:
+        """Of the state that was measured last."""
+        return self._measured.readout
 
     def begin(self, episode: int) -> np.ndarray:
         """Places everything for an episode and returns the targets [14] that hold it there."""
@@ -161,22 +167,22 @@ class WorldTrials(Trials):
             "deep": 0.0,
         }
         self._deep = 0
-        self.readout = self.reporter.measure(self._targets).readout
+        self._read()
         return targets
 
     def _measure(self, episode: int, task: PyTree) -> Outcome:
-        found = self.reporter.measure(self._targets)
-        self.readout = found.readout
-        outcome = self._judge(found.readout, task, self._state.context[episode])
+        outcome = super()._measure(episode, task)
         if episode in self._columns:
-            self._note(self._columns[episode], outcome, found)
+            self._note(self._columns[episode], outcome)
         return outcome
 
-    def _note(self, row: dict[str, float], outcome: Outcome, found: Measured) -> None:
+    def _note(self, row: dict[str, float], outcome: Outcome) -> None:
         """Keeps what a step adds to an episode's row."""
         measures = outcome.measures
         end = 1000 * np.asarray(measures.peg_end)
-        row["hand_on_other_n"] = max(row["hand_on_other_n"], float(found.hand_on_other.max()))
+        row["hand_on_other_n"] = max(
+            row["hand_on_other_n"], float(self._measured.hand_on_other.max())
+        )
         if bool(measures.entered):
             if np.isnan(row["offset_at_mouth_mm"]):
                 row["offset_at_mouth_mm"] = float(np.hypot(end[1], end[2]))
@@ -187,7 +193,7 @@ class WorldTrials(Trials):
 
     def result(self) -> JsonObject:
         """Returns what `Trials` does, with the world's name and hash."""
-        world = self._world_state
+        world = self._foreign
         return super().result() | {"world": world.name, "world_hash": world.digest}
 
     def table(self) -> Table:

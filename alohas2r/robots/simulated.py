@@ -17,7 +17,7 @@ from alohas2r.embodiment.joints import JOINTS, PER_ARM, SIDES
 from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import RobotFault
 from alohas2r.robots.base import Frame, Proprio
-from alohas2r.robots.emulator.cameras import Renderer
+from alohas2r.robots.wrist_camera import Renderer, WristCamera, wrist_cameras
 from alohas2r.sim import scene
 
 # How far the arm joints sway in `film` (rad), and how long a sway takes (s).
@@ -137,44 +137,14 @@ class SimulatedRobot:
         self.enabled = False
 
 
-class SimulatedCamera:
-    """One wrist camera of a simulated world: the `Camera` protocol.
-
-    Attributes:
-      name: "left" or "right".
-    """
-
-    def __init__(self, name: str, view: _View) -> None:
-        """Picks one of the two cameras of `cameras`."""
-        self.name = name
-        self._view = view
-
-    def __enter__(self) -> Self:
-        """Needs nothing."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves nothing."""
-
-    def read(self, max_age_s: float) -> Frame:
-        """Returns the present picture; it is always new enough."""
-        return self._view.frame(SIDES.index(self.name))
-
-
-def cameras(world: SimulatedWorld, renderer: Renderer) -> tuple[SimulatedCamera, SimulatedCamera]:
+def cameras(world: SimulatedWorld, renderer: Renderer) -> tuple[WristCamera, WristCamera]:
     """Returns the left and the right wrist camera of a world.
 
     Args:
       world: what they show.
       renderer: draws the wrist cameras, left first.
     """
-    view = _View(world, renderer)
-    return SimulatedCamera(SIDES[0], view), SimulatedCamera(SIDES[1], view)
+    return wrist_cameras(_View(world, renderer))
 
 
 def film(

@@ -197,7 +197,7 @@ def test_keys_are_taken_one_by_one_without_waiting() -> None:
 def test_the_shipped_student_plays_on_while_a_person_resets_the_scene() -> None:
     """The parts are set down and let go of, the cameras raise no alarm, and torque is off meanwhile."""
     pytest.importorskip("jax")
-    from alohas2r.deployment.trials import Trials, World
+    from alohas2r.deployment.trials import Reading, Trials, World
     from alohas2r.policies.onnx.runtime import OnnxPolicy
     from alohas2r.rendering import registry as renderers
 
@@ -208,7 +208,7 @@ def test_the_shipped_student_plays_on_while_a_person_resets_the_scene() -> None:
     def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return world.data.qpos, world.data.qvel, world.data.ctrl[world.actuators]
 
-    starts = Trials(World(world.place, world.advance, state), count, 7).starts
+    starts = Trials(World(world.place, world.advance, Reading(state)), count, 7).starts
     world.place(starts[0])
     renderer = renderers.make("raycast", INSERT, width=32, height=32, batch=1)
     person = Person(world, robot, starts)

@@ -16,9 +16,10 @@ from alohas2r.embodiment.joints import GRIPPERS, IS_GRIPPER, JOINTS, PER_ARM, SI
 from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import ConfigError, RobotFault
 from alohas2r.rendering.opengl import DepthView
-from alohas2r.robots.base import Camera, Frame, Proprio
+from alohas2r.robots.base import Frame, Proprio
 from alohas2r.robots.worlds import build as building
 from alohas2r.robots.worlds.table import CamerasTable, GripperTable, read_table
+from alohas2r.robots.wrist_camera import WristCamera, wrist_cameras
 from alohas2r.sim import scene
 from alohas2r.sim.objects import PEG_HALF, SOCKET_HALF, TABLE_HEIGHT
 
@@ -276,11 +277,11 @@ def _first_line(error: Exception) -> str:
 
 def _subtree(model: mujoco.MjModel, body: int) -> set[int]:
     """Returns a body and all that hang on it."""
-    found = {body}
+    bodies = {body}
     for child in range(body + 1, model.nbody):
-        if int(model.body_parentid[child]) in found:
-            found.add(child)
-    return found
+        if int(model.body_parentid[child]) in bodies:
+            bodies.add(child)
+    return bodies
 
 
 def _pairs(gripper: GripperTable) -> tuple[np.ndarray, np.ndarray]:
@@ -445,35 +446,6 @@ class WorldView:
         old = self._frames[index]
         return Frame(old.rgb, old.depth, time.monotonic(), old.number)
 
-    def cameras(self) -> tuple[Camera, Camera]:
+    def cameras(self) -> tuple[WristCamera, WristCamera]:
         """Returns the left and the right camera."""
-        return WorldCamera(SIDES[0], self), WorldCamera(SIDES[1], self)
-
-
-class WorldCamera:
-    """One wrist camera of a world: the `Camera` protocol.
-
-    Attributes:
-      name: "left" or "right".
-    """
-
-    def __init__(self, name: str, view: WorldView) -> None:
-        """Picks one of two cameras."""
-        self.name = name
-        self._view = view
-
-    def __enter__(self) -> Self:
-        """Needs nothing."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves nothing."""
-
-    def read(self, max_age_s: float) -> Frame:
-        """Returns the present picture; it is always new enough."""
-        return self._view.frame(SIDES.index(self.name))
+        return wrist_cameras(self)

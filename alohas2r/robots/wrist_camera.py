@@ -1,0 +1,61 @@
+"""The wrist cameras of everything that is simulated: pictures are drawn when they are asked for."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, Self
+
+from alohas2r.core.types import Array, PyTree
+from alohas2r.embodiment.joints import SIDES
+from alohas2r.robots.base import Frame
+
+
+class Renderer(Protocol):
+    """What draws both cameras' pictures, for instance `renderers.make("raycast", ...)`."""
+
+    def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
+        """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]."""
+        ...
+
+
+class View(Protocol):
+    """What both wrist cameras show."""
+
+    def frame(self, index: int) -> Frame:
+        """Returns the present picture of camera 0 (left) or 1 (right)."""
+        ...
+
+
+class WristCamera:
+    """One wrist camera of a view: the `Camera` protocol.
+
+    Args:
+      name: "left" or "right".
+      view: what it shows.
+    """
+
+    def __init__(self, name: str, view: View) -> None:
+        self.name = name
+        self._view = view
+
+    def __enter__(self) -> Self:
+        """Needs nothing."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves nothing."""
+
+    def read(self, max_age_s: float) -> Frame:
+        """Returns the present picture; it is always new enough."""
+        return self._view.frame(SIDES.index(self.name))
+
+
+def wrist_cameras(view: View) -> tuple[WristCamera, WristCamera]:
+    """Returns the left and the right camera of a view."""
+    left, right = (WristCamera(side, view) for side in SIDES)
+    return left, right
