@@ -75,7 +75,7 @@ def load_policy(path: str | os.PathLike[str]) -> Evaluable:
     if single and entry.follows is not None:
         raise ArtifactError(
             f"{path} is a policy for '{entry.name}' alone; evaluate the teacher that holds it"
-            f" and a policy for '{entry.follows}'."
+            f" and a policy for '{entry.follows.task}'."
         )
     expected = tuple((part.name, part.size, part.unit) for part in policy.spec.observation)
     if expected != entry.task(scene.load_physics(entry.scene), entry.config).observation_spec:

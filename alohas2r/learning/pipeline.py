@@ -178,11 +178,17 @@ def _pick(given: _Given) -> JsonObject:
 def _switch_states(given: _Given) -> JsonObject:
     insert = presets.find_preset("insert", given.settings.preset)
     insert = config.override(insert, given.chosen("insert"))
-    assert isinstance(insert, presets.InsertTrainConfig)
-    wanted = dataclasses.replace(insert.collect, physics=insert.task.physics)
+    assert isinstance(insert, presets.FollowingTrainConfig)
     path = files.make_folder(given.folder / "insert") / "switch_states.npz"
-    states = switch_states.ensure(
-        path, given.pick, wanted, given.seed, given.threads, given.progress
+    states = switch_states.ensure_for(
+        path,
+        given.pick,
+        insert.collect,
+        insert.task,  # pyright: ignore[reportArgumentType]
+        insert.env,
+        given.seed,
+        given.threads,
+        given.progress,
     )
     return {"switched_rate": states.rate}
 

@@ -117,28 +117,20 @@ def make_single(
 def _from_switch_states(
     entry: AnyTask, settings: TaskConfig, path: str | os.PathLike[str], num_envs: int
 ) -> tuple[TaskConfig, np.ndarray, Task]:
-    """Returns settings, draws and task of insertions that start from switch states."""
-    import dataclasses
-
-    import jax
-    import jax.numpy as jnp
-
-    from alohas2r.tasks.insert import switch_states
-    from alohas2r.tasks.insert.config import InsertConfig
-    from alohas2r.tasks.insert.task import InsertTask
-
-    if not isinstance(settings, InsertConfig):
-        raise ConfigError(f"switch_states belong to the task insert, not to {entry.name}.")
-    states = switch_states.load(path)
+    """Returns settings, draws and task whose episodes begin where the policy of the task before hands over."""
+    if entry.follows is None:
+        raise ConfigError(
+            f"switch_states belong to tasks that follow another, such as insert; {entry.name} starts by itself."
+        )
+    states = entry.follows.load(path)
     if num_envs > len(states.draws):
         raise ConfigError(
             f"{path} has {len(states.draws)} physics variants; num_envs must be at most that,"
             f" not {num_envs}."
         )
-    settings = dataclasses.replace(settings, physics=states.physics)
-    pool = jax.tree.map(lambda leaf: jnp.asarray(leaf[:num_envs]), states.pool)
-    task = InsertTask(scene.load_physics(entry.scene), settings, pool)
-    return settings, states.draws[:num_envs], task
+    states = states.first(num_envs)
+    settings, task = entry.follows.begin(scene.load_physics(entry.scene), settings, states)
+    return settings, states.draws, task
 
 
 def _senses(

@@ -1,7 +1,8 @@
 """Which tasks there are, and what each brings: all that commands, trainings, evaluations and videos ask of one.
 
 A task of this package is a module `tasks/NAME.py`, or a package `tasks/NAME/` with a module `entry.py`, that calls
-`register`; it is imported when it is asked for, so that names are known without JAX. A task from outside calls
+`register`; it is imported when it is asked for, so that names are known without JAX. (So the name that a package has
+at Gymnasium, if it is another one, stands in its `__init__.py`: GYMNASIUM.) A task from outside calls
 `alohas2r.register_task`, or its package declares an entry point of the group "alohas2r.tasks" that is its `TaskEntry`.
 """
 
@@ -25,16 +26,24 @@ if TYPE_CHECKING:
     from alohas2r.envs.noise import NoiseConfig
     from alohas2r.envs.task import Task, TaskConfig
     from alohas2r.sim.scene import Scene
+    from alohas2r.tasks.follows import AnyFollows
     from alohas2r.tasks.protocol import Conditions, TaskProtocol
     from alohas2r.tasks.scoring import Scorer, Table
     from alohas2r.tasks.stages import SecondStage
 
 GROUP = "alohas2r.tasks"  # of entry points
 # Modules that are no task.
-_SHARED = {"building", "make", "protocol", "registry", "scoring", "single_arm", "stages", "starts"}
-
-# Names at Gymnasium of tasks that have another one there.
-GYMNASIUM_NAMES = {"insert": "PegInsertion", "pick": "BlockPicking"}
+_SHARED = {
+    "building",
+    "follows",
+    "make",
+    "protocol",
+    "registry",
+    "scoring",
+    "single_arm",
+    "stages",
+    "starts",
+}
 
 Config = TypeVar("Config", bound="TaskConfig")
 Rules = TypeVar("Rules", bound="TaskProtocol")
@@ -63,7 +72,8 @@ class TaskEntry(Generic[Config, Rules]):
       second: second stage of its training.
       view: camera of its videos.
       sizes: what a table says of sizes that differ between episodes: box geom -> half sizes [N, 3] (m).
-      follows: the task whose policy drives each arm until this one's takes over; None if it starts by itself.
+      follows: whose policy drives each arm until this one's takes over, and where that is; None if the task starts
+        by itself.
       sweeps: conditions that `evaluate --sweep` repeats the evaluation under, by name of the sweep.
       modified: the protocol with such a condition, under another name.
       protocols: further frozen protocols.
@@ -84,7 +94,7 @@ class TaskEntry(Generic[Config, Rules]):
     second: SecondStage
     view: View
     sizes: Callable[[Table], Mapping[str, np.ndarray]] | None = None
-    follows: str | None = None
+    follows: AnyFollows | None = None
     sweeps: Mapping[str, tuple[Mapping[str, float], ...]] = dataclasses.field(default_factory=dict)
     modified: Callable[[Rules, Mapping[str, float]], Rules] | None = None
     protocols: tuple[Rules, ...] = ()
@@ -136,7 +146,7 @@ def register_with_gymnasium() -> None:
     except ImportError:
         return
     for task in task_names():
-        name = GYMNASIUM_NAMES.get(task, "".join(part.capitalize() for part in task.split("_")))
+        name = _gymnasium_name(task)
         if f"alohas2r/{name}-v1" not in gymnasium.registry:
             gymnasium.register(
                 id=f"alohas2r/{name}-v1",
@@ -144,6 +154,15 @@ def register_with_gymnasium() -> None:
                 vector_entry_point="alohas2r.tasks.make:make_env",
                 kwargs={"task": task},
             )
+
+
+def _gymnasium_name(task: str) -> str:
+    """Returns the name of a task at Gymnasium: what its package calls GYMNASIUM, or its own in capitals."""
+    name = "".join(part.capitalize() for part in task.split("_"))
+    module = _modules().get(task, "")
+    if not module.endswith(".entry"):
+        return name
+    return vars(importlib.import_module(module.removesuffix(".entry"))).get("GYMNASIUM", name)
 
 
 def task_names() -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def ppo(job: Job, phase: Scene) -> None:
             "evaluations": default.evaluations,
             "evaluation_episodes": default.evaluation_episodes,
             "before": default.collect.rounds
-            if isinstance(default, presets.InsertTrainConfig)
+            if isinstance(default, presets.FollowingTrainConfig)
             else 0,
         },
     )

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.envs.env import Env
-from alohas2r.learning.ppo.presets import InsertTrainConfig, TrainConfig
+from alohas2r.learning.ppo.presets import TrainConfig
 from alohas2r.sim import scene
 from alohas2r.tasks.building import build, count_draws
-from alohas2r.tasks.insert.switch_states import SwitchStates
-from alohas2r.tasks.insert.task import InsertTask
+from alohas2r.tasks.follows import Starts
 from alohas2r.tasks.registry import find_task
 
 
@@ -21,7 +16,7 @@ def make_env(
     settings: TrainConfig,
     seed: int,
     threads: int = 0,
-    states: SwitchStates | None = None,
+    states: Starts | None = None,
     stage: int = 0,
     engine: str = "cpu",
 ) -> Env:
@@ -31,21 +26,18 @@ def make_env(
       settings: the configuration.
       seed: of the physics.
       threads: of the physics; 0 for all cores.
-      states: the switch states that insertion starts from; whole episodes if None.
+      states: where a task that follows another starts; whole episodes if None.
       stage: number of the training stage; each has physics of its own.
       engine: "auto", "cpu" or "warp".
     """
     entry, task = find_task(settings.phase), None
     count = settings.ppo.num_envs
-    if states is not None and isinstance(settings, InsertTrainConfig):
-        draws, pool = states.draws, jax.tree.map(jnp.asarray, states.pool)
-        settings = dataclasses.replace(
-            settings, task=dataclasses.replace(settings.task, physics=states.physics)
-        )
-        name = settings.env.scene_of(entry.scene)
-        task = InsertTask(scene.load_physics(name), settings.task, pool)
+    rules = settings.task
+    if states is not None and entry.follows is not None:
+        draws = states.draws
+        loaded = scene.load_physics(settings.env.scene_of(entry.scene))
+        rules, task = entry.follows.begin(loaded, rules, states)
     else:
         shape = count, count_draws(entry, settings.env)
         draws = np.random.default_rng([seed, stage]).random(shape)
-    built = build(entry, settings.task, settings.env, draws, threads, engine, settings.engine, task)
-    return built.env
+    return build(entry, rules, settings.env, draws, threads, engine, settings.engine, task).env

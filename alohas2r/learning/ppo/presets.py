@@ -6,12 +6,11 @@ import dataclasses
 import functools
 
 from alohas2r import config
+from alohas2r.core.types import Untyped
 from alohas2r.envs.task import EnvConfig, TaskConfig
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.sim.engines.buffers import BufferConfig
-from alohas2r.tasks.insert.config import InsertConfig
-from alohas2r.tasks.insert.switch_states import CollectConfig
 from alohas2r.tasks.registry import find_task, task_names
 from alohas2r.tasks.stages import SecondStage
 
@@ -87,16 +86,14 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class InsertTrainConfig(TrainConfig):
+class FollowingTrainConfig(TrainConfig):
     """A training that begins where another task's policy hands over.
 
     Attributes:
-      task: the insertion task.
-      collect: the switch states to start from; one physics variant per environment.
+      collect: the states to start from; one physics variant per environment.
     """
 
-    task: InsertConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    collect: CollectConfig = CollectConfig()
+    collect: Untyped = None  # a dataclass of the task's: `Follows.collect`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +102,7 @@ class InsertTrainConfig(TrainConfig):
             f"collect.variants = {self.collect.variants} must equal ppo.num_envs = {self.ppo.num_envs}",
         )
 
-    def with_envs(self, count: int) -> InsertTrainConfig:
+    def with_envs(self, count: int) -> FollowingTrainConfig:
         """Returns the configuration with another number of environments."""
         return dataclasses.replace(
             self,
@@ -118,10 +115,13 @@ class InsertTrainConfig(TrainConfig):
 def _start(phase: str) -> TrainConfig:
     """Returns a task's training before a preset changes it."""
     entry = find_task(phase)
+    own = [("task", type(entry.config)), ("refine", type(entry.second), entry.second)]
+    if entry.follows is not None:
+        own += [("collect", type(entry.follows.collect), entry.follows.collect)]
     kind = dataclasses.make_dataclass(
         f"{phase.capitalize()}TrainConfig",
-        [("task", type(entry.config)), ("refine", type(entry.second), entry.second)],
-        bases=(TrainConfig if entry.follows is None else InsertTrainConfig,),
+        own,
+        bases=(TrainConfig if entry.follows is None else FollowingTrainConfig,),
         frozen=True,
     )
     return kind(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,15 +20,14 @@ from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
 from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.policy import record_check, to_policy, with_policy
-from alohas2r.learning.ppo.presets import InsertTrainConfig, TrainConfig, find_preset
+from alohas2r.learning.ppo.presets import FollowingTrainConfig, TrainConfig, find_preset
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loop import Figures, Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.sim.engines import registry as engines
-from alohas2r.tasks.insert import switch_states
-from alohas2r.tasks.insert.switch_states import SwitchStates
+from alohas2r.tasks.follows import Starts
 from alohas2r.tasks.registry import find_task
 
 EVALUATION_SEED = 1_000_003  # on top of the run's: what is evaluated on the way was not trained on
@@ -43,7 +41,7 @@ class Teacher(PpoAlgorithm):
       folder: of the run.
       seed: of everything random. threads: of the physics; 0 for all cores.
       engine: "cpu" or "warp".
-      pick: the policy that insertion follows, and its switch states; None for other tasks.
+      before: the policy that this one follows, and where it hands over; None if the task starts by itself.
       start_from: the policy that training goes on with; a random one if None.
     """
 
@@ -56,12 +54,12 @@ class Teacher(PpoAlgorithm):
         seed: int,
         threads: int,
         engine: str,
-        pick: tuple[StatePolicy, SwitchStates] | None,
+        before: tuple[StatePolicy, Starts] | None,
         start_from: StatePolicy | None = None,
     ) -> None:
         self.settings, self.folder, self.seed = settings, folder, seed
         self.threads, self.engine = threads, engine
-        self.pick, states = (None, None) if pick is None else pick
+        self.before, states = (None, None) if before is None else before
         root = jax.random.PRNGKey(seed)
         stages = [
             Stage(
@@ -86,9 +84,10 @@ class Teacher(PpoAlgorithm):
 
     def _staged(self, policy: StatePolicy, trained: JsonObject) -> StagedPolicy | None:
         """Returns the whole teacher, where the policy follows another one."""
-        if self.pick is None or not isinstance(self.settings, InsertTrainConfig):
+        follows = find_task(self.settings.phase).follows
+        if self.before is None or follows is None:
             return None
-        return StagedPolicy(self.pick, policy, self.settings.task.switch, trained)
+        return follows.staged(self.before, policy, self.settings.task, trained)
 
     def evaluate(self, state: PpoState) -> Figures:
         """Returns rates of the deterministic policy under the frozen protocol."""
@@ -138,10 +137,10 @@ def train(
     engine: str = engines.AUTO,
     start_from: str | os.PathLike[str] | None = None,
 ) -> JsonObject:
-    """Trains a teacher and writes its artifact to `out`/policy; for insertion the whole teacher to `out`/teacher.
+    """Trains a teacher and writes its artifact to `out`/policy.
 
-    Insertion starts from switch states, `out`/switch_states.npz, collected with the pick policy if the file is
-    missing or belongs to another one.
+    A task that follows another, as insertion follows pick, starts where that one's policy hands over; these states are
+    collected into `out` if the file is missing or belongs to another policy. The whole teacher is `out`/teacher.
 
     Args:
       phase: name of the task.
@@ -153,7 +152,7 @@ def train(
       threads: of the physics; 0 for all cores. Part of what makes a run reproducible.
       minutes: stop (resumably) after this time.
       progress: receives reports.
-      pick: the pick policy that insertion follows; the shipped one if None.
+      pick: the policy that the task follows; the shipped one if None.
       engine: "cpu"; "warp"; or "auto": the engine of the run that is resumed, else "warp" where there is CUDA, else
         "cpu". Switch states are collected on the CPU engine in any case.
       start_from: a policy of the same task and network that training goes on with, under whatever settings; the critic
@@ -170,8 +169,8 @@ def train(
     """
     settings = config.override(find_preset(phase, preset), overrides)
     folder = pathlib.Path("runs") / phase if out is None else pathlib.Path(out)
-    follows = isinstance(settings, InsertTrainConfig)
-    pick_path, pick_policy = _pick_of(pick) if follows else (None, None)
+    follows = find_task(phase).follows
+    pick_path, pick_policy = (None, None) if follows is None else _before(follows.task, pick)
     if resume and engine == engines.AUTO:
         engine = manifest.recorded(folder, "engine", engines.AUTO)
     engine = engines.choose(engine)
@@ -189,12 +188,13 @@ def train(
     options["threads"] = threads or None
     with Run(folder, settings, identity, resume) as run:
         following = None
-        if pick_path is not None and pick_policy is not None:
-            assert isinstance(settings, InsertTrainConfig)
-            states = _switch_states(
-                settings, folder, pick_path, pick_policy, seed, threads, progress
-            )
-            following = pick_policy, states
+        if isinstance(settings, FollowingTrainConfig) and follows is not None:
+            assert pick_path is not None
+            assert pick_policy is not None
+            _check_memory(settings, pick_policy)
+            where = folder / follows.file, pick_path
+            how = settings.collect, settings.task, settings.env
+            following = pick_policy, follows.ensure(*where, *how, seed, threads, progress)
         result = run.train(
             Teacher(settings, folder, seed, threads, engine, following, first),
             manifest.command("train-teacher", options, overrides),
@@ -205,12 +205,12 @@ def train(
     return {"phase": phase, "engine": engine, **result}
 
 
-def _pick_of(path: str | os.PathLike[str] | None) -> tuple[pathlib.Path, StatePolicy]:
-    """Returns the path and the policy of the pick policy that insertion follows."""
-    path = assets.data_path("params") / "pick" if path is None else pathlib.Path(path)
+def _before(task: str, path: str | os.PathLike[str] | None) -> tuple[pathlib.Path, StatePolicy]:
+    """Returns the path and the policy of a task that another follows; the shipped one if the path is None."""
+    path = assets.data_path("params") / task if path is None else pathlib.Path(path)
     policy = artifact.load(path)
-    if not isinstance(policy, StatePolicy) or policy.spec.phase != "pick":
-        raise ArtifactError(f"{path} is no pick policy.")
+    if not isinstance(policy, StatePolicy) or policy.spec.phase != task:
+        raise ArtifactError(f"{path} is no {task} policy.")
     return path, policy
 
 
@@ -224,27 +224,10 @@ def _first_policy(path: str | os.PathLike[str], phase: str) -> StatePolicy:
     return policy
 
 
-def _switch_states(
-    settings: InsertTrainConfig,
-    folder: pathlib.Path,
-    pick_path: pathlib.Path,
-    pick_policy: StatePolicy,
-    seed: int,
-    threads: int,
-    progress: Progress | None,
-) -> SwitchStates:
-    """Returns the states that insertion starts from, collected if need be."""
-    if settings.env.history != pick_policy.spec.history:
+def _check_memory(settings: TrainConfig, before: StatePolicy) -> None:
+    """Raises ConfigError unless the policy that is followed has the same memory."""
+    if settings.env.history != before.spec.history:
         raise ConfigError(
-            f"env.history.rates must be those of the pick policy, {pick_policy.spec.history.rates}."
+            f"env.history.rates must be those of the {before.spec.phase} policy,"
+            f" {before.spec.history.rates}."
         )
-    collect = dataclasses.replace(settings.collect, physics=settings.task.physics)
-    return switch_states.ensure(
-        *(folder / "switch_states.npz", pick_path, collect, seed, threads, progress),
-        switch_states.Elsewhere(
-            settings.task.objects,
-            settings.task.switch,
-            settings.env.contacts,
-            settings.env.variation,
-        ),
-    )

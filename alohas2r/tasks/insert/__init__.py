@@ -1,1 +1,3 @@
 """The insertion of a peg into a socket, with two arms."""
+
+GYMNASIUM = "PegInsertion"  # alohas2r/PegInsertion-v1

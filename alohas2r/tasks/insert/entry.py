@@ -11,6 +11,8 @@ from alohas2r import config
 from alohas2r.sim import physics_randomization
 from alohas2r.sim.scene import Scene
 from alohas2r.tasks import protocol as task_protocol
+from alohas2r.tasks.follows import Follows
+from alohas2r.tasks.insert import switch_states
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig, InsertRefineConfig
 from alohas2r.tasks.insert.scoring import DepthScorer, InsertScorer, peg_sizes
 from alohas2r.tasks.insert.task import InsertTask
@@ -113,7 +115,15 @@ ENTRY = register(
         second=InsertRefineConfig(),
         view=((0.0, 0.0, 0.14), 1.2, 90.0, -25.0),
         sizes=peg_sizes,
-        follows="pick",
+        follows=Follows(
+            task="pick",
+            file="switch_states.npz",
+            collect=switch_states.CollectConfig(),
+            ensure=switch_states.ensure_for,
+            load=switch_states.load,
+            begin=switch_states.begin,
+            staged=switch_states.staged,
+        ),
         sweeps={
             "clearance": tuple({"peg_mm": float(side)} for side in (20, 24, 28, 32, 34)),
             "latency": tuple({"extra_delay_steps": steps} for steps in range(5)),

@@ -15,18 +15,22 @@ import numpy as np
 from alohas2r import config
 from alohas2r.core import files
 from alohas2r.core import progress as core_progress
+from alohas2r.core.types import JsonObject
+from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvConfig, EnvState
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
+from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.switch import Switch
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.physics_randomization import InsertRandomization, ObjectRanges
+from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Readout
 from alohas2r.sim.variation import VariationConfig
 from alohas2r.tasks.building import build, count_draws
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
-from alohas2r.tasks.insert.task import Pool, single_arm_features
+from alohas2r.tasks.insert.task import InsertTask, Pool, single_arm_features
 from alohas2r.tasks.registry import find_task
 
 FORMAT_VERSION = 1
@@ -87,6 +91,42 @@ class SwitchStates:
     rate: float
     elsewhere: Elsewhere = Elsewhere()
 
+    def first(self, count: int) -> SwitchStates:
+        """Returns the states of the first physics variants."""
+        pool = jax.tree.map(lambda leaf: leaf[:count], self.pool)
+        return dataclasses.replace(self, pool=pool, draws=self.draws[:count])
+
+
+def begin(
+    loaded: Scene, settings: InsertConfig, states: SwitchStates
+) -> tuple[InsertConfig, InsertTask]:
+    """Returns the insertion whose episodes begin in the states, in which both objects are raised, and its settings."""
+    settings = dataclasses.replace(settings, physics=states.physics)
+    return settings, InsertTask(loaded, settings, jax.tree.map(jnp.asarray, states.pool))
+
+
+def ensure_for(
+    path: pathlib.Path,
+    pick_path: pathlib.Path,
+    settings: CollectConfig,
+    insert: InsertConfig,
+    env: EnvConfig,
+    seed: int,
+    threads: int,
+    progress: core_progress.Progress | None,
+) -> SwitchStates:
+    """As `ensure`, under the conditions of an insertion."""
+    settings = dataclasses.replace(settings, physics=insert.physics)
+    elsewhere = Elsewhere(insert.objects, insert.switch, env.contacts, env.variation)
+    return ensure(path, pick_path, settings, seed, threads, progress, elsewhere)
+
+
+def staged(
+    pick: StatePolicy, insert: StatePolicy, settings: InsertConfig, trained: JsonObject
+) -> StagedPolicy:
+    """Returns the whole teacher."""
+    return StagedPolicy(pick, insert, settings.switch, trained)
+
 
 def collect(
     pick: StatePolicy,
@@ -111,22 +151,8 @@ def collect(
     Raises:
       ConfigError: no episode reached the switch.
     """
-    count, entry = settings.variants, find_task("insert")
-    conditions = EnvConfig(
-        noise=INSERT_NOISE,
-        history=pick.spec.history,
-        contacts=elsewhere.contacts,
-        variation=elsewhere.variation,
-    )
-    shape = count, count_draws(entry, conditions)
-    draws = np.random.default_rng([seed, 1]).random(shape)
-    task = InsertConfig(
-        steps=settings.steps + 1,
-        physics=settings.physics,
-        objects=elsewhere.objects,
-        switch=elsewhere.switch,
-    )
-    env = build(entry, task, conditions, draws, threads).env
+    count = settings.variants
+    env, draws = _environments(pick, settings, seed, threads, elsewhere)
     engine = env.engine
     assert isinstance(engine, CpuEngine)
     rates = len(pick.spec.history.rates)
@@ -137,33 +163,19 @@ def collect(
         actions = [pick.apply(single_arm_features(features, arm, rates), jnp) for arm in (0, 1)]
         return env.control(state, readout, jnp.concatenate(actions, -1))
 
-    def grab(state: EnvState) -> Pool:
-        """The state before the observation at the switch is made."""
-        batch = engine.batch
-        return Pool(
-            qpos=np.asarray(batch.qpos, np.float32).copy(),
-            qvel=np.asarray(batch.qvel, np.float32).copy(),
-            ctrl=np.asarray(batch.ctrl, np.float32).copy(),
-            actions=np.asarray(state.control.actions),
-            delay=np.asarray(state.delay.observations),
-            delay_count=np.asarray(state.delay.seen),
-            averages=np.asarray(state.history.averages),
-            seen=np.asarray(state.history.seen),
-        )
-
     meter = core_progress.Meter("collect switch states", settings.rounds * settings.steps, progress)
     rounds: list[Pool] = []
     reached: list[np.ndarray] = []
     for round_ in range(settings.rounds):
         root = jax.random.fold_in(jax.random.PRNGKey(seed), round_)
         state, physics, readout = env.reset(jax.random.split(root, count))
-        kept, got = grab(state), np.zeros(count, bool)
+        kept, got = _grab(engine, state), np.zeros(count, bool)
         for step in range(settings.steps):
             state, ctrl = act(state, readout)
             state, physics, readout, scored = env.advance(state, physics, ctrl)
             new = np.asarray(scored.measures.switched) & ~np.asarray(scored.done) & ~got
             if new.any():
-                now = grab(state)
+                now = _grab(engine, state)
                 kept = jax.tree.map(
                     lambda a, b, m=new: np.where(m.reshape(-1, *[1] * (a.ndim - 1)), a, b),
                     now,
@@ -185,6 +197,43 @@ def collect(
     pool = jax.tree.map(lambda x: x[source[:, None], columns], stacked)
     rate = float(mask.mean())
     return SwitchStates(pool, draws[source], settings.physics, pick.hash, rate, elsewhere)
+
+
+def _environments(
+    pick: StatePolicy, settings: CollectConfig, seed: int, threads: int, elsewhere: Elsewhere
+) -> tuple[Env, np.ndarray]:
+    """Returns insertions that begin at home, and the uniform draws [V, ...] that their physics comes from."""
+    count, entry = settings.variants, find_task("insert")
+    conditions = EnvConfig(
+        noise=INSERT_NOISE,
+        history=pick.spec.history,
+        contacts=elsewhere.contacts,
+        variation=elsewhere.variation,
+    )
+    shape = count, count_draws(entry, conditions)
+    draws = np.random.default_rng([seed, 1]).random(shape)
+    task = InsertConfig(
+        steps=settings.steps + 1,
+        physics=settings.physics,
+        objects=elsewhere.objects,
+        switch=elsewhere.switch,
+    )
+    return build(entry, task, conditions, draws, threads).env, draws
+
+
+def _grab(engine: CpuEngine, state: EnvState) -> Pool:
+    """Returns the state before the observation at the switch is made."""
+    batch = engine.batch
+    return Pool(
+        qpos=np.asarray(batch.qpos, np.float32).copy(),
+        qvel=np.asarray(batch.qvel, np.float32).copy(),
+        ctrl=np.asarray(batch.ctrl, np.float32).copy(),
+        actions=np.asarray(state.control.actions),
+        delay=np.asarray(state.delay.observations),
+        delay_count=np.asarray(state.delay.seen),
+        averages=np.asarray(state.history.averages),
+        seen=np.asarray(state.history.seen),
+    )
 
 
 def _filled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,7 @@ def test_gymnasiums_own_checks_pass(name: str) -> None:
 
 def test_every_task_has_an_id() -> None:
     ids = [spec.kwargs["task"] for spec in gymnasium.registry.values() if "alohas2r/" in spec.id]
-    assert sorted(ids) == sorted(task_names())
+    assert set(ids) >= set(task_names())
 
 
 def test_make_vec_gives_the_vector_environment() -> None:
@@ -154,7 +154,7 @@ def test_what_is_wrong_is_said(tmp_path: pathlib.Path, pick: VectorTaskEnv) -> N
         alohas2r.make_env("pick", 1, "rgbd")
     with pytest.raises(ConfigError, match="render_mode"):
         alohas2r.make_env("pick", 1, render_mode="human")
-    with pytest.raises(ConfigError, match="belong to the task insert"):
+    with pytest.raises(ConfigError, match="belong to tasks that follow"):
         alohas2r.make_env("pick", 1, switch_states=tmp_path / "x.npz")
     with pytest.raises(ArtifactError):
         alohas2r.make_env("insert", 1, switch_states=tmp_path / "x.npz")
