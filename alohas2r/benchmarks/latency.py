@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pathlib
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ import onnxruntime
 
 from alohas2r.config import check
 from alohas2r.core import progress as core_progress
+from alohas2r.core.machine import describe_machine
 from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.errors import BackendUnavailable
 from alohas2r.policies.onnx.runtime import OnnxPolicy
@@ -100,8 +100,7 @@ def bench_policy(
         "onnx_over_jax": compared or None,
         "rate_hz": rate_hz,
         "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
+            **describe_machine(),
             "onnxruntime": onnxruntime.__version__,
             "threads": 1,
         },

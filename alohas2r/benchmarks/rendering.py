@@ -19,7 +19,7 @@ import numpy as np
 from alohas2r.benchmarks.rendering_plot import published
 from alohas2r.benchmarks.timing import CALLS, repeat, take_turns
 from alohas2r.config import check
-from alohas2r.core.machine import describe_cores, forget_peak, peak_mb
+from alohas2r.core.machine import describe_machine, forget_peak, peak_mb
 from alohas2r.core.types import Array, JsonObject
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.errors import BackendUnavailable, ConfigError, did_you_mean
@@ -115,7 +115,12 @@ def bench_render(config: BenchConfig | None = None, progress: Progress | None = 
     config = config or BenchConfig()
     begin = time.perf_counter()
     tell = progress or (lambda share, text: None)
-    result: JsonObject = {"machine": describe_cores(), "ratios": {}, "rows": [], "skipped": []}
+    machine = describe_machine()
+    machine |= {
+        "name": f"{machine['processor']}, {machine['cores']} cores",
+        "load": os.getloadavg()[0],
+    }
+    result: JsonObject = {"machine": machine, "ratios": {}, "rows": [], "skipped": []}
     if config.ratios:
         tell(0, "ratios")
         result["ratios"] = ratios(config)

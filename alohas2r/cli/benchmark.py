@@ -13,8 +13,9 @@ from rich.table import Table
 from alohas2r.cli.app import Benchmark, Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import plain, progress_display, show
 from alohas2r.cli.export import check_file
-from alohas2r.cli.train import Engine
+from alohas2r.cli.options import Engine
 from alohas2r.core.progress import Report
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
 
 
@@ -125,7 +126,12 @@ def bench_render(
         library("benchmarks.rendering_plot").plot(result, plot)
     if as_json:
         show(result, "bench-render", True)
-        return
+    else:
+        _show_pictures(result)
+
+
+def _show_pictures(result: JsonObject) -> None:
+    """Shows ratios, speeds, and what was skipped."""
     if result["ratios"]:
         show(result["ratios"], f"Ratios ({result['machine']['name']})", False)
     table = Table(title="Pictures per second", title_justify="left")

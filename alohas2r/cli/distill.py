@@ -9,30 +9,8 @@ import typer
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show
+from alohas2r.cli.options import LearningEngine, Minutes, Preset, Renderer, Resume, Settings
 from alohas2r.cli.train import tell_if_stopped
-
-Preset = Literal["quick", "default"]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the preset."),
-]
-Minutes = Annotated[
-    float | None, typer.Option(min=0, help="Stop cleanly after so much time; can be resumed.")
-]
-Renderer = Annotated[
-    Literal["auto", "raycast", "exact", "warp", "opengl", "madrona"],
-    typer.Option(help="What draws the pictures; auto takes what suits this machine."),
-]
-Engine = Annotated[
-    Literal["auto", "cpu", "warp"],
-    typer.Option(
-        help="What simulates and learns: cpu, all cores; warp, an NVIDIA GPU, which draws as well; "
-        "auto: warp where there is CUDA."
-    ),
-]
 
 
 @command("pretrain-encoder")
@@ -119,7 +97,7 @@ def distill(
     threads: Threads = 0,
     minutes: Minutes = None,
     renderer: Renderer = "auto",
-    engine: Engine = "auto",
+    engine: LearningEngine = "auto",
     as_json: Json = False,
 ) -> None:
     """Distil the teacher into a student that sees, by online DAgger.
@@ -161,7 +139,7 @@ def pipeline(
     ] = pathlib.Path("runs/pipeline"),
     seed: Seed = 0,
     threads: Threads = 0,
-    engine: Engine = "auto",
+    engine: LearningEngine = "auto",
     as_json: Json = False,
 ) -> None:
     """Run everything: encoder, pick, switch states, insert, distill, evaluate, export.

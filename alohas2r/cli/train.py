@@ -10,14 +10,8 @@ from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show
+from alohas2r.cli.options import Engine, Minutes, Preset, Resume, Settings
 from alohas2r.core.types import JsonObject
-
-Engine = Annotated[
-    Literal["auto", "cpu", "warp"],
-    typer.Option(
-        help="What simulates: cpu, all cores; warp, an NVIDIA GPU; auto: warp where there is CUDA."
-    ),
-]
 
 
 @command("train-teacher")
@@ -38,18 +32,11 @@ def train_teacher(
             help="Folder of the run: metrics, checkpoints, policy (runs/PHASE if left out)."
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
-    ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the preset."),
-    ] = None,
+    resume: Resume = False,
+    settings: Settings = None,
     seed: Seed = 0,
     threads: Threads = 0,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop cleanly after so much time; can be resumed.")
-    ] = None,
+    minutes: Minutes = None,
     pick: Annotated[
         str | None,
         typer.Option(help="Pick policy that insertion follows (params/pick if left out)."),
@@ -94,9 +81,7 @@ def train_teacher(
 def collect_switch_states(
     out: Annotated[pathlib.Path, typer.Option(help="The file to write (.npz).")],
     pick: Annotated[str, typer.Option(help="Folder of the pick policy.")] = "params/pick",
-    preset: Annotated[
-        Literal["quick", "default"], typer.Option(help="How many, as in train-teacher.")
-    ] = "default",
+    preset: Annotated[Preset, typer.Option(help="How many, as in train-teacher.")] = "default",
     seed: Seed = 0,
     threads: Threads = 0,
     as_json: Json = False,

@@ -10,18 +10,24 @@ import resource
 from alohas2r.core.types import JsonObject
 
 
-def describe_cores() -> JsonObject:
-    """Returns the processor's name, cores and load."""
-    name = platform.processor() or platform.machine()
+def processor() -> str:
+    """Returns the processor's name."""
     try:
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+                return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    cores = len(os.sched_getaffinity(0))
-    return {"name": f"{name}, {cores} cores", "cores": cores, "load": os.getloadavg()[0]}
+    return platform.processor() or platform.machine()
+
+
+def describe_machine() -> JsonObject:
+    """Returns what something ran on: "processor", "cores" that this process may use, "python"."""
+    return {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
 
 
 def forget_peak() -> None:
@@ -41,21 +47,6 @@ def peak_mb() -> float:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def describe_machine() -> JsonObject:
-    """Returns what a run ran on: processor, cores, device, versions."""
-    import jax
-    import mujoco
-
-    return {
-        "processor": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "mujoco": mujoco.__version__,
-    }
 
 
 def peak_memory_gb() -> float:

@@ -423,7 +423,7 @@ def _sample_looks(root: Any, episode: Any) -> dict[str, Any]:
 
     def one(key: jax.Array, episode: jax.Array) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(key, _LOOKS), episode)
-        found = visual_randomization.sample_looks(key, 1, scene.load("insert"))
-        return {name: value[0] for name, value in found.items()}
+        looks = visual_randomization.sample_looks(key, 1, scene.load("insert"))
+        return {name: value[0] for name, value in looks.items()}
 
     return jax.vmap(one)(root, episode)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
-import pathlib
-import platform
 from collections.abc import Mapping
 
 from alohas2r.benchmarks.gpu.job import Job
+from alohas2r.core import machine as core_machine
 from alohas2r.errors import BackendUnavailable
 
 PACKAGES = (
@@ -41,11 +39,7 @@ def device(job: Job) -> None:
     cuda = wp.get_cuda_device_count()
     (line,) = doctor.gpu()
     driver = line.text.rpartition(",")[2].strip() if first.platform == "gpu" else None
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-        names = [row.partition(":")[2].strip() for row in text.splitlines() if "model name" in row]
-        cpu = names[0] if names else cpu
+    here = core_machine.describe_machine()
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -55,12 +49,12 @@ def device(job: Job) -> None:
         from alohas2r.learning.pipeline import PUBLISHED_S as published
     job.note(
         platform=first.platform,
-        name=first.device_kind if first.platform == "gpu" else cpu,
+        name=first.device_kind if first.platform == "gpu" else here["processor"],
         driver=driver,
         warp=str(wp.get_device()),
-        cpu=cpu,
-        cores=len(os.sched_getaffinity(0)),
-        python=platform.python_version(),
+        cpu=here["processor"],
+        cores=here["cores"],
+        python=here["python"],
         packages=versions,
         published_s=dict(published),
     )

@@ -75,21 +75,7 @@ def bench_gpu(
     started = time.monotonic()
     path = files.make_folder(out) / NAME
     chosen = [phase for phase in phases if not only or phase.name in (names[0], *only)]
-    result: JsonObject = {
-        "format": FORMAT,
-        "version": VERSION,
-        "alohas2r": __version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "tiny": tiny,
-        "budget_s": budget_s,
-        "wall_s": 0.0,
-        "finished": False,
-        "device": {},
-        "packages": {},
-        "phases": {},
-        "projection": {},
-        "errors": [],
-    }
+    result = _begun(tiny, budget_s)
 
     def write() -> None:
         result["wall_s"] = round(time.monotonic() - started, 1)
@@ -106,15 +92,12 @@ def bench_gpu(
                 progress(core_progress.Report("bench-gpu", index, len(chosen), what, 0.0, None, {}))
             left = budget_s - RESERVE_S - (time.monotonic() - started)
             share = left * phase.weight / sum(other.weight for other in chosen[index:])
-            reason = ""
             if stop:
-                reason = "stopped"
+                entry = _skipped("stopped")
             elif index and result["phases"][chosen[0].name]["status"] == "failed":
-                reason = "no device"
+                entry = _skipped("no device")
             elif share < phase.least_s:
-                reason = "out of time"
-            if reason:
-                entry: JsonObject = {"status": "skipped", "reason": reason, "wall_s": 0.0}
+                entry = _skipped("out of time")
             else:
                 entry = _run(
                     phase, tiny, share, min(left, 1.5 * share), pathlib.Path(scratch), stop
@@ -133,6 +116,30 @@ def bench_gpu(
             core_progress.Report("bench-gpu", len(chosen), len(chosen), "phases", 0.0, None, {})
         )
     return result
+
+
+def _begun(tiny: bool, budget_s: float) -> JsonObject:
+    """Returns a result before the first phase."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "alohas2r": __version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "tiny": tiny,
+        "budget_s": budget_s,
+        "wall_s": 0.0,
+        "finished": False,
+        "device": {},
+        "packages": {},
+        "phases": {},
+        "projection": {},
+        "errors": [],
+    }
+
+
+def _skipped(reason: str) -> JsonObject:
+    """Returns the entry of a phase that was left out."""
+    return {"status": "skipped", "reason": reason, "wall_s": 0.0}
 
 
 def _run(

@@ -196,8 +196,8 @@ class VectorTaskEnv(VectorEnv[Observation, np.ndarray, np.ndarray]):
     def _observe_all(
         self, state: EnvState, readout: Readout, sense: SensesState | None, drawn: PyTree
     ) -> tuple[EnvState, SensesState | None, Seen]:
-        found = observe(self.env, self.senses, state, readout, sense, drawn)
-        return found.state, found.sense, found.seen
+        observed = observe(self.env, self.senses, state, readout, sense, drawn)
+        return observed.state, observed.sense, observed.seen
 
     def _measure(self) -> Observation:
         """Observes all environments; their noise and delays go on from here."""

@@ -16,6 +16,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import jax
+import mujoco
+
 import alohas2r
 from alohas2r import config
 from alohas2r.core import assets, files
@@ -165,7 +168,12 @@ def provenance(
         },
         **figures,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": describe_machine(),
+        "machine": {
+            **describe_machine(),
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "mujoco": mujoco.__version__,
+        },
         "alohas2r": alohas2r.__version__,
         "parents": dict(parents),
     }

@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+Preset = Literal["quick", "default"]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the preset."),
+]
+Minutes = Annotated[
+    float | None, typer.Option(min=0, help="Stop cleanly after so much time; can be resumed.")
+]
+Renderer = Annotated[
+    Literal["auto", "raycast", "exact", "warp", "opengl", "madrona"],
+    typer.Option(help="What draws the pictures; auto takes what suits this machine."),
+]
+Engine = Annotated[
+    Literal["auto", "cpu", "warp"],
+    typer.Option(
+        help="What simulates: cpu, all cores; warp, an NVIDIA GPU; auto: warp where there is CUDA."
+    ),
+]
+LearningEngine = Annotated[
+    Literal["auto", "cpu", "warp"],
+    typer.Option(
+        help="What simulates and learns: cpu, all cores; warp, an NVIDIA GPU, which draws as well; "
+        "auto: warp where there is CUDA."
+    ),
+]
