@@ -78,20 +78,27 @@ def assert_made_again(
     assert again["command"] == first[0]["trained"]["command"]
     assert again["config"] == first[0]["trained"]["config"]
     assert again["parents"] == first[0]["trained"]["parents"]
+
+
+def assert_seed_matters(arguments: list[str], name: str, tmp_path: pathlib.Path) -> None:
+    """Runs a command that was run before with another seed."""
     assert app.main([*arguments, "--seed", "9", "--out", str(tmp_path / "other")]) == 0
-    assert described(tmp_path / "other" / names[0])["hash"] != first[0]["hash"]
+    hashes = [described(tmp_path / run / name)["hash"] for run in ("first", "other")]
+    assert hashes[0] != hashes[1]
 
 
 def test_a_pick_policy(tmp_path: pathlib.Path) -> None:
     arguments = ["train-teacher", "--phase", "pick", "--preset", "quick", "--seed", "3"]
     arguments += ["--threads", "1", "--engine", "cpu", *chosen(TEACHER)]
     assert_made_again(arguments, ("policy",), ["--engine", "cpu"], tmp_path)
+    assert_seed_matters(arguments, "policy", tmp_path)
 
 
 def test_a_teacher_of_insertion(lifting: pathlib.Path, tmp_path: pathlib.Path) -> None:
     arguments = ["train-teacher", "--phase", "insert", "--preset", "quick", "--seed", "3"]
     arguments += ["--threads", "1", "--pick", str(lifting), *chosen(INSERT)]
     assert_made_again(arguments, ("policy", "teacher"), ["--pick", str(lifting)], tmp_path)
+    assert_seed_matters(arguments, "teacher", tmp_path)
 
 
 @pytest.mark.parametrize("method", ["supervised", "contrastive"])
@@ -100,6 +107,7 @@ def test_an_encoder(tmp_path: pathlib.Path, method: str) -> None:
     arguments += ["--threads", "1", "--seed", "3", *chosen(student_cases.TINY_ENCODER)]
     parts = ["--method", method, "--renderer", "exact"]
     assert_made_again(arguments, ("encoder",), parts, tmp_path)
+    assert_seed_matters(arguments, "encoder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +137,5 @@ def test_a_student(
         arguments += ["--encoder", encoder]
         parts += ["--encoder", encoder]
     assert_made_again(arguments, ("student",), parts, tmp_path)
+    if encoder is None:  # of all that has a student, the smallest
+        assert_seed_matters(arguments, "student", tmp_path)

@@ -25,8 +25,6 @@ from alohas2r.core import stop as core_stop
 from alohas2r.errors import ConfigError, ModelError
 from alohas2r.learning.run import log as run_log
 
-pytestmark = pytest.mark.alone
-
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 RECORDED = ROOT / "tests" / "data" / "bench_gpu_tiny.json"  # written by benchmarks/gpu.sh --tiny
 
@@ -52,6 +50,7 @@ def run(tmp_path: pathlib.Path, budget_s: float, *phases: Phase, **options: Any)
 DEVICE = phase("device", "found(platform='cpu', packages={'jax': '1.2.3'})")
 
 
+@pytest.mark.alone
 def test_a_phase_that_hangs_is_killed_and_keeps_what_it_found(tmp_path: pathlib.Path) -> None:
     hang = """
         found(pid=os.getpid(), rows=[1, 2])
@@ -113,6 +112,7 @@ def test_phases_that_fail_cost_none_of_the_others(tmp_path: pathlib.Path) -> Non
     assert result["packages"] == {"jax": "1.2.3"}
 
 
+@pytest.mark.alone
 def test_time_left_over_goes_to_later_phases_and_none_is_begun_without(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -205,6 +205,7 @@ def test_a_unit_that_fails_or_finds_no_time_leaves_the_others_alone(
     assert rows[1] == {"size": 3, "skipped": "out of time"}
 
 
+@pytest.mark.alone
 def test_a_training_is_timed_and_then_stopped_as_by_ctrl_c(tmp_path: pathlib.Path) -> None:
     job = make_job(tmp_path, 60)
     clock = training.Clock(job, "train")
