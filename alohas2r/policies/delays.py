@@ -31,8 +31,12 @@ def trained_delays(description: Mapping[str, object]) -> Delays:
     control, senses = _inner(config, "control"), _inner(config, "senses")
     extra = control.get("extra_delay_steps", 0)
     command = _longest(control.get("delay_weights")) + (extra if isinstance(extra, int) else 0)
+    # What one robot has over another comes on top of what single steps have.
+    robots = _inner(config, "variation")
     return Delays(
-        command * CONTROL_PERIOD_S, _longest(senses.get("delay_weights")) * CONTROL_PERIOD_S
+        command * CONTROL_PERIOD_S + _last(robots.get("action_delay_s")),
+        _longest(senses.get("delay_weights")) * CONTROL_PERIOD_S
+        + _last(robots.get("view_delay_s")),
     )
 
 
@@ -51,6 +55,13 @@ def delays_from(said: object) -> Delays:
 def _inner(outer: Mapping[str, object], name: str) -> Mapping[str, object]:
     inner = outer.get(name)
     return inner if isinstance(inner, Mapping) else {}
+
+
+def _last(limits: object) -> float:
+    """Returns the upper end of a range; 0 if there is none."""
+    if isinstance(limits, Sequence) and limits and isinstance(limits[-1], int | float):
+        return float(limits[-1])
+    return 0.0
 
 
 def _longest(weights: object) -> int:

@@ -165,6 +165,11 @@ def test_a_policy_says_which_delays_it_was_trained_for() -> None:
         }
     }
     assert trained_delays(described) == pytest.approx((0.1, 0.0))
+    described["trained"]["config"]["variation"] = {
+        "action_delay_s": [0.0, 0.15],
+        "view_delay_s": [0.0, 0.1],
+    }
+    assert trained_delays(described) == pytest.approx((0.25, 0.1))
     assert trained_delays({}) == pytest.approx((0.15, 0.15))  # the published report's
     assert delays_from({"command_s": 0.05, "picture_s": 0}) == (0.05, 0.0)
     assert delays_from(None) == delays_from({"command_s": "x"}) == trained_delays({})
