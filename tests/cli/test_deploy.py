@@ -43,7 +43,7 @@ from alohas2r.sim import scene
 
 COMMANDS = (
     *("deploy", "emulate-robot", "record-camera", "replay", "doctor", "torque-off"),
-    *("setup-arms", "setup-robot", "monitor"),
+    *("setup-arms", "setup-robot", "monitor", "measure-delay", "check-cameras"),
 )
 INSERT = scene.load("insert")
 

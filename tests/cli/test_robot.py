@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import pathlib
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from alohas2r.cli import app
-from alohas2r.deployment import arm_setup, monitoring
+from alohas2r.deployment import arm_setup, delays, monitoring, probe, robot_file
+from alohas2r.deployment.delays import Measured, Shift
 from alohas2r.embodiment.joints import JOINTS
 from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.server import EmulatorConfig
@@ -109,3 +112,38 @@ def test_the_monitor_shows_every_joint_and_writes_nothing(capsys, emu):
     assert (emu.state().torque == before.torque).all()
     code, out, _ = run(capsys, "monitor", "--ports", *emu.ports, "--seconds", "0.2")
     assert (code, "overload" in out, "left/elbow" in out) == (0, True, True)
+
+
+def test_measured_delays_are_written_and_a_robot_that_is_too_late_is_refused(
+    capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    times = np.linspace(0, 1, 9)
+    sides = [
+        Measured(side, Shift(0.021, 0.99), Shift(picture_s, 0.97), *[times] * 5)
+        for side, picture_s in (("left", 0.04), ("right", 0.31))
+    ]
+    asked = []
+    monkeypatch.setattr(probe, "probe", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(delays, "measure", lambda _: tuple(sides))
+    monkeypatch.setattr(delays, "draw", lambda _, folder: folder / "delays.png")
+    code, _, _ = run(capsys, "setup-robot", "--cameras", "111", "222")
+    assert code == 0
+    code, out, _ = run(capsys, "measure-delay", "--joint", "waist", "--out", "d", "--json")
+    assert code == 0
+    assert json.loads(out)["right"]["picture_delay_s"] == 0.31
+    rig, log, joint, fast = asked[0]
+    assert (rig.robot, rig.serials, str(log)) == ("aloha", ("111", "222"), "d/delay.run")
+    assert (joint, fast) == ("waist", False)
+    known = robot_file.load()
+    assert known is not None
+    assert (known.serials, known.delays[1]) == (("111", "222"), ("right", 0.021, 0.31))
+    student = pathlib.Path(__file__).parents[2] / "params/student/policy.onnx"
+    code, _, err = run(capsys, "deploy", "--robot", "aloha", "--policy", str(student))
+    assert code == 1
+    assert "the right camera shows after 310 ms, beyond the 150 ms of training" in err
+    code, _, err = run(
+        capsys, "deploy", "--robot", "aloha", "--any-delay", "--policy", str(student)
+    )
+    assert code == 1
+    assert "training" not in err  # it goes on to look for the arms

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -93,8 +94,10 @@ class Placed:
         return False
 
 
-def probed(monkeypatch: pytest.MonkeyPatch, tmp_path, arms: int, pictures: tuple[int, int]):
-    """The log of a probe on arms and cameras that are some control steps late."""
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The log of a probe on arms that are two control steps late, and a right camera that is three steps late."""
+    arms, pictures = 2, (0, 3)
 
     @contextlib.contextmanager
     def late(*_: object) -> Iterator[Rig]:
@@ -105,13 +108,15 @@ def probed(monkeypatch: pytest.MonkeyPatch, tmp_path, arms: int, pictures: tuple
         ]
         yield Rig(LateArms(world, arms), eyes, Placed(world))  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(probe, "open_rig", late)
-    path = tmp_path / "delay.run"
-    return probe.probe(RigConfig("sim", stepped=True), path, fast=True), path
+    path = tmp_path_factory.mktemp("probe") / "delay.run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "open_rig", late)
+        probe.probe(RigConfig("sim", stepped=True), path, fast=True)
+    return path
 
 
-def test_delays_that_are_put_in_are_measured(monkeypatch, tmp_path) -> None:
-    run, path = probed(monkeypatch, tmp_path, 2, (0, 3))
+def test_delays_that_are_put_in_are_measured(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = read_run(path)
     assert run.end is not None
     assert (run.end["interventions"], run.end["findings"]) == ({}, {})
     left, right = measure(run)
@@ -122,11 +127,11 @@ def test_delays_that_are_put_in_are_measured(monkeypatch, tmp_path) -> None:
     assert right.picture.seconds == pytest.approx(0.15, abs=0.005)
     assert min(left.picture.explained, right.picture.explained) > 0.95
     pytest.importorskip("matplotlib")
-    assert delays.draw(measure(read_run(path)), tmp_path / "plots").stat().st_size > 10_000
+    assert delays.draw((left, right), tmp_path / "plots").stat().st_size > 10_000
 
 
-def test_what_shows_no_delay_is_refused(monkeypatch, tmp_path) -> None:
-    run, _ = probed(monkeypatch, tmp_path, 0, (0, 0))
+def test_what_shows_no_delay_is_refused(path: pathlib.Path) -> None:
+    run = read_run(path)
     noise = np.random.default_rng(0)
     for step in run.steps:
         step.arrays["observation/left_rgb"] = noise.integers(0, 255, (32, 32, 3)).astype(np.uint8)
