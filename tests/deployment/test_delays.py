@@ -18,7 +18,8 @@ from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.errors import ConfigError, RobotFault
 from alohas2r.policies.delays import Delays, delays_from, trained_delays
 from alohas2r.robots.base import Frame
-from alohas2r.robots.simulated import SimulatedCamera, SimulatedRobot, SimulatedWorld, cameras
+from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, cameras
+from alohas2r.robots.wrist_camera import WristCamera
 from alohas2r.safety.config import FULL, SLOW
 from alohas2r.sim import scene
 
@@ -55,7 +56,7 @@ class LateArms(SimulatedRobot):
 class LateCamera:
     """A camera that shows what was to be seen some control steps ago."""
 
-    def __init__(self, camera: SimulatedCamera, late: int) -> None:
+    def __init__(self, camera: WristCamera, late: int) -> None:
         self.name, self.camera, self.late = camera.name, camera, late
         self.seen: list[Frame] = []
 
