@@ -73,6 +73,10 @@ def setup_robot(
     exposure_us: Annotated[
         float | None, typer.Option(help="Fixed exposure of both cameras (µs).")
     ] = None,
+    stream: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="WIDTH HEIGHT", help="Pixels in which both cameras stream (480 270)."),
+    ] = None,
     joint_offset: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,6 +109,7 @@ def setup_robot(
         base_distance_m=base_distance,
         table_height_m=table_height,
         exposure_us=exposure_us,
+        stream_size=stream,
         joint_offsets=joint_offset or (),
     )
     robots.save(robot, path)

@@ -22,7 +22,7 @@ from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.server import EmulatorConfig
 from alohas2r.robots.interbotix import InterbotixConfig, InterbotixRobot
 from alohas2r.robots.realsense.camera import RealSenseCamera
-from alohas2r.robots.realsense.config import RealSenseConfig, find_cameras
+from alohas2r.robots.realsense.config import STREAM, RealSenseConfig, find_cameras
 from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, StubCamera
 from alohas2r.robots.wrist_camera import Renderer
 from alohas2r.sim import scene
@@ -58,6 +58,7 @@ class RigConfig:
       gripper_closed_rad: servo angles at which the left and the right gripper's fingers just touch;
         a single number holds for both, None: as the scene's.
       upside_down: which of the cameras are mounted turned by 180 degrees, left first.
+      stream_size: width and height in which both cameras stream (pixels).
       joint_offsets_rad: by how much the servos of each arm's six joints read too much, left arm first.
       delays: side, and how late its arm and its camera are (s); None: not measured.
       seed: of the simulated episodes and the emulator.
@@ -76,6 +77,7 @@ class RigConfig:
     exposure_us: float | None = None
     gripper_closed_rad: float | tuple[float, float] | None = None
     upside_down: tuple[bool, bool] = (False, False)
+    stream_size: tuple[int, int] = STREAM
     joint_offsets_rad: tuple[tuple[float, ...], tuple[float, ...]] = (NO_OFFSETS, NO_OFFSETS)
     delays: tuple[tuple[str, float | None, float | None], ...] = ()
     seed: int = 0
@@ -216,6 +218,8 @@ def _cameras(config: RigConfig) -> Sequence[Camera]:
         return [StubCamera(side, config.size) for side in SIDES]
     settings = [
         RealSenseConfig(
+            width=config.stream_size[0],
+            height=config.stream_size[1],
             size=config.size,
             fovy_deg=config.fovy_deg,
             depth_cutoff=config.depth_cutoff,

@@ -24,6 +24,7 @@ from alohas2r.robots.dynamixel.arm import (
     GripperLinkage,
     check_offsets,
 )
+from alohas2r.robots.realsense.config import STREAM, check_stream
 
 DEFAULT = pathlib.Path("robot.toml")
 VARIABLE = "ALOHAS2R_ROBOT"  # names another file
@@ -91,6 +92,7 @@ class RobotFile:
       table_height_m: of the table's top above the bottom of the arms' bases, negative where they stand
         on plates; None: not measured.
       exposure_us: fixed exposure of both cameras; None: automatic.
+      stream_size: width and height in which both cameras stream (pixels).
     """
 
     left: ArmFile = dataclasses.field(default_factory=lambda: ArmFile(DynamixelConfig.ports[0]))
@@ -100,6 +102,7 @@ class RobotFile:
     base_distance_m: float | None = None
     table_height_m: float | None = None
     exposure_us: float | None = None
+    stream_size: tuple[int, int] = STREAM
 
     def __post_init__(self) -> None:
         """Checks that both arms are two."""
@@ -116,6 +119,7 @@ class RobotFile:
             self.table_height_m is None or abs(self.table_height_m) <= 0.2,
             f"table_height_m = {self.table_height_m} must lie in -0.2..0.2 m",
         )
+        check_stream(self.stream_size)
         check(
             self.exposure_us is None or 1 <= self.exposure_us <= 165_000,
             f"exposure_us = {self.exposure_us} must lie in 1..165000 µs, or be left out: automatic",
@@ -155,6 +159,7 @@ class Settings(TypedDict):
     exposure_us: float | None
     gripper_closed_rad: tuple[float, float] | None
     upside_down: tuple[bool, bool]
+    stream_size: tuple[int, int]
     joint_offsets_rad: tuple[tuple[float, ...], tuple[float, ...]]
     delays: tuple[tuple[str, float | None, float | None], ...]
 
@@ -181,6 +186,7 @@ def rig_settings(
         exposure_us=exposure_us if exposure_us is not None else robot.exposure_us,
         gripper_closed_rad=gripper_closed_rad or robot.gripper_closed_rad,
         upside_down=(robot.left_camera.upside_down, robot.right_camera.upside_down),
+        stream_size=robot.stream_size,
         joint_offsets_rad=(robot.left.joint_offsets_rad, robot.right.joint_offsets_rad),
         delays=robot.delays,
     )
@@ -243,6 +249,7 @@ def update(
     base_distance_m: float | None = None,
     table_height_m: float | None = None,
     exposure_us: float | None = None,
+    stream_size: tuple[int, int] | None = None,
     joint_offsets: Sequence[str] = (),
     delays: Sequence[tuple[float, float]] | None = None,
 ) -> RobotFile:
@@ -250,7 +257,8 @@ def update(
 
     Args:
       known: what it said.
-      ports, serials, upside_down, gripper_closed_rad, base_distance_m, table_height_m, exposure_us: see `RobotFile`.
+      ports, serials, upside_down, gripper_closed_rad, base_distance_m, table_height_m, exposure_us, stream_size: see
+        `RobotFile`.
       joint_offsets: such as "left/waist=0.02" (rad).
       delays: of the left and the right side: command and picture delay (s).
 
@@ -282,6 +290,7 @@ def update(
         base_distance_m=known.base_distance_m if base_distance_m is None else base_distance_m,
         table_height_m=known.table_height_m if table_height_m is None else table_height_m,
         exposure_us=known.exposure_us if exposure_us is None else exposure_us,
+        stream_size=stream_size or known.stream_size,
     )
 
 

@@ -17,6 +17,7 @@ FULL = RobotFile(
     base_distance_m=0.938,
     table_height_m=-0.02,
     exposure_us=900.0,
+    stream_size=(848, 480),
 )
 
 
@@ -30,7 +31,7 @@ def test_options_come_before_the_file(tmp_path):
     settings = robot_file.rig_settings(FULL)
     rig = RigConfig("aloha", **settings)
     assert (rig.ports, rig.serials) == (("/dev/one", "/dev/two"), ("111", "222"))
-    assert rig.upside_down == (True, False)
+    assert (rig.upside_down, rig.stream_size) == ((True, False), (848, 480))
     assert [one.travel(angle) for one, angle in zip(rig.linkages, (-0.55, -0.5), strict=True)] == (
         pytest.approx([0.0079, 0.0079])
     )
@@ -53,6 +54,7 @@ def test_options_come_before_the_file(tmp_path):
         ("base_distance_m = 938", "0.3..2.0 m"),
         ("table_height_m = 20.0", "m"),
         ("exposure_us = 0.5", "µs"),
+        ("stream_size = [500, 300]", "480 x 270"),
         ("tabel_height_m = 0.0", "Did you mean 'table_height_m'"),
         ("left = [", "cannot be read"),
         ("[left]\nport='x'\n[right]\nport='x'", "same port"),

@@ -15,6 +15,7 @@ from alohas2r.errors import Alohas2rError, BackendUnavailable, RobotFault
 DEPTH_UNIT_M = 0.0001  # of the D405; recordings state their own. Source: its datasheet.
 # What the D405 streams in both colour and depth, and its options' ranges. Source: its datasheet.
 STREAM_SIZES = ((424, 240), (480, 270), (640, 360), (640, 480), (848, 480), (1280, 720))
+STREAM = 480, 270  # where the D405 measures from 45 mm on
 STREAM_RATES = (5, 15, 30, 60, 90)
 EXPOSURE_US = 1, 165_000
 GAIN = 16, 248
@@ -75,8 +76,8 @@ class RealSenseConfig:
       start_s: how long to wait for them.
     """
 
-    width: int = 480
-    height: int = 270
+    width: int = STREAM[0]
+    height: int = STREAM[1]
     fps: int = 30
     exposure_us: float | None = None
     gain: float = 16.0
@@ -89,11 +90,7 @@ class RealSenseConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check(
-            (self.width, self.height) in STREAM_SIZES,
-            f"width x height = {self.width} x {self.height} must be one of"
-            f" {', '.join(f'{wide} x {high}' for wide, high in STREAM_SIZES)} pixels",
-        )
+        check_stream((self.width, self.height))
         check(self.fps in STREAM_RATES, f"fps = {self.fps} must be one of {STREAM_RATES} Hz")
         low, high = EXPOSURE_US
         check(
@@ -113,6 +110,19 @@ class RealSenseConfig:
         check(1 <= self.fovy_deg < 120, f"fovy_deg = {self.fovy_deg:g} must lie in 1..120 degrees")
         check(0 <= self.warm_up <= 300, f"warm_up = {self.warm_up} must be in 0..300 pictures")
         check(0 < self.start_s <= 60, f"start_s = {self.start_s:g} must lie in 0..60 s")
+
+
+def check_stream(size: tuple[int, int]) -> None:
+    """Checks the size of the streams (pixels).
+
+    Raises:
+      ConfigError: the camera has no such streams.
+    """
+    check(
+        size in STREAM_SIZES,
+        f"width x height = {size[0]} x {size[1]} must be one of"
+        f" {', '.join(f'{wide} x {high}' for wide, high in STREAM_SIZES)} pixels",
+    )
 
 
 class FoundCamera(NamedTuple):
