@@ -143,6 +143,10 @@ def _rows(figures: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str
             yield label, f"{share}  (95%: {value['low']:.1%} .. {value['high']:.1%})"
         elif isinstance(value, Mapping):
             yield from _rows(value, f"{label}: ")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for group in value:  # of a range, with the rate in it
+                rate = {key: group[key] for key in ("rate", "low", "high")}
+                yield from _rows({f"{group['from']:.3g} .. {group['to']:.3g}": rate}, f"{label}: ")
         elif value is None:
             yield label, "-"
         elif isinstance(value, float):

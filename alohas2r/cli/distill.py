@@ -85,7 +85,11 @@ def distill(
         ),
     ] = "params/encoder",
     preset: Annotated[
-        Preset, typer.Option(help="quick: to see that all works; default: full scale.")
+        Literal["quick", "default", "transfer"],
+        typer.Option(
+            help="quick: to see that all works; default: full scale; transfer: on robots that differ,"
+            " evaluated by eval-v2."
+        ),
     ] = "default",
     out: Annotated[
         pathlib.Path | None,
