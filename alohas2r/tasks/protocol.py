@@ -159,6 +159,12 @@ EVAL_V1 = Protocol(
 )
 
 
+# Half widths of the noise on servos' readings (rad, rad/s): they tell their angle to 0.0015 rad (4096 steps a turn) and
+# their speed to 0.024 rad/s; what else a reading is off stays so, and is part of the variation.
+# Source: manual of the XM540-W270.
+SERVO_POS, SERVO_VEL = 0.005, 0.05
+
+
 @dataclasses.dataclass(frozen=True)
 class TransferInsert(InsertProtocol):
     """Insertion that a robot can reach, with objects of any size.
@@ -171,6 +177,9 @@ class TransferInsert(InsertProtocol):
 
     physics: InsertRandomization = InsertRandomization(
         (0.009, 0.017), (0.5, 2.0), (1, 1), (1, 1), (1, 1)
+    )
+    noise: NoiseConfig = dataclasses.replace(
+        InsertProtocol.noise, joint_pos=SERVO_POS, joint_vel=SERVO_VEL
     )
     objects: ObjectRanges = ObjectRanges((0.040, 0.065), (0.017, 0.020))
     inside: float = 0.5
@@ -195,7 +204,7 @@ class TransferProtocol(Protocol):
 EVAL_V2 = TransferProtocol(
     name="eval-v2",
     control=EVAL_V1.control,
-    noise=EVAL_V1.noise,
+    noise=dataclasses.replace(EVAL_V1.noise, joint_pos=SERVO_POS, joint_vel=SERVO_VEL),
     pick=PickProtocol(block=BlockConfig(half_side=(0.009, 0.030), mass=(0.030, 0.100))),
 )
 _NOMINAL_INSERT = TransferInsert(

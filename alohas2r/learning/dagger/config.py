@@ -17,7 +17,7 @@ from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.sim.variation import VariationConfig
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
 from alohas2r.tasks.insert.hold_out import HoldOutConfig
-from alohas2r.tasks.protocol import EVAL_V2
+from alohas2r.tasks.protocol import EVAL_V2, SERVO_POS
 
 # Streams of random numbers.
 ENVS_STREAM, SENSES_STREAM, SHIFT_STREAM, ORDER_STREAM, WEIGHTS_STREAM = range(5)
@@ -150,6 +150,8 @@ PRESETS = {
             switch=EVAL_V2.insert.switch,
             inside=EVAL_V2.insert.inside,
         ),
+        noise=EVAL_V2.insert.noise,
+        senses=SensesConfig(joint_pos=SERVO_POS),
         contacts=True,
         variation=EVAL_V2.variation,
         protocol=EVAL_V2.name,

@@ -102,6 +102,7 @@ ENTRY = register(
                 *config.overrides("task.switch", EVAL_V2.insert.switch),
                 "task.inside=0.5",
                 "env.contacts=true",
+                *config.overrides("env.noise", EVAL_V2.insert.noise),
                 *config.overrides("env.variation", EVAL_V2.variation),
             ),
             "quick": (

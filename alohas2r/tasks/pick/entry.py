@@ -68,6 +68,7 @@ ENTRY = register(
                 "refine.steps=27e6",
                 *("evaluations=8", "evaluation_episodes=256", "protocol=eval-v2"),
                 "env.contacts=true",
+                *config.overrides("env.noise", EVAL_V2.noise),
                 *config.overrides("env.variation", EVAL_V2.variation),
             ),
             "quick": (
