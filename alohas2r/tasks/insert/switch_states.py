@@ -17,6 +17,7 @@ from alohas2r.core import files
 from alohas2r.core import progress as core_progress
 from alohas2r.core.types import JsonObject
 from alohas2r.envs.env import Env
+from alohas2r.envs.noise import NoiseConfig
 from alohas2r.envs.task import EnvConfig, EnvState
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
@@ -63,13 +64,14 @@ class Elsewhere:
     """Conditions of the episodes beyond the physics of `CollectConfig`; those of eval-v1 by default.
 
     Attributes:
-      objects, switch: as InsertConfig. contacts, variation: as EnvConfig.
+      objects, switch: as InsertConfig. contacts, variation, noise: as EnvConfig.
     """
 
     objects: ObjectRanges = ObjectRanges()
     switch: Switch = Switch()
     contacts: bool = False
     variation: VariationConfig = VariationConfig()
+    noise: NoiseConfig = INSERT_NOISE
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +119,9 @@ def ensure_for(
 ) -> SwitchStates:
     """As `ensure`, under the conditions of an insertion."""
     settings = dataclasses.replace(settings, physics=insert.physics)
-    elsewhere = Elsewhere(insert.objects, insert.switch, env.contacts, env.variation)
+    elsewhere = Elsewhere(
+        insert.objects, insert.switch, env.contacts, env.variation, env.noise
+    )
     return ensure(path, pick_path, settings, seed, threads, progress, elsewhere)
 
 
@@ -205,7 +209,7 @@ def _environments(
     """Returns insertions that begin at home, and the uniform draws [V, ...] that their physics comes from."""
     count, entry = settings.variants, find_task("insert")
     conditions = EnvConfig(
-        noise=INSERT_NOISE,
+        noise=elsewhere.noise,
         history=pick.spec.history,
         contacts=elsewhere.contacts,
         variation=elsewhere.variation,
