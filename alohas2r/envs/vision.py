@@ -232,6 +232,11 @@ class Senses:
         self._drawn_for = root.copy(), episode.copy()
         return self._looks
 
+    @property
+    def has_causes(self) -> bool:
+        """Whether the looks have causes that can be told."""
+        return self._transfer is not None
+
     def causes(self, state: SensesState, qpos: Any = None) -> dict[str, np.ndarray]:
         """Returns what the causes of the present episodes' looks came to: name -> [N] float32.
 

@@ -85,6 +85,12 @@ class Eyes:
         fold = jax.vmap(lambda key: jax.random.fold_in(key, _SENSES))
         return None if self.senses is None else self.senses.reset(fold(keys))
 
+    def causes(self, sense: SensesState | None) -> dict[str, np.ndarray]:
+        """Returns what the causes of the episodes' looks came to, name -> [N]; empty where looks have none."""
+        if self.senses is None or sense is None or not self.senses.has_causes:
+            return {}
+        return self.senses.causes(sense)
+
     def draw(self, sense: SensesState | None, readout: Readout) -> Drawn | None:
         """Renders what the cameras see."""
         return student_step.draw(self.senses, sense, readout)
@@ -133,6 +139,10 @@ class VisionActor:
         """Draws looks and sensors anew."""
         self._sense = self.eyes.reset(keys)
 
+    def causes(self) -> dict[str, np.ndarray]:
+        """Returns what the causes of the episodes' looks came to, name -> [N]."""
+        return self.eyes.causes(self._sense)
+
     def act(self, state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
         """Observes and acts in all environments."""
         drawn = self.eyes.draw(self._sense, readout)
@@ -160,6 +170,10 @@ class ExportedActor:
         """Draws looks and sensors anew, where there are any."""
         if self._eyes is not None:
             self._sense = self._eyes.reset(keys)
+
+    def causes(self) -> dict[str, np.ndarray]:
+        """Returns what the causes of the episodes' looks came to, name -> [N]."""
+        return {} if self._eyes is None else self._eyes.causes(self._sense)
 
     def act(self, state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
         """Observes and acts in all environments."""

@@ -106,7 +106,7 @@ class Runner:
       threads: of physics and ray caster; 0 for all cores.
       renderer: of a student's pictures; see `rendering.registry`.
       engine: "cpu" or "warp"; students and exported files run on "cpu" only.
-      conditions: noise and randomization of what a student observes.
+      conditions: noise and randomization of what a student observes; those of the protocol if None.
       setting: the environments and the scorer, if they are not those of the task.
       recorded: receives what a student observes in each step, for videos.
     """
@@ -121,7 +121,7 @@ class Runner:
         renderer: str = "auto",
         engine: str = "cpu",
         *,
-        conditions: SensesConfig = EVALUATION,
+        conditions: SensesConfig | None = None,
         setting: Setting | None = None,
         recorded: list[Seen] | None = None,
     ):
@@ -130,6 +130,8 @@ class Runner:
             entry = find_task(spec.phase)
             rules = entry.protocol if protocol is None else protocol
             setting = set_up(entry, rules, memory_of(spec), keys, threads, engine)
+        if conditions is None:
+            conditions = student_conditions(protocol)
         self.setting, self.keys = setting, keys
         eyes = None
         if isinstance(spec, StudentSpec):
@@ -160,9 +162,19 @@ class Runner:
             self._student.use(weights)
         scorer = self.setting.scorer()
         qpos = run_episodes(self.setting.env, self.actor, scorer, self.keys, meter, done_before)
-        drawn = {} if self.setting.robots is None else self.setting.robots.causes
+        drawn = dict({} if self.setting.robots is None else self.setting.robots.causes)
+        if isinstance(self.actor, VisionActor | ExportedActor):
+            drawn |= self.actor.causes()
         table = scorer.table() | {causes.PREFIX + name: value for name, value in drawn.items()}
         return Episodes(table, qpos, scorer)
+
+
+def student_conditions(protocol: TaskProtocol | None) -> SensesConfig:
+    """Returns noise and randomization of what a student observes under a protocol; None for eval-v1."""
+    if not isinstance(protocol, TransferProtocol):
+        return EVALUATION
+    joint_pos = protocol.insert.noise.joint_pos
+    return SensesConfig(joint_pos=joint_pos, shadows=1.0, looks=protocol.looks or False)
 
 
 def run(

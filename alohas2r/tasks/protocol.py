@@ -193,12 +193,12 @@ class TransferProtocol(Protocol):
     Attributes:
       insert: see TransferInsert.
       variation: of the robots.
-      looks: of what a student sees, see `rendering.visual_randomization`.
+      looks: of what a student sees, see `rendering.looks.config.find_looks`; empty for those of the scene.
     """
 
     insert: TransferInsert = TransferInsert()
     variation: VariationConfig = ROBOTS
-    looks: str = "transfer"
+    looks: str = "transfer held out"
 
 
 EVAL_V2 = TransferProtocol(
@@ -220,7 +220,7 @@ def without_causes(protocol: TransferProtocol) -> TransferProtocol:
         name=f"{protocol.name}+causes=none",
         insert=_NOMINAL_INSERT,
         variation=NEUTRAL,
-        looks="nominal",
+        looks="",
     )
 
 

@@ -151,7 +151,7 @@ PRESETS = {
             inside=EVAL_V2.insert.inside,
         ),
         noise=EVAL_V2.insert.noise,
-        senses=SensesConfig(joint_pos=SERVO_POS),
+        senses=SensesConfig(joint_pos=SERVO_POS, looks="transfer"),
         contacts=True,
         variation=EVAL_V2.variation,
         protocol=EVAL_V2.name,
