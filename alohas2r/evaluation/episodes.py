@@ -113,6 +113,7 @@ def set_up(
     keys: jax.Array,
     threads: int = 0,
     engine: str = "cpu",
+    scale: float | None = None,
 ) -> Setting:
     """Returns one environment per episode key under a protocol.
 
@@ -122,9 +123,10 @@ def set_up(
       keys: [N, 2] of the episodes.
       threads: of the physics; 0 for all cores.
       engine: "cpu" or "warp".
+      scale: by which the policy's actions move the targets; the protocol's if None.
     """
     conditions = task.conditions(protocol)
-    config = conditions.env(memory)
+    config = conditions.env(memory, scale)
     draws = np.asarray(physics_draws(task, keys, config.variation.draws), np.float64)
     built = build(task, conditions.task, config, draws, threads, engine)
     context = built.context

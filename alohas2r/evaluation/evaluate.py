@@ -129,7 +129,8 @@ class Runner:
         if setting is None:
             entry = find_task(spec.phase)
             rules = entry.protocol if protocol is None else protocol
-            setting = set_up(entry, rules, memory_of(spec), keys, threads, engine)
+            scale = spec.action.scale
+            setting = set_up(entry, rules, memory_of(spec), keys, threads, engine, scale)
         if conditions is None:
             conditions = student_conditions(protocol)
         self.setting, self.keys = setting, keys

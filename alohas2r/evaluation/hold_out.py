@@ -85,7 +85,10 @@ def set_up_hold_out(
     spec: StudentSpec, protocol: Protocol, keys: jax.Array, threads: int = 0
 ) -> Setting:
     """Returns the episodes of a protocol with one object missing in each."""
-    setting = set_up(find_task(spec.phase), protocol, memory_of(spec), keys, threads)
+    setting = set_up(
+        *(find_task(spec.phase), protocol, memory_of(spec), keys, threads),
+        scale=spec.action.scale,
+    )
     env, context = setting.env, setting.context
     settings = find_task(spec.phase).conditions(protocol).task
     task = HoldOutTask(env.task.scene, settings, HoldOutConfig(one=True))

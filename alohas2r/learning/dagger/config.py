@@ -17,7 +17,7 @@ from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.sim.variation import VariationConfig
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig
 from alohas2r.tasks.insert.hold_out import HoldOutConfig
-from alohas2r.tasks.protocol import EVAL_V2, SERVO_POS
+from alohas2r.tasks.protocol import EVAL_V2, SERVO_POS, TRANSFER_SCALE
 
 # Streams of random numbers.
 ENVS_STREAM, SENSES_STREAM, SHIFT_STREAM, ORDER_STREAM, WEIGHTS_STREAM = range(5)
@@ -144,12 +144,13 @@ PRESETS = {
     "default": DistillConfig(),
     "transfer": DistillConfig(
         task=InsertConfig(
-            steps=200,
+            steps=300,
             physics=EVAL_V2.insert.physics,
             objects=EVAL_V2.insert.objects,
             switch=EVAL_V2.insert.switch,
             inside=EVAL_V2.insert.inside,
         ),
+        control=ControlConfig(scale=TRANSFER_SCALE),
         noise=EVAL_V2.insert.noise,
         senses=SensesConfig(joint_pos=SERVO_POS, looks="transfer"),
         contacts=True,

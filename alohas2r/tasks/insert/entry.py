@@ -16,7 +16,14 @@ from alohas2r.tasks.insert import switch_states
 from alohas2r.tasks.insert.config import INSERT_NOISE, InsertConfig, InsertRefineConfig
 from alohas2r.tasks.insert.scoring import DepthScorer, InsertScorer, peg_sizes
 from alohas2r.tasks.insert.task import InsertTask
-from alohas2r.tasks.protocol import EVAL_V1, EVAL_V2, Conditions, Protocol, TransferProtocol
+from alohas2r.tasks.protocol import (
+    EVAL_V1,
+    EVAL_V2,
+    TRANSFER_SCALE,
+    Conditions,
+    Protocol,
+    TransferProtocol,
+)
 from alohas2r.tasks.registry import TaskEntry, register
 
 
@@ -100,7 +107,7 @@ ENTRY = register(
                 *config.overrides("task.physics", EVAL_V2.insert.physics),
                 *config.overrides("task.objects", EVAL_V2.insert.objects),
                 *config.overrides("task.switch", EVAL_V2.insert.switch),
-                "task.inside=0.5",
+                *("task.inside=0.5", "task.steps=200", f"env.control.scale={TRANSFER_SCALE}"),
                 "env.contacts=true",
                 *config.overrides("env.noise", EVAL_V2.insert.noise),
                 *config.overrides("env.variation", EVAL_V2.variation),

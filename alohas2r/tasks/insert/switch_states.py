@@ -17,6 +17,7 @@ from alohas2r.core import files
 from alohas2r.core import progress as core_progress
 from alohas2r.core.types import JsonObject
 from alohas2r.envs.env import Env
+from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.envs.task import EnvConfig, EnvState
 from alohas2r.errors import ArtifactError, ConfigError
@@ -209,6 +210,7 @@ def _environments(
     """Returns insertions that begin at home, and the uniform draws [V, ...] that their physics comes from."""
     count, entry = settings.variants, find_task("insert")
     conditions = EnvConfig(
+        control=ControlConfig(scale=pick.spec.action.scale),
         noise=elsewhere.noise,
         history=pick.spec.history,
         contacts=elsewhere.contacts,

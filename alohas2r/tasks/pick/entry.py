@@ -11,7 +11,14 @@ from alohas2r.sim.scene import Scene
 from alohas2r.tasks.pick.config import PickConfig, RefineConfig
 from alohas2r.tasks.pick.scoring import PickScorer, block_sizes
 from alohas2r.tasks.pick.task import PickTask
-from alohas2r.tasks.protocol import EVAL_V1, EVAL_V2, Conditions, Protocol, TransferProtocol
+from alohas2r.tasks.protocol import (
+    EVAL_V1,
+    EVAL_V2,
+    TRANSFER_SCALE,
+    Conditions,
+    Protocol,
+    TransferProtocol,
+)
 from alohas2r.tasks.registry import TaskEntry, register
 
 
@@ -62,7 +69,8 @@ ENTRY = register(
             "transfer": (
                 "total_steps=12e6",
                 "task.block.skew=0.7",
-                "task.block.half_side=0.009,0.030",
+                *("task.block.half_side=0.009,0.026", "task.steps=200"),
+                f"env.control.scale={TRANSFER_SCALE}",
                 "ppo.entropy=0.01,0.003",
                 "ppo.target_kl=0.015,0.008",
                 "refine.steps=27e6",
