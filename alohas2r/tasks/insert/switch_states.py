@@ -16,8 +16,8 @@ from alohas2r import config
 from alohas2r.core import files
 from alohas2r.core import progress as core_progress
 from alohas2r.core.types import JsonObject
-from alohas2r.envs.env import Env
 from alohas2r.envs.actuation import ControlConfig
+from alohas2r.envs.env import Env
 from alohas2r.envs.noise import NoiseConfig
 from alohas2r.envs.task import EnvConfig, EnvState
 from alohas2r.errors import ArtifactError, ConfigError
@@ -120,9 +120,7 @@ def ensure_for(
 ) -> SwitchStates:
     """As `ensure`, under the conditions of an insertion."""
     settings = dataclasses.replace(settings, physics=insert.physics)
-    elsewhere = Elsewhere(
-        insert.objects, insert.switch, env.contacts, env.variation, env.noise
-    )
+    elsewhere = Elsewhere(insert.objects, insert.switch, env.contacts, env.variation, env.noise)
     return ensure(path, pick_path, settings, seed, threads, progress, elsewhere)
 
 
