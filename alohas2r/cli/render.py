@@ -34,6 +34,9 @@ def render(
     ] = False,
     grid: Annotated[str, typer.Option(help="Rows x columns of the looks.")] = "8x8",
     size: Annotated[int, typer.Option(min=1, help="Side of a look's pictures, in pixels.")] = 32,
+    looks: Annotated[
+        str, typer.Option(help="Set of looks: today, transfer, 'transfer held out', nominal.")
+    ] = "today",
     seed: Seed = 0,
 ) -> None:
     """Draw a scene, film a policy, or draw what a student will see.
@@ -50,7 +53,7 @@ def render(
         video.check_path(out, ".png")
         rows, columns = gallery.parse_grid(grid)
         with working("Drawing"):
-            picture = gallery.looks_grid(rows, columns, scene or "insert", seed, size)
+            picture = gallery.looks_grid(rows, columns, scene or "insert", seed, size, looks=looks)
             video.write_png(out, picture)
     elif policy is not None and scene is None:
         folder = policy_folder(policy)

@@ -11,8 +11,12 @@ from alohas2r.core.types import Array
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.errors import ConfigError
 from alohas2r.rendering import corruption, visual_randomization
-from alohas2r.rendering import protocol as rendering_protocol
 from alohas2r.rendering import registry as renderers
+from alohas2r.rendering.looks import sensor
+from alohas2r.rendering.looks.config import TODAY, TRAIN, TransferConfig, find_looks
+from alohas2r.rendering.looks.draw import sample_looks
+from alohas2r.rendering.looks.nominal import SENSOR_FIELDS
+from alohas2r.rendering.protocol import Prepared, prepare
 from alohas2r.sim import scene
 
 SCENES = ("twoarm", "cartpole")
@@ -27,6 +31,7 @@ def looks_grid(
     size: int = 32,
     scale: int = 2,
     backend: str = "raycast",
+    looks: str = TODAY,
 ) -> np.ndarray:
     """Draws what a student will see: random poses and looks, before and after corruption.
 
@@ -39,12 +44,13 @@ def looks_grid(
       seed: of poses, looks and corruption.
       size: side of a picture, pixels; scale: how many pixels each is drawn as.
       backend: renderer.
+      looks: name of a set of looks, see `looks.config.LOOKS`.
 
     Returns:
       [H, W, 3] uint8.
 
     Raises:
-      ConfigError: a number out of range.
+      ConfigError: a number out of range, unknown looks, or looks that are not of this scene.
       BackendUnavailable: the renderer cannot run here.
     """
     for text, number in (("rows", rows), ("columns", columns), ("scale", scale)):
@@ -52,12 +58,19 @@ def looks_grid(
     import jax
 
     count = rows * columns
-    prepared, poses, sample = gallery_scene(name, count, seed)
+    transfer = find_looks(looks)
+    prepared, poses, sample = gallery_scene(name, count, seed, transfer)
     frames = renderers.make(backend, prepared, width=size, height=size).render(poses, sample)
-    bank = corruption.line_bank(size, size)
-    noisy = jax.jit(corruption.corrupt)(
-        jax.random.key(seed), frames.rgb, frames.depth, sample["brightness"], bank
-    )
+    if transfer is None:
+        bank = corruption.line_bank(size, size)
+        noisy = jax.jit(corruption.corrupt)(
+            jax.random.key(seed), frames.rgb, frames.depth, sample["brightness"], bank
+        )
+    else:
+        fields = {field: sample[field] for field in SENSOR_FIELDS}
+        keys, first = jax.random.split(jax.random.key(seed), count), np.ones(count, bool)
+        gain = np.zeros(frames.depth.shape[:2], np.float32)
+        noisy = sensor.compiled(transfer)(keys, frames.rgb, frames.depth, fields, gain, first)[:2]
 
     def half(rgb: Array, depth: Array) -> np.ndarray:
         rgb, depth = camera_contract.preprocess(np.asarray(rgb), np.asarray(depth))
@@ -99,13 +112,17 @@ def cartpole() -> mujoco.MjSpec:
 
 
 def gallery_scene(
-    name: str, count: int, seed: int
-) -> tuple[rendering_protocol.Prepared, np.ndarray, dict[str, np.ndarray]]:
-    """Returns the model to draw, poses and looks of a scene."""
+    name: str, count: int, seed: int, transfer: TransferConfig | None = None
+) -> tuple[Prepared, np.ndarray, dict[str, np.ndarray]]:
+    """Returns the model to draw, poses and looks of a scene: today's, or others of these ranges.
+
+    Raises:
+      ConfigError: the scene has no such looks.
+    """
     import jax
 
-    if name == "cartpole":
-        prepared = rendering_protocol.prepare(cartpole())
+    if name == "cartpole" and transfer is None:
+        prepared = prepare(cartpole())
         random = np.random.default_rng(seed)
         poses = np.stack([random.uniform(-1, 1, count), random.uniform(-3, 3, count)], 1)
         return (
@@ -113,10 +130,18 @@ def gallery_scene(
             poses,
             {**visual_randomization.repeat(prepared.nominal, count), "brightness": np.ones(count)},
         )
+    if name == "cartpole":
+        prepare(cartpole(), transfer=TRAIN)
     loaded = scene.load(FILES.get(name, name))
+    if transfer is not None:
+        poses = random_poses(loaded, count, seed)
+        start = np.stack([poses[:, arm.object_qpos[:2]] for arm in loaded.arms], 1)
+        prepared = prepare(loaded, transfer=transfer.family)
+        key = jax.random.key(seed)
+        return prepared, poses, sample_looks(key, count, loaded.model, transfer, start)
     sample = visual_randomization.sample_looks(jax.random.key(seed), count, loaded)
     sample = {field: np.asarray(value) for field, value in sample.items()}
-    return rendering_protocol.prepare(loaded), random_poses(loaded, count, seed), sample
+    return prepare(loaded), random_poses(loaded, count, seed), sample
 
 
 def parse_grid(text: str) -> tuple[int, int]:

@@ -77,6 +77,7 @@ class MadronaRenderer:
                 f"This version of Madrona-MJX is not known: BatchRenderer has no {', '.join(missing)}."
             )
         self.prepared = rendering_protocol.prepare(source, cameras)
+        rendering_protocol.refuse_transfer(self.prepared, self.name)
         self.width, self.height = rendering_protocol.check_size(width, height)
         self.colour = rendering_protocol.check_outputs(outputs)
         self.shadows = shadows and self.colour

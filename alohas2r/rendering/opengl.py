@@ -44,6 +44,7 @@ class OpenGLBatchRenderer:
         outputs: tuple[str, ...] = rendering_protocol.RGBD,
     ):
         self.prepared: Prepared = rendering_protocol.prepare(source, cameras)
+        rendering_protocol.refuse_transfer(self.prepared, self.name)
         self.width, self.height = rendering_protocol.check_size(width, height)
         self.colour = rendering_protocol.check_outputs(outputs)
         self._model = copy.copy(self.prepared.model)

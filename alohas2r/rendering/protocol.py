@@ -14,7 +14,15 @@ from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.rendering import visual_randomization
 from alohas2r.rendering.looks import nominal as nominal_looks
 from alohas2r.rendering.looks import texture
-from alohas2r.rendering.looks.config import CLUTTER_KINDS, EXTRA_KINDS, RAILS, SLOTS
+from alohas2r.rendering.looks.config import (
+    CLUTTER_KINDS,
+    EXTRA_KINDS,
+    FAMILIES,
+    FAMILY_TEXTURES,
+    RAILS,
+    SLOTS,
+    TEXTURES,
+)
 from alohas2r.sim import scene
 from alohas2r.sim.scene import Scene
 
@@ -69,8 +77,8 @@ class Prepared:
       geoms: [G] ids, in the scene's model, of the geoms that are left.
       scene_geoms: ngeom of the scene's model.
       nominal: the looks without randomization, for the reduced model.
-      transfer: whether it is drawn with the looks "transfer": textures, clutter, a room; `geoms` then goes on with the
-        extra things' numbers, from `scene_geoms` on.
+      transfer: family of the looks "transfer" that it is drawn with, with textures, clutter and a room; `geoms` then
+        goes on with the extra things' numbers, from `scene_geoms` on. Empty for other looks.
     """
 
     model: mujoco.MjModel
@@ -79,7 +87,7 @@ class Prepared:
     geoms: np.ndarray
     scene_geoms: int
     nominal: dict[str, np.ndarray]
-    transfer: bool = False
+    transfer: str = ""
 
 
 TRANSFER_GEOMS = (
@@ -93,7 +101,7 @@ def prepare(
     source: Source,
     cameras: Sequence[str] | None = None,
     groups: Sequence[int] = GROUPS,
-    transfer: bool = False,
+    transfer: str = "",
 ) -> Prepared:
     """Compiles the reduced model of a scene: hidden geoms, actuators, sensors and contacts are left out.
 
@@ -101,7 +109,7 @@ def prepare(
       source: a scene of this package, or a specification (which is left as it is).
       cameras: names of the cameras; None for the wrist cameras, or for all if the scene has none.
       groups: geom groups that are seen.
-      transfer: whether the looks "transfer" are to be drawn; pictures are square then.
+      transfer: family of the looks "transfer" that are to be drawn; pictures are square then. Empty for other looks.
 
     Raises:
       ConfigError: no camera, an unknown one, or one that is no perspective camera; or a scene without the objects that
@@ -135,6 +143,8 @@ def prepare(
         light.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
         light.pos, light.dir = pos, direction
     if transfer:
+        if transfer not in FAMILIES:
+            raise ConfigError(f"Unknown family '{transfer}'.{did_you_mean(transfer, FAMILIES)}")
         _add_extras(spec, original)
     spec.option.disableflags |= int(
         mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
@@ -167,7 +177,7 @@ def prepare(
     numbers = {original.geom(geom).name: geom for geom in geoms}
     numbers |= {name: original.ngeom + index for index, name in enumerate(EXTRA_NAMES)}
     order = np.array([numbers[model.geom(geom).name] for geom in range(model.ngeom)])
-    return Prepared(model, tuple(cameras), camera_ids, order, original.ngeom, nominal, True)
+    return Prepared(model, tuple(cameras), camera_ids, order, original.ngeom, nominal, transfer)
 
 
 EXTRA_NAMES = (
@@ -198,6 +208,14 @@ def _add_extras(spec: mujoco.MjSpec, original: mujoco.MjModel) -> None:
             contype=0,
             conaffinity=0,
             group=0,
+        )
+
+
+def refuse_transfer(prepared: Prepared, name: str) -> None:
+    """Raises ConfigError if a model is prepared for the looks "transfer", which a renderer cannot draw."""
+    if prepared.transfer:
+        raise ConfigError(
+            f"The renderer '{name}' cannot draw the looks 'transfer'; choose raycast, or exact."
         )
 
 
@@ -301,8 +319,14 @@ def check_looks(prepared: Prepared, looks: Looks | None, n: int) -> dict[str, np
     shapes = _SHAPES | _TRANSFER_SHAPES if prepared.transfer else _SHAPES
     if not prepared.transfer and looks is not None and "paint" in looks:
         raise ConfigError(
-            "This renderer was made without the looks 'transfer'; make it with transfer=True."
+            "This renderer was made for other looks than 'transfer'; give make_renderer the looks."
         )
+    if prepared.transfer and looks is not None and "paint" in looks:
+        numbers = [TEXTURES.index(name) for name in FAMILY_TEXTURES[prepared.transfer]]
+        if not np.isin(np.asarray(looks["paint"])[..., 0], [0, *numbers]).all():
+            raise ConfigError(
+                f"This renderer was made for textures of the family '{prepared.transfer}', not for these looks."
+            )
     for name, shape in shapes.items():
         given = None if looks is None else looks.get(name)
         if given is None:

@@ -47,10 +47,11 @@ def make_renderer(
       ConfigError: unknown name. BackendUnavailable: it cannot run here.
     """
     model: Source = scene.load("insert")
-    if find_looks(looks) is not None:
-        model = prepare(model, transfer=True)
+    transfer = find_looks(looks)
+    if transfer is not None:
+        model = prepare(model, transfer=transfer.family)
     if name == "auto":
-        name = default_backend()
+        name = default_backend() if transfer is None else "raycast"
     options: dict[str, object] = {"width": size, "height": size, "outputs": outputs}
     if name in ("raycast", "exact"):
         options["threads"] = threads

@@ -56,6 +56,7 @@ class WarpRenderer:
                 f"The renderer 'warp' needs Warp: {_INSTALL} ({error})."
             ) from error
         self.prepared = rendering_protocol.prepare(source, cameras)
+        rendering_protocol.refuse_transfer(self.prepared, self.name)
         self.width, self.height = rendering_protocol.check_size(width, height)
         self.colour = rendering_protocol.check_outputs(outputs)
         self.shadows, self.capacity = shadows and self.colour, capacity

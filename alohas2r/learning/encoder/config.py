@@ -7,6 +7,7 @@ import dataclasses
 from alohas2r.config import check
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.rendering.corruption import CorruptConfig
+from alohas2r.rendering.looks.config import TransferConfig, find_looks
 
 DATA = ("sim", "cifar10")
 METHODS = ("supervised", "contrastive")
@@ -34,6 +35,8 @@ class PretrainConfig:
       size: side of rendered pictures (pixels).
       filters: of the three convolutions.
       corrupt: what the cameras do to rendered pictures.
+      looks: of rendered pictures, as in `envs.vision.SensesConfig`: true for "today", or the name or the ranges of
+        another set, whose sensors then take the place of `corrupt`.
       checkpoints: how many on the way, evenly spread.
     """
 
@@ -51,8 +54,11 @@ class PretrainConfig:
     filters: tuple[int, int, int] = (32, 64, 64)
     corrupt: CorruptConfig = CorruptConfig()
     checkpoints: int = 20
+    looks: bool | str | TransferConfig = True
 
     def __post_init__(self) -> None:
+        find_looks(self.looks)
+        check(self.looks is not False, "looks must be a set of looks, not false")
         for name, choices in (("data", DATA), ("method", METHODS)):
             value = getattr(self, name)
             check(value in choices, f"{name} must be one of {', '.join(choices)}, not '{value}'")

@@ -14,6 +14,11 @@ from alohas2r.core.types import Array
 from alohas2r.learning.encoder.config import PretrainConfig
 from alohas2r.rendering import corruption, visual_randomization
 from alohas2r.rendering import protocol as rendering_protocol
+from alohas2r.rendering.looks import draw as looks_draw
+from alohas2r.rendering.looks import sensor
+from alohas2r.rendering.looks.config import find_looks
+from alohas2r.rendering.looks.nominal import SENSOR_FIELDS
+from alohas2r.rendering.protocol import Frames
 from alohas2r.rendering.raycast.renderer import Worker
 from alohas2r.rendering.registry import make_renderer
 from alohas2r.sim import kinematics, objects, scene
@@ -94,7 +99,8 @@ class Studio:
 
     def __init__(self, settings: PretrainConfig, threads: int = 0, renderer: str = "auto"):
         self.settings = settings
-        self.renderer = make_renderer(renderer, settings.size, threads)
+        self.renderer = make_renderer(renderer, settings.size, threads, looks=settings.looks)
+        self._transfer = find_looks(settings.looks)
         self._scene = scene.load("insert")
         self._corrupt = jax.jit(functools.partial(corruption.corrupt, config=settings.corrupt))
 
@@ -104,17 +110,38 @@ class Studio:
         random = np.random.default_rng(np.asarray(poses_key).tolist())
         number = count // 2
         poses = random_poses(random, number)
-        sample = visual_randomization.sample_looks(looks_key, number, self._scene)
+        sample = self._sample(looks_key, poses)
         half = random.uniform(0.010, 0.017, number)
         sizes = np.repeat(self._scene.model.geom_size[None], number, 0)
         sizes[:, self._scene.id("geom", "red_peg"), 1:] = half[:, None]
         sample["geom_size"] = sizes
         frames = self.renderer.render(poses, sample)
-        blank = np.zeros((1, self.settings.size, self.settings.size), np.float16)
-        rgb, _ = self._corrupt(noise_key, frames.rgb, frames.depth, sample["brightness"], blank)
+        rgb = self._sensed(noise_key, frames, sample)
         visible, position, rotation = self._know(poses, sample, half, np.asarray(frames.depth))
         whole = np.asarray(rgb).reshape(-1, *rgb.shape[2:])
         return Pictures(whole, np.zeros(len(whole), np.int32), visible, position, rotation)
+
+    def _sample(self, key: jax.Array, poses: np.ndarray) -> dict[str, np.ndarray]:
+        """Draws the looks of poses [N, nq]."""
+        number = len(poses)
+        if self._transfer is None:
+            return dict(visual_randomization.sample_looks(key, number, self._scene))
+        start = np.stack([poses[:, arm.object_qpos[:2]] for arm in self._scene.arms], 1)
+        return looks_draw.sample_looks(key, number, self._scene.model, self._transfer, start)
+
+    def _sensed(self, key: jax.Array, frames: Frames, sample: Mapping[str, Array]) -> Array:
+        """Returns the colour pictures after the sensor."""
+        if self._transfer is None:
+            blank = np.zeros((1, self.settings.size, self.settings.size), np.float16)
+            rgb, _ = self._corrupt(key, frames.rgb, frames.depth, sample["brightness"], blank)
+            return rgb
+        number = len(frames.rgb)
+        fields = {name: sample[name] for name in SENSOR_FIELDS}
+        gain = np.zeros((number, 2), np.float32)
+        first = np.ones(number, bool)
+        keys = jax.random.split(key, number)
+        rgb, _, _ = sensor.compiled(self._transfer)(keys, frames.rgb, None, fields, gain, first)
+        return rgb
 
     def _know(
         self, poses: np.ndarray, sample: Mapping[str, Array], half: np.ndarray, depth: np.ndarray
@@ -133,7 +160,12 @@ class Studio:
         placed = worker.place(poses, rendering_protocol.check_looks(prepared, sample, number))
         camera_pos, camera_mat = placed["cam_xpos"], placed["cam_xmat"]  # [N, C, 3], [N, C, 3, 3]
         fovy = prepared.model.cam_fovy[prepared.camera_ids[0]]
-        focal = size / 2 / np.tan(np.deg2rad(fovy) / 2)
+        focal = np.full((number, 2, 1), size / 2 / np.tan(np.deg2rad(fovy) / 2))
+        middle = np.full((number, 2, 1, 2), size / 2)
+        if "cam_intrinsic" in sample:  # of each camera: in parts of the picture
+            intrinsic = np.asarray(sample["cam_intrinsic"])[:, prepared.camera_ids]
+            focal = size * intrinsic[..., :1]
+            middle = middle + size * np.array([-1, -1]) * intrinsic[:, :, None, 2:]
         labels: tuple[list[np.ndarray], ...] = ([], [], [])
         for arm in self._scene.arms:
             pose = poses[:, arm.object_qpos]
@@ -148,8 +180,8 @@ class Studio:
             points = corners[None] * extent[:, None]  # [N, P, 3]
             points = np.einsum("ncij,npj->ncpi", turned, points) + centre[:, :, None]
             ahead = np.maximum(-points[..., 2], 1e-6)
-            column = np.floor(size / 2 + focal * points[..., 0] / ahead).astype(int)
-            row = np.floor(size / 2 - focal * points[..., 1] / ahead).astype(int)
+            column = np.floor(middle[..., 0] + focal * points[..., 0] / ahead).astype(int)
+            row = np.floor(middle[..., 1] - focal * points[..., 1] / ahead).astype(int)
             inside = (points[..., 2] < -0.01) & (np.minimum(row, column) >= 0)
             inside &= np.maximum(row, column) < size
             row, column = np.clip(row, 0, size - 1), np.clip(column, 0, size - 1)

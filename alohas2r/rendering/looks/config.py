@@ -40,7 +40,7 @@ EXTRA_KINDS = ("box",) * RAILS + CLUTTER_KINDS
 OUT_OF_SIGHT = (0.0, 0.0, 1e4)  # m; where extra things are that an episode has not
 
 # Surfaces with a texture of their own.
-SLOTS = ("table", "socket", "peg", "clutter", "wall", "floor")
+SLOTS = ("table", "socket", "peg", "clutter", "room")
 
 
 def _check_ranges(config: object, **limits: Range) -> None:
@@ -377,10 +377,12 @@ class TransferConfig:
             check(cause in CAUSES, f"Unknown cause '{cause}'.{did_you_mean(cause, CAUSES)}")
 
 
-TODAY, TRANSFER, TRANSFER_HELD_OUT = "today", "transfer", "transfer held out"
+TODAY, NOMINAL = "today", "nominal"
+TRANSFER, TRANSFER_HELD_OUT = "transfer", "transfer held out"
 # Sets of looks by name; None for those of `visual_randomization.TABLE`.
 LOOKS: dict[str, TransferConfig | None] = {
     TODAY: None,
+    NOMINAL: TransferConfig(causes=()),
     TRANSFER: TransferConfig(),
     TRANSFER_HELD_OUT: TransferConfig(family=HELD_OUT),
 }

@@ -149,12 +149,12 @@ class Episode:
         }
 
     def room(self, draws: Draws) -> None:
-        """Walls and floor: colours, textures, seams, and how far they are."""
+        """Walls and floor: colours, one texture and seams for both, and how far they are."""
         ranges, colours = self.config.room_surface, []
-        for slot in ("wall", "floor"):
+        for _ in ("wall", "floor"):
             saturation = draws.within(ranges.saturation) ** 2
             colours.append(colour(draws.within(ranges.albedo), saturation, draws.one()))
-            self._textures[slot] = draws.take(texture.DRAWS), colours[-1], texture.limits(ranges)
+        self._textures["room"] = draws.take(texture.DRAWS), colours[1], texture.limits(ranges)
         self.sample["room_rgb"] = jnp.stack(colours)
         self.sample["room_size"] = _ROOM[0] + draws.take(3) * (_ROOM[1] - _ROOM[0])
 
@@ -184,7 +184,8 @@ class Episode:
         grey = 0.4 + 0.6 * draws.one()
         inside = jnp.where(draws.chance(0.5), inside, socket)
         inside = jnp.where(draws.chance(0.5), grey, inside)
-        socket, peg, end = (jnp.clip(rgb, 0, 1) for rgb in (socket, peg, end))
+        parts = socket, peg, end, inside
+        socket, peg, end, inside = (jnp.clip(rgb, 0, 1) for rgb in parts)
         self._paint(self._named("socket-B", "socket-T", "socket-L", "socket-R"), socket)
         self._paint(self.model.geom("socket-W").id, end)
         self._paint(self._named("socket_inside"), inside)

@@ -17,7 +17,7 @@ from alohas2r.rendering.looks import texture
 from alohas2r.rendering.looks.config import SLOTS
 
 _BARE = -1  # slot of a geom without a texture
-_TABLE, _SOCKET, _PEG, _CLUTTER, _WALL, _FLOOR = range(len(SLOTS))
+_TABLE, _SOCKET, _PEG, _CLUTTER, _ROOM = range(len(SLOTS))
 FRAMES = ("table", "socket-W", "red_peg")  # geoms in whose frames textures lie
 ROOM_LIGHT = 0.75  # of full light, on walls and floor
 
@@ -68,6 +68,7 @@ def frames(model: mujoco.MjModel, scene: dict[str, Array]) -> Array:
 
 def paint(
     model: mujoco.MjModel,
+    family: str,
     scene: dict[str, Array],
     places: Array,
     view: Array,
@@ -82,12 +83,12 @@ def paint(
 
     Args:
       model: what is drawn.
+      family: of textures.
       scene: rgb [E, G, 3], paint [E, S, COLUMNS], room_rgb [E, 2, 3], room_size [E, 3].
       places: from `frames`.
       view, env: [T]. ray: x, y, -1, [T, P]. depth, hit, number: [T, P].
       slant: [T, P] cosine between the ray and the surface's normal.
     """
-    slot = jnp.where(hit, jnp.asarray(slots(model))[number], _WALL)
     frame = places[view]  # [T, F, 12]
 
     def inside(index: int) -> list[Array]:
@@ -100,7 +101,8 @@ def paint(
 
     on_table, on_socket, on_peg = (inside(index) for index in range(len(FRAMES)))
     beyond, down, far = _room(scene, frame, env, ray)
-    slot = jnp.where(hit, slot, jnp.where(down, _FLOOR, _WALL))
+    slot = jnp.where(hit, jnp.asarray(slots(model))[number], _ROOM).astype(jnp.float32)
+    slot = texture.once(slot + 2) - 2
     point = [
         jnp.where(hit, jnp.where(slot == _SOCKET, b, jnp.where(slot == _PEG, c, a)), beyond[k])
         for k, (a, b, c) in enumerate(zip(on_table, on_socket, on_peg, strict=True))
@@ -131,7 +133,7 @@ def paint(
         )
         for k in range(3)
     ]
-    albedo = texture.textured(row, base, point, width)
+    albedo = texture.textured(family, row, base, point, width)
     specular = jnp.where(bare, np.float32(-1), row["specular"])
     return Painted(albedo, specular, row["shininess"])
 

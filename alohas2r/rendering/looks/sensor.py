@@ -18,6 +18,7 @@ from alohas2r.core.types import Array
 from alohas2r.embodiment.camera import FOVY_DEG
 from alohas2r.rendering.corruption import normal, random_words, uniform
 from alohas2r.rendering.looks.config import TransferConfig
+from alohas2r.rendering.looks.texture import once
 
 _LUMINANCE = np.array([0.3, 0.59, 0.11], np.float32)
 _SHADOWS = 7  # pixels that a stereo shadow is wide at most
@@ -87,8 +88,8 @@ def colour_camera(
     """
     ranges = config.camera
     root = rgb.astype(jnp.float32) * np.float32(1 / 255)
-    light = root * root * fields["light"]
-    light = _blurred(light * _falloff(rgb.shape[1:3], fields["vignetting"]), fields["blur"])
+    falloff = _falloff(rgb.shape[1:3], fields["vignetting"]) * fields["light"]
+    light = _blurred(once(root * root * falloff), fields["blur"])
     matrix = fields["colours"]
     light = (
         light[..., :1] * matrix[:, 0]
@@ -131,7 +132,7 @@ def _blurred(light: Array, share: Array) -> Array:
         around = jnp.pad(light, pads, mode="edge")
         before = jax.lax.slice_in_dim(around, 0, length, axis=axis)
         after = jax.lax.slice_in_dim(around, 2, length + 2, axis=axis)
-        light = light + share * (0.5 * (before + after) - light)
+        light = once(light + share * (0.5 * (before + after) - light))
     return light
 
 
@@ -178,16 +179,15 @@ def _stereo_shadow(depth: Array, side: Array, baseline: float) -> Array:
     """
     width = depth.shape[-1]
     focal = 0.5 * width / math.tan(math.radians(FOVY_DEG) / 2)
-    disparity = jnp.where(depth > 0, focal * baseline / jnp.maximum(depth, 0.02), 0)
+    disparity = once(jnp.where(depth > 0, focal * baseline / jnp.maximum(depth, 0.02), 0))
+    disparity = jnp.where(side > 0, disparity, disparity[..., ::-1])
     most = max(1, min(_SHADOWS * width // 32, width - 1))
     hidden = jnp.zeros(depth.shape, bool)
-    around = jnp.pad(disparity, [(0, 0), (0, 0), (most, most)])
+    around = jnp.pad(disparity, [(0, 0), (0, 0), (0, most)])
     for step in range(1, most + 1):
-        right = around[..., most + step : most + step + width]
-        left = around[..., most - step : most - step + width]
-        more = jnp.where(side > 0, right, left) - disparity
+        more = around[..., step : step + width] - disparity
         hidden |= jnp.abs(more - step) <= 0.5
-    return hidden
+    return jnp.where(side > 0, hidden, hidden[..., ::-1])
 
 
 def _edges(depth: Array) -> Array:

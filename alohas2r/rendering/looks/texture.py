@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.core.types import Array
-from alohas2r.rendering.looks.config import TEXTURES, ClutterRanges, ObjectRanges, SurfaceRanges
+from alohas2r.rendering.looks.config import (
+    TEXTURES,
+    TRAIN,
+    ClutterRanges,
+    ObjectRanges,
+    SurfaceRanges,
+)
 from alohas2r.rendering.looks.random import colour
 
 COLUMNS = (
@@ -37,6 +43,7 @@ COLUMNS = (
     ),  # of gloss: 0..1 and the exponent; negative for the geom's own material
 )
 SEAM_WIDTH = 0.003  # m
+_FAR = np.float32(16)  # m; beyond any point of the room
 
 # Frequencies of the two noises along and across a pattern, in periods, for each texture: columns of a row.
 NOISES = {
@@ -59,6 +66,14 @@ NOISES = {
 def fract(value: Array) -> Array:
     """Returns the fractional parts."""
     return value - jnp.floor(value)
+
+
+def once(value: Array) -> Array:
+    """Returns numbers that are not negative as they are.
+
+    What has a root in it XLA computes once, and not again for each of the arrays that follow from it.
+    """
+    return jnp.sqrt(value * value + np.float32(1e-12))
 
 
 def bars(t: Array, width: Array, duty: float = 0.5) -> Array:
@@ -97,7 +112,7 @@ def noise(u: Array, w: Array, seed: Array, width: Array) -> Array:
     low = corner[0][0] + (corner[0][1] - corner[0][0]) * part_w
     high = corner[1][0] + (corner[1][1] - corner[1][0]) * part_w
     value = low + (high - low) * part_u
-    return 0.5 + (value - 0.5) * _fade(width)
+    return once(0.5 + (value - 0.5) * _fade(width))
 
 
 def _fade(width: Array) -> Array:
@@ -112,68 +127,83 @@ def _smooth(value: Array, soft: Array) -> Array:
 
 
 def pattern(
-    kind: Array, u: Array, w: Array, width: Array, first: Array, second: Array, seed: Array
+    family: str,
+    kind: Array,
+    u: Array,
+    w: Array,
+    width: Array,
+    first: Array,
+    second: Array,
+    seed: Array,
 ) -> Array:
-    """Returns how much of the second colour there is, in 0..1.
+    """Returns how much of the second colour there is, in 0..1; of other families' textures nothing.
 
     Args:
+      family: one of FAMILIES.
       kind: numbers of TEXTURES (int32).
       u, w: coordinates in periods.
       width: of a pixel, in periods.
       first, second: noises.
       seed: of the cells' shades (uint32).
     """
-    turn = np.float32(2 * math.pi)
-    edge = jnp.maximum(width, np.float32(0.05))
-    left, up = bars(u, width), bars(w, width)
+    draw = _train_patterns if family == TRAIN else _held_out_patterns
+    values = draw(kind, u, w, width, first, second, seed)
+    result = jnp.zeros_like(first)
+    for name, value in values.items():
+        result = jnp.where(kind == TEXTURES.index(name), value, result)
+    return jnp.clip(result, 0, 1)
 
-    # The train family.
-    checks = left * up + (1 - left) * (1 - up)
-    rings = 0.5 + 0.5 * jnp.sin(turn * (1.5 * w + 2 * first)) * _fade(1.5 * width)
-    wood = 0.75 * rings + 0.25 * second
-    weave = jnp.sin(turn * 4 * u) + jnp.sin(turn * 4 * w)
-    cloth = 0.5 + 0.2 * weave * _fade(4 * width) + 0.6 * (first - 0.5)
-    metal = 0.5 + 0.35 * jnp.sin(turn * 0.22 * (u + 0.5 * w)) + 0.4 * (first - 0.5)
-    prints = _smooth(0.65 * first + 0.35 * second - 0.5, 0.04 + 0.25 * edge)
 
-    # The held out family.
+def _train_patterns(
+    kind: Array, u: Array, w: Array, width: Array, first: Array, second: Array, seed: Array
+) -> dict[str, Array]:
+    left, up = once(bars(u, width)), bars(w, width)
+    wood, metal = kind == TEXTURES.index("wood"), kind == TEXTURES.index("metal")
+    # One sine for all: the rings of wood, the threads of cloth, the sheen of metal.
+    phase = jnp.where(wood, 1.5 * w + 2 * first, jnp.where(metal, 0.22 * u + 0.11 * w, 4 * u))
+    rate = jnp.where(wood, np.float32(1.5), jnp.where(metal, np.float32(0.22), np.float32(4)))
+    wave = jnp.sin(np.float32(2 * math.pi) * phase) * _fade(rate * width)
+    return {
+        "checks": left * up + (1 - left) * (1 - up),
+        "stripes": left,
+        "wood": 0.375 + 0.375 * wave + 0.25 * second,
+        "cloth": 0.2 + 0.3 * wave + 0.6 * first,
+        "metal": 0.3 + 0.35 * wave + 0.4 * first,
+        "print": _smooth(0.65 * first + 0.35 * second - 0.5, 0.04 + 0.25 * width),
+    }
+
+
+def _held_out_patterns(
+    kind: Array, u: Array, w: Array, width: Array, first: Array, second: Array, seed: Array
+) -> dict[str, Array]:
+    stones = kind == TEXTURES.index("terrazzo")
     row = jnp.floor(2 * w)
     shifted = u + 0.5 * (row - 2 * jnp.floor(row / 2))
-    cell_u, cell_w = jnp.floor(shifted), row
+    cell_u = jnp.floor(jnp.where(stones, 2 * u, shifted)).astype(jnp.int32)
+    cell = once(_hash(cell_u, row.astype(jnp.int32), seed))
     brick = bars(shifted, width, 0.9) * bars(2 * w, 2 * width, 0.82)
-    stone_u, stone_w = jnp.floor(2 * u), jnp.floor(2 * w)
-    stones = (kind == TEXTURES.index("terrazzo")).astype(jnp.float32)
-    cell_u, cell_w = (a + (b - a) * stones for a, b in ((cell_u, stone_u), (cell_w, stone_w)))
-    cell = _hash(cell_u.astype(jnp.int32), cell_w.astype(jnp.int32), seed)
-    bricks = brick * (0.6 + 0.4 * cell)
-    from_dot = jnp.sqrt((fract(u) - 0.5) ** 2 + (fract(w) - 0.5) ** 2)
-    dots = _smooth(0.3 - from_dot, edge)
-    veins = jnp.abs(jnp.sin(turn * 0.5 * (u + 2.2 * first + 0.9 * second))) - 0.64
-    marble = 0.64 + veins * _fade(width)
-    plaid = 0.4 * (left + up) + 0.2 * (bars(3 * u, 3 * width, 0.2) + bars(3 * w, 3 * width, 0.2))
-    from_stone = jnp.sqrt((fract(2 * u) - 0.5) ** 2 + (fract(2 * w) - 0.5) ** 2)
-    terrazzo = cell * _smooth(0.28 + 0.2 * first - from_stone, 2 * edge)
-    zigzag = bars(u + jnp.abs(2 * fract(w) - 1), 1.5 * width)
-
-    values = [jnp.zeros_like(first), checks, left, wood, cloth, metal, prints]
-    values += [bricks, dots, marble, plaid, terrazzo, zigzag]
-    return jnp.clip(_choose(kind, values), 0, 1)
-
-
-def _choose(kind: Array, values: list[Array]) -> Array:
-    """Returns values[kind], by selection, which is quicker than looking up."""
-    result = values[0]
-    for number, value in enumerate(values[1:], 1):
-        result = jnp.where(kind == number, value, result)
-    return result
+    scale = jnp.where(stones, np.float32(2), np.float32(1))
+    from_dot = jnp.sqrt((fract(scale * u) - 0.5) ** 2 + (fract(scale * w) - 0.5) ** 2)
+    edge = jnp.maximum(width, np.float32(0.05))
+    veins = jnp.abs(jnp.sin(np.float32(math.pi) * (u + 2.2 * first + 0.9 * second)))
+    thin = 0.2 * (bars(3 * u, 3 * width, 0.2) + bars(3 * w, 3 * width, 0.2))
+    return {
+        "bricks": brick * (0.6 + 0.4 * cell),
+        "dots": _smooth(0.3 - from_dot, edge),
+        "marble": 0.64 + (veins - 0.64) * _fade(width),
+        "plaid": 0.4 * (bars(u, width) + bars(w, width)) + thin,
+        "terrazzo": cell * _smooth(0.28 + 0.2 * first - from_dot, 2 * edge),
+        "zigzag": bars(u + jnp.abs(2 * fract(w) - 1), 1.5 * width),
+    }
 
 
 def textured(
-    row: dict[str, Array], base: list[Array], point: list[Array], width: Array
+    family: str, row: dict[str, Array], base: list[Array], point: list[Array], width: Array
 ) -> list[Array]:
     """Returns the albedo of points on textured surfaces, three arrays.
 
     Args:
+      family: whose textures they are.
       row: COLUMNS of each point's surface.
       base: its first colour, three arrays.
       point: where it is on the surface, three arrays (m).
@@ -184,6 +214,7 @@ def textured(
     two = point[1] + np.float32(0.67) * point[2]
     along = row["cosine"] * one + row["sine"] * two
     across = row["cosine"] * two - row["sine"] * one
+    along, across = once(along + _FAR) - _FAR, once(across + _FAR) - _FAR
     u, w = along * row["frequency"] + row["along"], across * row["frequency"] + row["across"]
     kind = row["kind"].astype(jnp.int32)
     seed = row["seed"].astype(jnp.int32).astype(jnp.uint32)
@@ -194,13 +225,14 @@ def textured(
         return noise(u * along, w * across, seed, periods * jnp.maximum(along, across))
 
     first, second = noise_of("first", seed), noise_of("second", seed + 1)
-    share = pattern(kind, u, w, periods, first, second, seed + 2) * row["strength"]
+    share = pattern(family, kind, u, w, periods, first, second, seed + 2) * row["strength"]
     factor = 1 + row["grain"] * (2 * first - 1)
     thin = jnp.minimum(SEAM_WIDTH * row["seam"], np.float32(0.5))
     period = jnp.maximum(width * row["seam"], np.float32(1e-3))
     near = jnp.abs(fract(along * row["seam"] + 0.5) - 0.5)
     covered = jnp.clip((0.5 * (thin + period) - near) / period, 0, jnp.minimum(thin / period, 1))
     factor = factor * (1 - jnp.where(row["seam"] > 0, covered * row["seam_dark"], 0))
+    share, factor = once(share), once(jnp.maximum(factor, 0))
     other = [row[name] for name in ("red", "green", "blue")]
     return [
         jnp.clip((a + (b - a) * share) * factor, 0, 1) for a, b in zip(base, other, strict=True)

@@ -112,7 +112,7 @@ class ExactDrawing:
     def _painted(self, scene: dict[str, Array], surface: Surface) -> Painted | None:
         if not self.prepared.transfer:
             return None
-        return shading.paint_of(self.model, scene, paint.frames(self.model, scene), surface)
+        return shading.paint_of(self.prepared, scene, paint.frames(self.model, scene), surface)
 
     def _lit(
         self, scene: dict[str, Array], x: Array, y: Array, hits: Array

@@ -93,7 +93,7 @@ class Drawing:
             point = [surface.depth * part for part in ray]
             painted = None
             if frames is not None:
-                painted = shading.paint_of(self.model, scene, frames, surface)
+                painted = shading.paint_of(self.prepared, scene, frames, surface)
 
             def one(light: Array) -> Light:
                 way = shading.rays_to_light(self.model, places, surface.view, light, point)
@@ -250,17 +250,30 @@ class Drawing:
         where = view[:, None] * normals.shape[1] + jnp.asarray(self.first_face)[number] + face
         normal = [normals.reshape(-1, 3)[:, k][where] for k in range(3)]
         row = view[:, None] * self.model.ngeom + number
-        for kind in self.kinds:
-            if kind not in _ROUND:
-                continue
-            here = jnp.asarray(self.bounds.mask(kind))[number]
-            if kind == "cylinder":
-                here &= face == 0
-            turn = [[geoms[:, 3 * a + b][row] for b in range(3)] for a in range(3)]
-            point = [depth * dot(turn[a], ray) + geoms[:, 9 + a][row] for a in range(3)]
-            local = intersect.round_normal(kind, point, [geoms[:, 12 + a][row] for a in range(3)])
-            turned = [sum(turn[a][b] * local[a] for a in range(3)) for b in range(3)]
-            normal = [jnp.where(here, new, old) for new, old in zip(turned, normal, strict=True)]
+
+        def rounded(normal: list[Array]) -> list[Array]:
+            for kind in self.kinds:
+                if kind not in _ROUND:
+                    continue
+                here = jnp.asarray(self.bounds.mask(kind))[number]
+                if kind == "cylinder":
+                    here &= face == 0
+                turn = [[geoms[:, 3 * a + b][row] for b in range(3)] for a in range(3)]
+                point = [depth * dot(turn[a], ray) + geoms[:, 9 + a][row] for a in range(3)]
+                size = [geoms[:, 12 + a][row] for a in range(3)]
+                local = intersect.round_normal(kind, point, size)
+                turned = [sum(turn[a][b] * local[a] for a in range(3)) for b in range(3)]
+                normal = [
+                    jnp.where(here, new, old) for new, old in zip(turned, normal, strict=True)
+                ]
+            return normal
+
+        if self.prepared.transfer:  # of which few tiles show a round thing
+            any_round = np.any([self.bounds.mask(k) for k in self.kinds if k in _ROUND], 0)
+            some = jnp.asarray(any_round)[number].any()
+            normal = jax.lax.cond(some, rounded, lambda normal: normal, normal)
+        else:
+            normal = rounded(normal)
         flip = jnp.where(dot(normal, ray) > 0, np.float32(-1), np.float32(1))
         return [part * flip for part in normal]
 

@@ -20,6 +20,8 @@ import numpy as np
 from alohas2r.core.types import Array
 from alohas2r.rendering.looks import paint
 from alohas2r.rendering.looks.paint import Painted
+from alohas2r.rendering.looks.texture import once
+from alohas2r.rendering.protocol import Prepared
 
 SHADOW_FRACTION = 0.3  # of a light's contribution that reaches a point in shadow
 SHADOW_LIFT = 1e-4  # m; shadow rays start this far above the surface
@@ -163,13 +165,18 @@ def illuminate(
 
 
 def paint_of(
-    model: mujoco.MjModel, scene: dict[str, Array], frames: Array, surface: Surface
+    prepared: Prepared, scene: dict[str, Array], frames: Array, surface: Surface
 ) -> Painted:
     """Returns what surfaces are like under the looks "transfer"; see `looks.paint.paint`."""
     ray, normal = surface.ray, surface.normal
     slant = -dot(normal, ray) * jax.lax.rsqrt(ray[0] ** 2 + ray[1] ** 2 + 1)
     seen = surface.depth, surface.hit, surface.number, slant
-    return paint.paint(model, scene, frames, surface.view, surface.env, list(ray), *seen)
+    model, family = prepared.model, prepared.transfer
+    seen_as = paint.paint(model, family, scene, frames, surface.view, surface.env, list(ray), *seen)
+    own, gloss = materials(model), seen_as.specular < 0
+    specular = jnp.where(gloss, _pick(own.specular, surface.number), seen_as.specular)
+    shininess = jnp.where(gloss, _pick(own.shininess, surface.number), seen_as.shininess)
+    return seen_as._replace(specular=once(specular), shininess=once(shininess))
 
 
 def pixels(model: mujoco.MjModel, surface: Surface, painted: Painted | None = None) -> Pixels:
@@ -256,14 +263,11 @@ def _reflect(
     middle = [a - b * inverse for a, b in zip(to_light, surface.ray, strict=True)]
     facing = jnp.maximum(dot(surface.normal, to_light), 0)
     scale = jax.lax.rsqrt(jnp.maximum(dot(middle, middle), np.float32(1e-20)))
-    specular, shininess = (
-        _pick(material.specular, surface.number),
-        _pick(material.shininess, surface.number),
-    )
-    if painted is not None:
-        own = painted.specular < 0
-        specular = jnp.where(own, specular, painted.specular)
-        shininess = jnp.where(own, shininess, painted.shininess)
+    if painted is None:
+        specular = _pick(material.specular, surface.number)
+        shininess = _pick(material.shininess, surface.number)
+    else:
+        specular, shininess = painted.specular, painted.shininess
     gloss = power(jnp.maximum(dot(surface.normal, middle) * scale, 0), shininess) * specular
     shiny = (facing > 0) & (specular > 0) & (shininess > 0)
     return facing * weight, jnp.where(shiny, gloss * weight, 0)
