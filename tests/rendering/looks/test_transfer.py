@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from alohas2r.core.types import Untyped
 from alohas2r.errors import ConfigError
 from alohas2r.rendering import gallery
 from alohas2r.rendering import protocol as rendering_protocol
@@ -233,7 +234,7 @@ def test_other_looks_and_other_renderers_are_refused(
 # --- Sensors.
 
 
-def fields_of(count: int, **changes: float | np.ndarray) -> Sample:
+def fields_of(count: int, **changes: Untyped) -> Sample:
     fields = {k: np.repeat(v[None], count, 0) for k, v in nominal.sensors().items()}
     fields["radiance"] = np.ones(count, np.float32)
     for name, value in changes.items():
@@ -248,7 +249,7 @@ def sensed(
     first: bool = True,
     config: TransferConfig | None = None,
     noise: bool = True,
-    **changes: float | np.ndarray,
+    **changes: Untyped,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     some = rgb if rgb is not None else depth
     assert some is not None
@@ -277,7 +278,7 @@ def test_a_perfect_camera_shows_radiance_in_proportion() -> None:
 
 def test_exposure_is_automatic_and_lags() -> None:
     """The light goes down to a quarter: the gain follows by its share of the way each step."""
-    automatic: dict[str, float] = {"automatic": 1.0, "target": 0.3, "lag": 0.25}
+    automatic: dict[str, Untyped] = {"automatic": 1.0, "target": 0.3, "lag": 0.25}
     dim = np.full((1, 1, 8, 8, 3), 128, np.uint8)
     _, _, gain = sensed(dim, None, light=1.0, **automatic)
     rgb, _, settled = sensed(dim, None, gain, first=False, light=1.0, **automatic)
