@@ -173,6 +173,9 @@ def prepare(
     }
     model.cam_sensorsize[:] = 1
     model.cam_intrinsic[:] = nominal["cam_intrinsic"]
+    # Else MuJoCo takes a geom that was compiled without a turn of its own for one that never has any.
+    extra = [model.geom(name).id for name in EXTRA_NAMES]
+    model.geom_sameframe[extra] = int(mujoco.mjtSameFrame.mjSAMEFRAME_NONE)
     # The scene's geoms come in its order, the extra ones among them with those of the world.
     numbers = {original.geom(geom).name: geom for geom in geoms}
     numbers |= {name: original.ngeom + index for index, name in enumerate(EXTRA_NAMES)}
