@@ -35,7 +35,7 @@ COLUMNS = (
     ),  # of TEXTURES; 1/m; turn; phases in periods
     *("red", "green", "blue", "strength"),  # second colour, and how much of it there is at most
     *("grain", "seed"),  # unevenness of the albedo; of the noise
-    *("seam", "seam_dark"),  # 1/m, 0 for none; light that it swallows
+    *("seam", "seam_dark"),  # in a period, 0 for none; light that it swallows
     *("first_along", "first_across", "second_along", "second_across"),  # of two noises, 1/period
     *(
         "specular",
@@ -43,7 +43,7 @@ COLUMNS = (
     ),  # of gloss: 0..1 and the exponent; negative for the geom's own material
 )
 SEAM_WIDTH = 0.003  # m
-_FAR = np.float32(16)  # m; beyond any point of the room
+_FAR = np.float32(4096)  # periods; more than there are from any point to the origin
 
 # Frequencies of the two noises along and across a pattern, in periods, for each texture: columns of a row.
 NOISES = {
@@ -88,18 +88,23 @@ def bars(t: Array, width: Array, duty: float = 0.5) -> Array:
     return (integral(t + half) - integral(t - half)) / width
 
 
-def _hash(x: Array, y: Array, seed: Array) -> Array:
-    """Returns a random number in 0..1 for whole numbers x and y (int32) and a seed.
+_ALONG, _ACROSS = np.uint32(1664525), np.uint32(22695477 * 1664525 % 2**32)
+_SHIFT = np.uint32(1013904223 * 1664525 % 2**32)
+
+
+def _cell(x: Array, y: Array, seed: Array) -> Array:
+    """Returns a number (uint32) for whole numbers x and y (int32); a step along or across adds _ALONG or _ACROSS."""
+    return x.astype(jnp.uint32) * _ALONG + y.astype(jnp.uint32) * _ACROSS + (seed + _SHIFT)
+
+
+def _scrambled(cell: Array) -> Array:
+    """Returns a random number in 0..1 for numbers from `_cell`.
 
     Source: after pcg2d of Jarzynski and Olano, Hash Functions for GPU Rendering (2020).
     """
-    a = x.astype(jnp.uint32) * np.uint32(1664525) + seed
-    b = y.astype(jnp.uint32) * np.uint32(22695477) + np.uint32(1013904223)
-    a = a + b * np.uint32(1664525)
-    a = a ^ (a >> 16)
-    a = a * np.uint32(2246822519)
-    a = a ^ (a >> 13)
-    return (a >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2**-24)
+    mixed = (cell ^ (cell >> 16)) * np.uint32(2246822519)
+    mixed = mixed ^ (mixed >> 13)
+    return (mixed >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2**-24)
 
 
 def noise(u: Array, w: Array, seed: Array, width: Array) -> Array:
@@ -108,9 +113,11 @@ def noise(u: Array, w: Array, seed: Array, width: Array) -> Array:
     x, y = low_u.astype(jnp.int32), low_w.astype(jnp.int32)
     part_u, part_w = u - low_u, w - low_w
     part_u, part_w = part_u * part_u * (3 - 2 * part_u), part_w * part_w * (3 - 2 * part_w)
-    corner = [[_hash(x + i, y + j, seed) for j in (0, 1)] for i in (0, 1)]
-    low = corner[0][0] + (corner[0][1] - corner[0][0]) * part_w
-    high = corner[1][0] + (corner[1][1] - corner[1][0]) * part_w
+    here = _cell(x, y, seed)
+    beside = here + _ALONG
+    low, low_next = _scrambled(here), _scrambled(here + _ACROSS)
+    high, high_next = _scrambled(beside), _scrambled(beside + _ACROSS)
+    low, high = low + (low_next - low) * part_w, high + (high_next - high) * part_w
     value = low + (high - low) * part_u
     return once(0.5 + (value - 0.5) * _fade(width))
 
@@ -180,7 +187,7 @@ def _held_out_patterns(
     row = jnp.floor(2 * w)
     shifted = u + 0.5 * (row - 2 * jnp.floor(row / 2))
     cell_u = jnp.floor(jnp.where(stones, 2 * u, shifted)).astype(jnp.int32)
-    cell = once(_hash(cell_u, row.astype(jnp.int32), seed))
+    cell = once(_scrambled(_cell(cell_u, row.astype(jnp.int32), seed)))
     brick = bars(shifted, width, 0.9) * bars(2 * w, 2 * width, 0.82)
     scale = jnp.where(stones, np.float32(2), np.float32(1))
     from_dot = jnp.sqrt((fract(scale * u) - 0.5) ** 2 + (fract(scale * w) - 0.5) ** 2)
@@ -214,11 +221,11 @@ def textured(
     two = point[1] + np.float32(0.67) * point[2]
     along = row["cosine"] * one + row["sine"] * two
     across = row["cosine"] * two - row["sine"] * one
-    along, across = once(along + _FAR) - _FAR, once(across + _FAR) - _FAR
-    u, w = along * row["frequency"] + row["along"], across * row["frequency"] + row["across"]
+    u = once(along * row["frequency"] + row["along"] + _FAR) - _FAR
+    w = once(across * row["frequency"] + row["across"] + _FAR) - _FAR
     kind = row["kind"].astype(jnp.int32)
     seed = row["seed"].astype(jnp.int32).astype(jnp.uint32)
-    periods = width * row["frequency"]
+    periods = once(width * row["frequency"])
 
     def noise_of(name: str, seed: Array) -> Array:
         along, across = row[f"{name}_along"], row[f"{name}_across"]
@@ -227,9 +234,9 @@ def textured(
     first, second = noise_of("first", seed), noise_of("second", seed + 1)
     share = pattern(family, kind, u, w, periods, first, second, seed + 2) * row["strength"]
     factor = 1 + row["grain"] * (2 * first - 1)
-    thin = jnp.minimum(SEAM_WIDTH * row["seam"], np.float32(0.5))
-    period = jnp.maximum(width * row["seam"], np.float32(1e-3))
-    near = jnp.abs(fract(along * row["seam"] + 0.5) - 0.5)
+    thin = jnp.minimum(SEAM_WIDTH * row["frequency"] * row["seam"], np.float32(0.5))
+    period = jnp.maximum(periods * row["seam"], np.float32(1e-3))
+    near = jnp.abs(fract(u * row["seam"] + 0.5) - 0.5)
     covered = jnp.clip((0.5 * (thin + period) - near) / period, 0, jnp.minimum(thin / period, 1))
     factor = factor * (1 - jnp.where(row["seam"] > 0, covered * row["seam_dark"], 0))
     share, factor = once(share), once(jnp.maximum(factor, 0))
@@ -292,7 +299,7 @@ def draw(numbers: Array, base: Array, limits: Array, kinds: np.ndarray) -> Array
         "strength": jnp.where(shown, within(1, part[14]), 0),
         "grain": jnp.where(shown, 0.15 * part[15], 0),
         "seed": jnp.floor(part[16] * (1 << 20)),
-        "seam": jnp.where(seamed, 1 / within(4, part[17]), 0),
+        "seam": jnp.where(seamed, jnp.exp(within(0, part[11])) / within(4, part[17]), 0),
         "seam_dark": within(5, part[18]),
         "specular": jnp.where(glossy, within(2, part[19]), 0),
         "shininess": within(3, part[20]) * 128,
