@@ -12,6 +12,26 @@ import dataclasses
 from alohas2r.config import check
 from alohas2r.errors import ConfigError, did_you_mean
 
+# Numbers of a texture, in this order; see `texture`.
+COLUMNS = (
+    *(
+        "kind",
+        "frequency",
+        "cosine",
+        "sine",
+        "along",
+        "across",
+    ),  # of TEXTURES; 1/m; turn; phases in periods
+    *("red", "green", "blue", "strength"),  # second colour, and how much of it there is at most
+    *("grain", "seed"),  # unevenness of the albedo; of the noise
+    *("seam", "seam_dark"),  # in a period, 0 for none; light that it swallows
+    *("first_along", "first_across", "second_along", "second_across"),  # of two noises, 1/period
+    *(
+        "specular",
+        "shininess",
+    ),  # of gloss: 0..1 and the exponent; negative for the geom's own material
+)
+
 Range = tuple[float, float]
 
 # Two families of generators that share no texture, no kind of clutter and no random number: what is learnt on one is

@@ -8,8 +8,7 @@ import mujoco
 import numpy as np
 
 from alohas2r.rendering import visual_randomization
-from alohas2r.rendering.looks import texture
-from alohas2r.rendering.looks.config import EXTRA_KINDS, OUT_OF_SIGHT, SLOTS
+from alohas2r.rendering.looks.config import COLUMNS, EXTRA_KINDS, OUT_OF_SIGHT, SLOTS
 
 HEADLIGHT = 0.55  # ambient and diffuse light of the scenes' headlight, on what faces it
 # Light of the scenes' own lamps and headlight on a white thing that faces them; radiance beyond its inverse is cut off.
@@ -59,8 +58,8 @@ def extras() -> dict[str, np.ndarray]:
 
 def surfaces() -> dict[str, np.ndarray]:
     """Returns fields of textures and of the room: none, and darkness."""
-    paint = np.zeros((len(SLOTS), len(texture.COLUMNS)), np.float32)
-    paint[:, texture.COLUMNS.index("specular")] = -1
+    paint = np.zeros((len(SLOTS), len(COLUMNS)), np.float32)
+    paint[:, COLUMNS.index("specular")] = -1
     return {
         "paint": paint,
         "room_rgb": np.zeros((2, 3), np.float32),

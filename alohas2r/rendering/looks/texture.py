@@ -16,6 +16,7 @@ import numpy as np
 
 from alohas2r.core.types import Array
 from alohas2r.rendering.looks.config import (
+    COLUMNS,
     TEXTURES,
     TRAIN,
     ClutterRanges,
@@ -24,24 +25,6 @@ from alohas2r.rendering.looks.config import (
 )
 from alohas2r.rendering.looks.random import colour
 
-COLUMNS = (
-    *(
-        "kind",
-        "frequency",
-        "cosine",
-        "sine",
-        "along",
-        "across",
-    ),  # of TEXTURES; 1/m; turn; phases in periods
-    *("red", "green", "blue", "strength"),  # second colour, and how much of it there is at most
-    *("grain", "seed"),  # unevenness of the albedo; of the noise
-    *("seam", "seam_dark"),  # in a period, 0 for none; light that it swallows
-    *("first_along", "first_across", "second_along", "second_across"),  # of two noises, 1/period
-    *(
-        "specular",
-        "shininess",
-    ),  # of gloss: 0..1 and the exponent; negative for the geom's own material
-)
 SEAM_WIDTH = 0.003  # m
 _FAR = np.float32(4096)  # periods; more than there are from any point to the origin
 
