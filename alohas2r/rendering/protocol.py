@@ -13,9 +13,9 @@ from alohas2r.core.types import Array
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.rendering import visual_randomization
 from alohas2r.rendering.looks import nominal as nominal_looks
-from alohas2r.rendering.looks import texture
 from alohas2r.rendering.looks.config import (
     CLUTTER_KINDS,
+    COLUMNS,
     EXTRA_KINDS,
     FAMILIES,
     FAMILY_TEXTURES,
@@ -295,7 +295,7 @@ _TRANSFER_SHAPES: dict[str, tuple[str | int, ...]] = {
     "extra_quat": (len(EXTRA_KINDS), 4),
     "extra_size": (len(EXTRA_KINDS), 3),
     "extra_rgba": (len(EXTRA_KINDS), 4),
-    "paint": (len(SLOTS), len(texture.COLUMNS)),
+    "paint": (len(SLOTS), len(COLUMNS)),
     "room_rgb": (2, 3),
     "room_size": (3,),
     "radiance": (),
