@@ -15,6 +15,7 @@ from alohas2r.core.types import PyTree
 from alohas2r.embodiment import control as embodiment_control
 from alohas2r.embodiment import history
 from alohas2r.embodiment.history import HistoryState
+from alohas2r.embodiment.joints import PER_ARM
 from alohas2r.envs import actuation, noise
 from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.noise import DelayState
@@ -63,10 +64,10 @@ class Env:
         self._low = jnp.asarray(task.scene.ctrl_low, jnp.float32)
         self._high = jnp.asarray(task.scene.ctrl_high, jnp.float32)
         arms = task.scene.arms
-        self._joints = np.concatenate([arm.qpos[:7] for arm in arms])  # in qpos, [A * 7]
+        self._joints = np.concatenate([arm.qpos[:PER_ARM] for arm in arms])  # in qpos, [A * 7]
         self._actuators = np.concatenate([arm.ctrl for arm in arms])  # in ctrl, [A * 7]
-        self._second_fingers = np.array([arm.qpos[7] for arm in arms])
-        self._grippers = np.arange(len(arms)) * 7 + 6  # among the A * 7
+        self._second_fingers = np.array([arm.qpos[PER_ARM] for arm in arms])
+        self._grippers = np.arange(len(arms)) * PER_ARM + PER_ARM - 1  # among the A * 7
         self._object_heights = np.unique([arm.object_qpos[2] for arm in arms])
         self._start = jax.jit(self._start_all)
         self.score_jit = jax.jit(self.score)
@@ -162,7 +163,7 @@ class Env:
             return signal
 
         def one(held: Held, past: jax.Array, qpos: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return read_joints(held, qpos), past[0].reshape(-1, 7)
+            return read_joints(held, qpos), past[0].reshape(-1, PER_ARM)
 
         qpos, targets = jax.vmap(one)(state.held, state.control.actions, signal.qpos)
         return signal._replace(qpos=qpos, ctrl=targets)
@@ -280,8 +281,8 @@ class Env:
 
 def read_joints(held: Held, qpos: jax.Array) -> jax.Array:
     """Returns what is read [A, 8] where joints and fingers are at `qpos` [A, 8]."""
-    arm = read(held, qpos[:, :7].reshape(-1)).reshape(-1, 7)
-    return jnp.concatenate([arm, arm[:, 6:]], -1)
+    arm = read(held, qpos[:, :PER_ARM].reshape(-1)).reshape(-1, PER_ARM)
+    return jnp.concatenate([arm, arm[:, -1:]], -1)  # one servo moves both fingers
 
 
 def _knowledge(held: Held) -> jax.Array:

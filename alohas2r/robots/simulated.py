@@ -13,10 +13,9 @@ from typing import Self
 import mujoco
 import numpy as np
 
-from alohas2r.embodiment.joints import JOINTS, PER_ARM, SIDES
-from alohas2r.embodiment.poses import hold_pose
-from alohas2r.errors import RobotFault
-from alohas2r.robots.base import Frame, Proprio
+from alohas2r.embodiment.joints import PER_ARM, SIDES
+from alohas2r.robots.base import Frame
+from alohas2r.robots.simulated_arms import SimulatedArms
 from alohas2r.robots.wrist_camera import Renderer, WristCamera, wrist_cameras
 from alohas2r.sim import scene
 
@@ -57,84 +56,33 @@ class SimulatedWorld:
         self.data.ctrl[self.actuators] = np.clip(targets, self.low, self.high)
         mujoco.mj_forward(self.model, self.data)
 
+    def position(self) -> np.ndarray:
+        """Returns where the joints are [14]: rad; metres of finger travel."""
+        return self.data.qpos[self.joints].copy()
+
+    def velocity(self) -> np.ndarray:
+        """Returns the joints' velocities [14]."""
+        return self.data.qvel[self.dofs].copy()
+
+    def force(self) -> np.ndarray:
+        """Returns the actuators' forces [14] (N m; N)."""
+        return self.data.actuator_force[self.actuators].copy()
+
+    def drive(self, target: np.ndarray) -> None:
+        """Sets the actuators to targets [14]."""
+        self.data.ctrl[self.actuators] = target
+
     def advance(self, steps: int = 1) -> None:
         """Lets whole control periods pass."""
         mujoco.mj_step(self.model, self.data, nstep=steps * scene.SUBSTEPS)
 
 
-class SimulatedRobot:
-    """Both arms of a simulated world: the `Robot` protocol.
+class SimulatedRobot(SimulatedArms[SimulatedWorld]):
+    """Both arms of a simulated world."""
 
-    Attributes:
-      enabled: whether the arms follow commands; they hold their pose otherwise.
-    """
-
-    CELSIUS, VOLTS = 35.0, 12.0
-
-    def __init__(self, world: SimulatedWorld) -> None:
-        """Joins a world."""
-        self.enabled = False
-        self._world = world
-
-    def __enter__(self) -> Self:
-        """Needs nothing."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves nothing."""
-
-    def read(self) -> Proprio:
-        """Reads both arms."""
-        data, world = self._world.data, self._world
-        return Proprio(
-            time_s=time.monotonic(),
-            position=data.qpos[world.joints].copy(),
-            velocity=data.qvel[world.dofs].copy(),
-            current=data.actuator_force[world.actuators].copy(),
-            age_s=np.zeros(len(JOINTS)),
-            temperature_c=np.full(len(JOINTS), self.CELSIUS),
-            voltage_v=np.full(len(JOINTS), self.VOLTS),
-            hardware_error=np.zeros(len(JOINTS), int),
-            torque=np.full(len(JOINTS), self.enabled),
-            pair_gap=np.zeros(len(JOINTS)),
-        )
-
-    def setup_problems(self) -> tuple[str, ...]:
-        """Returns nothing: there is nothing to set up."""
-        return ()
-
-    def command(self, ctrl: np.ndarray) -> np.ndarray:
-        """Sets targets [14] and returns them, clipped to the actuators' ranges.
-
-        Raises:
-          RobotFault: torque is off, or a number is not finite.
-        """
-        if not self.enabled:
-            raise RobotFault("Torque is off: call enable() before command().")
-        if not np.isfinite(ctrl).all():
-            raise RobotFault(f"A command must be finite; it has {ctrl}.")
-        sent = np.clip(ctrl, self._world.low, self._world.high)
-        self._world.data.ctrl[self._world.actuators] = sent
-        return sent
-
-    def stop(self) -> None:
-        """Holds both arms where they are."""
-        if self.enabled:
-            data, world = self._world.data, self._world
-            self.command(hold_pose(data.ctrl[world.actuators], data.qpos[world.joints]))
-
-    def enable(self) -> None:
-        """Lets the arms follow commands; they hold their present targets."""
-        self.enabled = True
-
-    def disable(self) -> None:
-        """Lets the arms no longer follow commands; simulated arms do not fall."""
-        self.enabled = False
+    def targets(self) -> np.ndarray:
+        """Returns the targets [14] that hold at present, whoever set them."""
+        return self._world.data.ctrl[self._world.actuators].copy()
 
 
 def cameras(world: SimulatedWorld, renderer: Renderer) -> tuple[WristCamera, WristCamera]:

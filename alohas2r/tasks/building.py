@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from alohas2r.envs.task import EnvConfig, Task, TaskConfig
 from alohas2r.sim import scene, variation
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.buffers import BufferConfig
+from alohas2r.sim.scene import Scene
 from alohas2r.sim.variation import Robots
 from alohas2r.tasks.registry import AnyTask
 
@@ -47,11 +49,7 @@ def build(
       ConfigError: unknown engine. BackendUnavailable: it cannot run here.
     """
     loaded = scene.load_physics(config.scene_of(entry.scene))
-    fields, context = entry.randomize(loaded, settings, draws[:, : entry.draws])
-    robots = None
-    if config.variation.varies:
-        robots = variation.sample(loaded, config.variation, draws[:, entry.draws :])
-        fields = variation.apply(loaded, fields, robots.drawn)
+    fields, context, robots = draw_physics(entry, loaded, settings, config, draws)
     made = engines.make(engine, loaded, len(draws), threads, fields, buffers or BufferConfig())
     held = None if robots is None else robots.held
     env = Env(task or entry.task(loaded, settings), made, config, context, held)
@@ -61,3 +59,27 @@ def build(
 def count_draws(entry: AnyTask, config: EnvConfig) -> int:
     """Returns how many uniform numbers the physics of one environment takes."""
     return entry.draws + config.variation.draws
+
+
+class Physics(NamedTuple):
+    """What the physics of N environments differs in."""
+
+    fields: Mapping[str, np.ndarray]  # model field -> [N, ...]
+    context: np.ndarray  # [N, C]
+    robots: Robots | None  # where they vary
+
+
+def draw_physics(
+    entry: AnyTask, loaded: Scene, settings: TaskConfig, config: EnvConfig, draws: np.ndarray
+) -> Physics:
+    """Turns uniform draws into the physics of environments.
+
+    Args:
+      entry: the task. loaded: its scene. settings: of the task. config: for the variation.
+      draws: [N, `count_draws`].
+    """
+    fields, context = entry.randomize(loaded, settings, draws[:, : entry.draws])
+    if not config.variation.varies:
+        return Physics(fields, context, None)
+    robots = variation.sample(loaded, config.variation, draws[:, entry.draws :])
+    return Physics(variation.apply(loaded, fields, robots.drawn), context, robots)

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from opengl_cases import skip_without_opengl
 from rich.console import Console
 
 import alohas2r
@@ -17,9 +18,6 @@ from alohas2r.cli import app
 from alohas2r.cli import display as cli_display
 from alohas2r.core import assets
 from alohas2r.core.progress import Report
-from alohas2r.errors import BackendUnavailable
-from alohas2r.rendering.offscreen import Offscreen
-from alohas2r.sim import scene
 
 COMMANDS = ("train-teacher", "evaluate", "bench-sim", "render", "view")
 
@@ -148,10 +146,7 @@ def test_view_without_a_display_says_so(
 
 
 def test_render_draws_a_scene(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
-    try:
-        Offscreen(scene.load("pick").model, 8, 8).close()
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
+    skip_without_opengl()
     path = tmp_path / "new" / "scene.png"
     size = ("--width", "80", "--height", "60")
     code, out, err = run(capsys, "render", "--out", str(path), "--scene", "insert", *size)

@@ -6,21 +6,16 @@ import json
 import pathlib
 
 import pytest
+from opengl_cases import skip_without_opengl
 from world_cases import write_foreign
 
 from alohas2r.cli import app
 from alohas2r.core.types import JsonObject
-from alohas2r.errors import BackendUnavailable
-from alohas2r.rendering.offscreen import Offscreen
-from alohas2r.sim import scene
 
 
 @pytest.fixture(autouse=True)
 def opengl() -> None:
-    try:
-        Offscreen(scene.load("insert").model, 8, 8).close()
-    except BackendUnavailable as missing:
-        pytest.skip(str(missing))
+    skip_without_opengl()
 
 
 def check(capsys: pytest.CaptureFixture[str], path: pathlib.Path, *more: str) -> JsonObject:

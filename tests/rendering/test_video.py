@@ -8,6 +8,7 @@ import matplotlib.image
 import mujoco
 import numpy as np
 import pytest
+from opengl_cases import skip_without_opengl
 
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
 from alohas2r.rendering import video
@@ -112,10 +113,7 @@ def test_missing_encoder_says_what_to_install(
 
 @pytest.fixture(scope="module")
 def opengl() -> None:
-    try:
-        Offscreen(scene.load("pick").model, 8, 8).close()
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
+    skip_without_opengl()
 
 
 def red(picture: np.ndarray) -> int:

@@ -20,11 +20,11 @@ from alohas2r.policies.spec import StudentSpec
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.rendering.protocol import Renderer
 from alohas2r.rendering.registry import make_renderer
-from alohas2r.sim import scene, variation
+from alohas2r.sim import scene
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Readout
-from alohas2r.tasks.building import count_draws
+from alohas2r.tasks.building import count_draws, draw_physics
 from alohas2r.tasks.insert.appearance import pictured_geometry
 from alohas2r.tasks.insert.hold_out import HoldOutTask
 from alohas2r.tasks.registry import find_task
@@ -129,11 +129,7 @@ def set_up(
     )
     loaded = scene.load_physics(environment.scene_of(entry.scene))
     draws = np.random.default_rng([seed, 2]).random((count, count_draws(entry, environment)))
-    fields, context = entry.randomize(loaded, settings.task, draws[:, : entry.draws])
-    robots = None
-    if settings.variation.varies:
-        robots = variation.sample(loaded, settings.variation, draws[:, entry.draws :])
-        fields = variation.apply(loaded, fields, robots.drawn)
+    fields, context, robots = draw_physics(entry, loaded, settings.task, environment, draws)
     task = HoldOutTask(
         loaded, dataclasses.replace(settings.task, switch=teacher.switch), settings.hold_out
     )

@@ -137,7 +137,7 @@ class TableRanges:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectRanges:
-    """Socket and peg: any hue, also alike or like the table. Source: SPEC of transfer.
+    """Socket and peg: any hue, also alike or like the table. Source: docs/transfer.md.
 
     Attributes:
       lightness: mean of the three colours. saturation: the root is taken when drawn: mostly coloured.
@@ -195,7 +195,7 @@ class GripperRanges:
 
 @dataclasses.dataclass(frozen=True)
 class ClutterRanges:
-    """Things that lie about; they have no physics. Source: SPEC of transfer.
+    """Things that lie about; they have no physics. Source: docs/transfer.md.
 
     Attributes:
       count: fewest and most. clearance: least distance to an object at the episode's start (m).
@@ -236,7 +236,7 @@ class ClutterRanges:
 
 @dataclasses.dataclass(frozen=True)
 class LightRanges:
-    """Lamps. Source: SPEC of transfer; directions and places vary as in today's looks.
+    """Lamps. Source: docs/transfer.md; directions and places vary as in today's looks.
 
     Attributes:
       level: of all light (product of two draws, so that the ends are rare; logarithmic).
@@ -261,7 +261,9 @@ class LightRanges:
 
 @dataclasses.dataclass(frozen=True)
 class CameraRanges:
-    """The colour camera, from radiance to numbers. Source: SPEC of transfer; ranges of common colour cameras.
+    """The colour camera, from radiance to numbers.
+
+    Source: ranges of common colour cameras; docs/transfer.md.
 
     Attributes:
       exposure: factor on radiance (product of two draws; logarithmic). With automatic exposure it is the power
@@ -302,7 +304,7 @@ class CameraRanges:
 
 @dataclasses.dataclass(frozen=True)
 class DepthRanges:
-    """Depth as a D405 makes it. Source: its data sheet (baseline 18 mm, 70 mm at least, +-2%); SPEC of transfer.
+    """Depth as a D405 makes it. Source: its data sheet (baseline 18 mm, 70 mm at least, +-2%).
 
     Attributes:
       baseline: of the two imagers (m). steps: of the disparity in a pixel of the sensor; width: of the sensor's picture
@@ -341,7 +343,7 @@ class DepthRanges:
 
 @dataclasses.dataclass(frozen=True)
 class MountRanges:
-    """How a wrist camera sits and what it shows. Source: today's looks; SPEC of transfer.
+    """How a wrist camera sits and what it shows. Source: today's looks; docs/transfer.md.
 
     Attributes:
       position: +- along each axis of the camera's body (m). angle: most, about any axis (degrees).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import mujoco
@@ -13,10 +12,10 @@ import numpy as np
 from alohas2r.embodiment import camera as embodiment_camera
 from alohas2r.embodiment.camera import FOVY_DEG
 from alohas2r.embodiment.joints import GRIPPERS, IS_GRIPPER, JOINTS, PER_ARM, SIDES
-from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import ConfigError, RobotFault
 from alohas2r.rendering.opengl import DepthView
-from alohas2r.robots.base import Frame, Proprio
+from alohas2r.robots.base import Frame
+from alohas2r.robots.simulated_arms import SimulatedArms
 from alohas2r.robots.worlds import build as building
 from alohas2r.robots.worlds.table import CamerasTable, GripperTable, read_table
 from alohas2r.robots.wrist_camera import WristCamera, wrist_cameras
@@ -307,80 +306,8 @@ def _joint_of(gripper: GripperTable, travel: float) -> float:
     return _line(travel, metres[order], joint[order])
 
 
-class WorldRobot:
-    """Both arms of a world: the `Robot` protocol.
-
-    Attributes:
-      enabled: whether the arms follow commands; they hold their pose otherwise.
-    """
-
-    CELSIUS, VOLTS = 35.0, 12.0
-
-    def __init__(self, world: World) -> None:
-        """Joins a world."""
-        self.enabled = False
-        self._world = world
-        self._sent = world.position()
-
-    def __enter__(self) -> Self:
-        """Needs nothing."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves nothing."""
-
-    def read(self) -> Proprio:
-        """Reads both arms."""
-        world = self._world
-        return Proprio(
-            time_s=time.monotonic(),
-            position=world.position(),
-            velocity=world.velocity(),
-            current=world.force(),
-            age_s=np.zeros(len(JOINTS)),
-            temperature_c=np.full(len(JOINTS), self.CELSIUS),
-            voltage_v=np.full(len(JOINTS), self.VOLTS),
-            hardware_error=np.zeros(len(JOINTS), int),
-            torque=np.full(len(JOINTS), self.enabled),
-            pair_gap=np.zeros(len(JOINTS)),
-        )
-
-    def setup_problems(self) -> tuple[str, ...]:
-        """Returns nothing: there is nothing to set up."""
-        return ()
-
-    def command(self, ctrl: np.ndarray) -> np.ndarray:
-        """Sets targets [14] and returns them, clipped to the ranges of the project's own actuators.
-
-        Raises:
-          RobotFault: torque is off, or a number is not finite.
-        """
-        if not self.enabled:
-            raise RobotFault("Torque is off: call enable() before command().")
-        if not np.isfinite(ctrl).all():
-            raise RobotFault(f"A command must be finite; it has {ctrl}.")
-        self._sent = np.clip(ctrl, self._world.low, self._world.high)
-        self._world.drive(self._sent)
-        return self._sent
-
-    def stop(self) -> None:
-        """Holds both arms where they are."""
-        if self.enabled:
-            self.command(hold_pose(self._sent, self._world.position()))
-
-    def enable(self) -> None:
-        """Lets the arms follow commands; they hold their present targets."""
-        self.enabled = True
-        self._sent = self._world.position()
-
-    def disable(self) -> None:
-        """Lets the arms no longer follow commands; simulated arms do not fall."""
-        self.enabled = False
+class WorldRobot(SimulatedArms[World]):
+    """Both arms of a world."""
 
 
 def intrinsics(

@@ -61,7 +61,7 @@ class CollectConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Elsewhere:
+class CollectConditions:
     """Conditions of the episodes beyond the physics of `CollectConfig`; those of eval-v1 by default.
 
     Attributes:
@@ -84,7 +84,7 @@ class SwitchStates:
       draws: [V, INSERT_DRAWS] the uniform draws of the physics variants.
       physics: their distribution.
       pick: hash of the pick policy. rate: share of episodes that reached the switch.
-      elsewhere: further conditions.
+      conditions: further conditions.
     """
 
     pool: Pool
@@ -92,7 +92,7 @@ class SwitchStates:
     physics: InsertRandomization
     pick: str
     rate: float
-    elsewhere: Elsewhere = Elsewhere()
+    conditions: CollectConditions = CollectConditions()
 
     def first(self, count: int) -> SwitchStates:
         """Returns the states of the first physics variants."""
@@ -120,8 +120,10 @@ def ensure_for(
 ) -> SwitchStates:
     """As `ensure`, under the conditions of an insertion."""
     settings = dataclasses.replace(settings, physics=insert.physics)
-    elsewhere = Elsewhere(insert.objects, insert.switch, env.contacts, env.variation, env.noise)
-    return ensure(path, pick_path, settings, seed, threads, progress, elsewhere)
+    conditions = CollectConditions(
+        insert.objects, insert.switch, env.contacts, env.variation, env.noise
+    )
+    return ensure(path, pick_path, settings, seed, threads, progress, conditions)
 
 
 def staged(
@@ -137,7 +139,7 @@ def collect(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
-    elsewhere: Elsewhere = Elsewhere(),
+    conditions: CollectConditions = CollectConditions(),
 ) -> SwitchStates:
     """Rolls out the pick policy with both arms and keeps the whole state at each first switch.
 
@@ -149,13 +151,13 @@ def collect(
       seed: of physics, starts, noise and delays.
       threads: of the physics; 0 for all cores.
       progress: receives reports.
-      elsewhere: further conditions.
+      conditions: further conditions.
 
     Raises:
       ConfigError: no episode reached the switch.
     """
     count = settings.variants
-    env, draws = _environments(pick, settings, seed, threads, elsewhere)
+    env, draws = _environments(pick, settings, seed, threads, conditions)
     engine = env.engine
     assert isinstance(engine, CpuEngine)
     rates = len(pick.spec.history.rates)
@@ -199,30 +201,34 @@ def collect(
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *rounds)
     pool = jax.tree.map(lambda x: x[source[:, None], columns], stacked)
     rate = float(mask.mean())
-    return SwitchStates(pool, draws[source], settings.physics, pick.hash, rate, elsewhere)
+    return SwitchStates(pool, draws[source], settings.physics, pick.hash, rate, conditions)
 
 
 def _environments(
-    pick: StatePolicy, settings: CollectConfig, seed: int, threads: int, elsewhere: Elsewhere
+    pick: StatePolicy,
+    settings: CollectConfig,
+    seed: int,
+    threads: int,
+    conditions: CollectConditions,
 ) -> tuple[Env, np.ndarray]:
     """Returns insertions that begin at home, and the uniform draws [V, ...] that their physics comes from."""
     count, entry = settings.variants, find_task("insert")
-    conditions = EnvConfig(
+    env = EnvConfig(
         control=ControlConfig(scale=pick.spec.action.scale),
-        noise=elsewhere.noise,
+        noise=conditions.noise,
         history=pick.spec.history,
-        contacts=elsewhere.contacts,
-        variation=elsewhere.variation,
+        contacts=conditions.contacts,
+        variation=conditions.variation,
     )
-    shape = count, count_draws(entry, conditions)
+    shape = count, count_draws(entry, env)
     draws = np.random.default_rng([seed, 1]).random(shape)
     task = InsertConfig(
         steps=settings.steps + 1,
         physics=settings.physics,
-        objects=elsewhere.objects,
-        switch=elsewhere.switch,
+        objects=conditions.objects,
+        switch=conditions.switch,
     )
-    return build(entry, task, conditions, draws, threads).env, draws
+    return build(entry, task, env, draws, threads).env, draws
 
 
 def _grab(engine: CpuEngine, state: EnvState) -> Pool:
@@ -271,7 +277,7 @@ def save(states: SwitchStates, path: str | os.PathLike[str]) -> pathlib.Path:
         "physics": config.to_dict(states.physics),
         "pick": states.pick,
         "rate": states.rate,
-        "elsewhere": config.to_dict(states.elsewhere),
+        "conditions": config.to_dict(states.conditions),
     }
     arrays = {f"pool/{name}": value for name, value in states.pool._asdict().items()}
     arrays |= {
@@ -302,8 +308,8 @@ def load(path: str | os.PathLike[str]) -> SwitchStates:
             physics=config.from_dict(InsertRandomization, header["physics"]),
             pick=str(header["pick"]),
             rate=float(header["rate"]),
-            elsewhere=config.from_dict(
-                Elsewhere, header.get("elsewhere", config.to_dict(Elsewhere()))
+            conditions=config.from_dict(
+                CollectConditions, header.get("conditions", config.to_dict(CollectConditions()))
             ),
         )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -319,7 +325,7 @@ def ensure(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
-    elsewhere: Elsewhere = Elsewhere(),
+    conditions: CollectConditions = CollectConditions(),
 ) -> SwitchStates:
     """Reads the states of a pick policy, or collects and writes them if they are missing or belong to another.
 
@@ -338,10 +344,10 @@ def ensure(
             states is not None
             and states.pick == pick.hash
             and states.physics == settings.physics
-            and states.elsewhere == elsewhere
+            and states.conditions == conditions
             and states.draws.shape[0] == settings.variants
         ):
             return states
-    states = collect(pick, settings, seed, threads, progress, elsewhere)
+    states = collect(pick, settings, seed, threads, progress, conditions)
     save(states, path)
     return states
