@@ -267,6 +267,12 @@ def sample_objects(
     return length, np.maximum(hole, half_side + config.play)
 
 
+def _volumes(model: mujoco.MjModel, body: int) -> slice:
+    """Returns where the bounding volumes of a body are."""
+    first = int(model.body_bvhadr[body])
+    return slice(first, first + int(model.body_bvhnum[body]))
+
+
 def resize_objects(
     scene: Scene, fields: Mapping[str, np.ndarray], half_length: np.ndarray, hole: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -308,26 +314,17 @@ def resize_objects(
             size[:, lining, 3 - axis] = hole
     bound[:, changed] = np.linalg.norm(size[:, changed], axis=-1)
     box[:, changed, 3:] = size[:, changed]
-    body = scene.id("body", "peg")
-    mass = np.asarray(fields.get("body_mass", np.repeat(model.body_mass[None], count, 0))).copy()
-    inertia = np.asarray(
-        fields.get("body_inertia", np.repeat(model.body_inertia[None], count, 0))
-    ).copy()
-    mass[:, body] *= half_length / HALF_LENGTH
-    inertia[:, body] = box_inertia(size[:, changed[0]], mass[:, body])
-    volumes = np.array(
-        fields.get(
-            "bvh_aabb", model.bvh_aabb[None, : int(model.body_bvhnum.sum())].repeat(count, 0)
-        )
-    )
-    for name, least in (("peg", size[:, changed[0]]), ("socket", None)):
-        number = scene.id("body", name)
-        first, length = int(model.body_bvhadr[number]), int(model.body_bvhnum[number])
-        if least is None:
-            # No wall reaches further inwards than the thickest one's growth; larger volumes miss no contact.
-            volumes[:, first : first + length, 3:] += HOLE_HALF - 0.016
-        elif length:
-            volumes[:, first : first + length, 3:] = least[:, None]
+    mass, inertia = taken("body_mass"), taken("body_inertia")
+    peg, socket = scene.id("body", "peg"), scene.id("body", "socket")
+    mass[:, peg] *= half_length / HALF_LENGTH
+    inertia[:, peg] = box_inertia(size[:, changed[0]], mass[:, peg])
+    volumes = fields.get("bvh_aabb")
+    if volumes is None:  # only the bodies' volumes, which precede the meshes'
+        volumes = model.bvh_aabb[None, : int(model.body_bvhnum.sum())].repeat(count, 0)
+    volumes = np.array(volumes)
+    volumes[:, _volumes(model, peg), 3:] = size[:, changed[0]][:, None]
+    # Walls grow inwards, or along the wider hole, by no more than this; volumes that are too large miss no contact.
+    volumes[:, _volumes(model, socket), 3:] += np.abs(HOLE_HALF - hole)[:, None, None]
     return resized | {
         **{"geom_size": size, "geom_pos": place, "site_pos": site, "geom_rbound": bound},
         **{"geom_aabb": box, "body_mass": mass, "body_inertia": inertia, "bvh_aabb": volumes},
