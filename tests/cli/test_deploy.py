@@ -21,24 +21,19 @@ import numpy as np
 import pytest
 import robot_cases
 import typer.main
-from rich.console import Console
 
 pytest.importorskip("dynamixel_sdk")
 
-from alohas2r.cli import app, deploy
+from alohas2r.cli import app
 from alohas2r.deployment import config as deploy_config
 from alohas2r.deployment import rig
 from alohas2r.deployment.log import read_run
-from alohas2r.deployment.report import Report
-from alohas2r.robots.base import Frame
 from alohas2r.robots.dynamixel.arm import DynamixelConfig
 from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.server import EmulatorConfig
 from alohas2r.robots.realsense import config as realsense_config
 from alohas2r.robots.realsense.camera import RealSenseCamera
 from alohas2r.safety.config import SafetyConfig
-from alohas2r.safety.monitor import Finding, Level
-from alohas2r.safety.reactions import Mode
 from alohas2r.sim import scene
 
 COMMANDS = (
@@ -366,54 +361,6 @@ def test_the_command_says_where_the_ports_are(
     serving.join(20)
     assert codes == [0]
     assert str(tmp_path / "left") in capsys.readouterr().err.replace("\n", "")
-
-
-def report(frames: dict[str, Frame]) -> Report:
-    laps = {"read": 0.002, "infer": 0.001}
-    finding = Finding("hot servo", Level.NOTE, "left/elbow is at 61 C")
-    clamped = ("speed", "collision")
-    return Report(1, 17, Mode.RUN, True, 0.0123, laps, True, clamped, (finding,), frames)
-
-
-def test_the_display_shows_stage_latency_clamps_and_findings() -> None:
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    with contextlib.closing(console.file):
-        display = deploy.Display(3, view=False)
-        console.print(display)
-        display(report({}))
-        display(report({}))
-        console.print(display)
-        text = console.export_text()
-    for part in (
-        "Checking arms",
-        "2 of 3, step 17",
-        "run, insert",
-        "12.3 ms",
-        "speed 2, collision 2",
-        "left/elbow is at 61 C",
-        "Hz",
-    ):
-        assert part in text
-
-
-def test_both_wrist_views_are_drawn_in_characters() -> None:
-    rgb = np.zeros((4, 4, 3), np.uint8)
-    rgb[0, 0], rgb[1, 0] = (255, 0, 0), (0, 0, 255)
-    depth = np.full((4, 4), 0.2, np.float32)
-    depth[0, 0] = 0
-    frame = Frame(rgb, depth, 0.0, 1)
-    lines = deploy.views({"left": frame, "right": frame})
-    assert len(lines) == 2  # two pixels to a character
-    assert all(len(line.plain) == 4 * 4 for line in lines)  # colour and depth of both
-    styles = [str(span.style) for span in lines[0].spans]
-    assert styles[0] == "#ff0000 on #0000ff"
-    assert styles[4] == "#000000 on #7f7f7f"  # depth: unknown is black, 0.2 m is grey
-    display = deploy.Display(1, view=True)
-    display(report({"left": frame, "right": frame}))
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    with contextlib.closing(console.file):
-        console.print(display)
-        assert console.export_text().count("▀") == 2 * 16
 
 
 def test_a_recording_without_a_camera_says_what_is_plugged_in(

@@ -79,6 +79,7 @@ class Traced(SteppedPacer):
         super().__init__(advance)
         self.moments = moments
         self.waits = 0
+        self.before = sys.gettrace()  # of whoever measures coverage
 
     def wait(self) -> None:
         self.waits += 1
@@ -87,7 +88,7 @@ class Traced(SteppedPacer):
             frame.f_trace = self.moments  # pyright: ignore[reportAttributeAccessIssue]
             sys.settrace(self.moments)  # pyright: ignore[reportArgumentType]
         elif self.waits == 4:
-            sys.settrace(None)
+            sys.settrace(self.before)
             frame.f_trace = None
         super().wait()
 
@@ -98,15 +99,14 @@ def run_traced(at: int, happens: Callable[[], None]) -> tuple[Outcome, Witness, 
     pose[world.joints] = SLEEP_POSE + 0.05 * (np.arange(14) % 7 < 3)
     world.place(pose)
     robot, moments = Witness(world), Moments(at, happens)
+    pacer = Traced(world.advance, moments)
     config = DeployConfig(mode="full", episode_s=0.3, approach=False, frozen_s=0.0)
     eyes = [StubCamera("left"), StubCamera("right", seed=1)]
-    deployment = Deployment(
-        robot, eyes, Still(), config, Traced(world.advance, moments), safety=HASTY, slow=HASTY
-    )
+    deployment = Deployment(robot, eyes, Still(), config, pacer, safety=HASTY, slow=HASTY)
     try:
         outcome = deployment.run()
     finally:
-        sys.settrace(None)
+        sys.settrace(pacer.before)
     return outcome, robot, moments
 
 
