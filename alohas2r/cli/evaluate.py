@@ -37,8 +37,8 @@ def evaluate_policy(
     sweep: Annotated[
         str | None,
         typer.Option(
-            help="Repeat under other conditions: clearance (thicker pegs), latency (more delay) "
-            "or recovery (15 s)."
+            help="Repeat under other conditions: clearance (thicker pegs), latency (more delay), "
+            "recovery (15 s; eval-v1) or calibration (eval-v2)."
         ),
     ] = None,
     paired: Annotated[
@@ -89,10 +89,11 @@ def evaluate_policy(
     pictures, unseen looks and all noise.
     """
     if (protocol is not None or causes is not None) and (
-        world is not None or hold_out or any(x is not None for x in (sweep, video, paired))
+        world is not None or hold_out or any(x is not None for x in (video, paired))
     ):
         raise ConfigError(
-            "--protocol and --causes go with --episodes, --seed, --csv and --json; leave out the others."
+            "--protocol and --causes go with --episodes, --seed, --sweep, --csv and --json; leave out"
+            " the others."
         )
     if world is not None:
         if engine != "cpu" or hold_out or sweep is not None or paired is not None:
@@ -113,9 +114,11 @@ def evaluate_policy(
             )
         _evaluate_student(policy, paired, episodes, seed, threads, as_json)
     elif sweep is not None:
-        if video is not None or csv is not None:
-            raise ConfigError("--sweep gives one table of rates; leave out --video and --csv.")
-        _sweep(policy, sweep, episodes, seed, threads, as_json)
+        if any(x is not None for x in (video, csv, causes)):
+            raise ConfigError(
+                "--sweep gives one table of rates; leave out --video, --csv and --causes."
+            )
+        _sweep(policy, sweep, episodes, seed, threads, protocol, as_json)
     else:
         kept = Kept(video, csv, protocol, causes)
         _evaluate(policy, episodes, seed, threads, engine, kept, as_json)
@@ -165,11 +168,19 @@ def _evaluate(
     show(result, f"{policy}, {episodes} episodes", as_json)
 
 
-def _sweep(policy: str, name: str, episodes: int, seed: int, threads: int, as_json: bool) -> None:
+def _sweep(
+    policy: str,
+    name: str,
+    episodes: int,
+    seed: int,
+    threads: int,
+    protocol: str | None,
+    as_json: bool,
+) -> None:
     """Evaluates a policy under several conditions."""
     with progress_display() as progress:
         swept = library("evaluation.sweep").sweep(
-            policy_folder(policy), name, episodes, seed, threads, progress=progress
+            policy_folder(policy), name, episodes, seed, threads, progress, protocol
         )
     _show_sweep(swept, policy, as_json)
 

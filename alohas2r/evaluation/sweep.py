@@ -18,15 +18,18 @@ def sweep(
     seed: int = 0,
     threads: int = 0,
     progress: core_progress.Progress | None = None,
+    protocol: str | None = None,
 ) -> JsonObject:
     """Evaluates one policy under several conditions; it is the same in all of them.
 
     Args:
       policy_path: the policy.
-      name: one of the sweeps of its task. Of the insertion: "clearance" (pegs of 20 to 34 mm in the 36 mm hole),
-        "latency" (0 to 4 steps of constant action delay on top) or "recovery" (15 s instead of 10, for success at
-        8, 10 and 15 s).
+      name: one of the sweeps of its task and protocol. Of the insertion: "clearance" (pegs of 20 to 34 mm in the
+        36 mm hole); under eval-v1 "latency" (0 to 4 steps of constant action delay on top) and "recovery" (15 s
+        instead of 10, for success at 8, 10 and 15 s); under eval-v2, from its nominal robot, "latency" (0 to 150 ms
+        of constant delay of actions, of what is seen, of both) and "calibration" (joint zeros, finger travel, bases).
       episodes: per condition. seed, threads, progress: as `evaluate`.
+      protocol: to start from; the task's own if None.
 
     Returns:
       "sweep": the name, and "rows": each condition with the result of `evaluate`, per-episode tables left out.
@@ -36,14 +39,19 @@ def sweep(
     """
     check_episodes(episodes)
     entry = find_task(load_policy(policy_path).spec.phase)
-    if name not in entry.sweeps or entry.modified is None:
-        if not entry.sweeps:
-            raise ConfigError(f"{policy_path} is a policy for '{entry.name}', which has no sweeps.")
-        raise ConfigError(f"Unknown sweep '{name}'.{did_you_mean(name, entry.sweeps)}")
+    rules = entry.protocol if protocol is None else entry.find_protocol(protocol)
+    sweeps = entry.sweeps.get(rules.name, {})
+    if name not in sweeps or entry.modified is None:
+        if not sweeps:
+            raise ConfigError(
+                f"The task '{entry.name}' of {policy_path} has no sweeps under {rules.name}."
+            )
+        raise ConfigError(f"Unknown sweep '{name}' of {rules.name}.{did_you_mean(name, sweeps)}")
     rows = []
-    for condition in entry.sweeps[name]:
-        protocol = entry.modified(entry.protocol, condition)
-        result = evaluate(policy_path, episodes, seed, threads, progress, protocol)
+    for condition in sweeps[name]:
+        result = evaluate(
+            policy_path, episodes, seed, threads, progress, entry.modified(rules, condition)
+        )
         result.pop("table")
         rows.append({"condition": dict(condition), **result})
     return {"sweep": name, "rows": rows}

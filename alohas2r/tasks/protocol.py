@@ -235,6 +235,44 @@ def without_causes(protocol: TransferProtocol) -> TransferProtocol:
     )
 
 
+def varied(
+    protocol: TransferProtocol,
+    *,
+    action_delay_ms: float = 0.0,
+    view_delay_ms: float = 0.0,
+    zero_deg: float = 0.0,
+    travel_mm: float = 0.0,
+    base_mm: float = 0.0,
+) -> TransferProtocol:
+    """Returns the protocol of an otherwise nominal robot, under another name and hash.
+
+    Args:
+      protocol: to start from.
+      action_delay_ms: constant delay of commands. view_delay_ms: of what is seen.
+      zero_deg: half range of what each joint's reading is off. travel_mm: of the finger travel's.
+      base_mm: of each base's place, per axis.
+
+    Raises:
+      ConfigError: a number out of range.
+    """
+    nominal = without_causes(protocol)
+    action_s, view_s = action_delay_ms / 1000, view_delay_ms / 1000
+    variation = dataclasses.replace(
+        nominal.variation,
+        action_delay_s=(action_s, action_s),
+        view_delay_s=(view_s, view_s),
+        zero_deg=zero_deg,
+        travel_m=travel_mm / 1000,
+        base_m=base_mm / 1000,
+    )
+    given = {
+        **{"actions": (action_delay_ms, "ms"), "view": (view_delay_ms, "ms")},
+        **{"zeros": (zero_deg, "deg"), "travel": (travel_mm, "mm"), "base": (base_mm, "mm")},
+    }
+    name = nominal.name + "".join(f"+{what}={x:g}{unit}" for what, (x, unit) in given.items() if x)
+    return dataclasses.replace(nominal, name=name, variation=variation)
+
+
 def modified(
     protocol: Protocol,
     *,

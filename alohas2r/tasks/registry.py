@@ -49,6 +49,8 @@ Config = TypeVar("Config", bound="TaskConfig")
 Rules = TypeVar("Rules", bound="TaskProtocol")
 # Point looked at (m), distance (m), azimuth and elevation (degrees).
 View: TypeAlias = tuple[tuple[float, float, float], float, float, float]
+# Conditions by name of the sweep.
+Sweeps: TypeAlias = Mapping[str, tuple[Mapping[str, float], ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ class TaskEntry(Generic[Config, Rules]):
       sizes: what a table says of sizes that differ between episodes: box geom -> half sizes [N, 3] (m).
       follows: whose policy drives each arm until this one's takes over, and where that is; None if the task starts
         by itself.
-      sweeps: conditions that `evaluate --sweep` repeats the evaluation under, by name of the sweep.
+      sweeps: conditions that `evaluate --sweep` repeats the evaluation under, by names of protocol and sweep.
       modified: the protocol with such a condition, under another name.
       protocols: further frozen protocols.
     """
@@ -95,7 +97,7 @@ class TaskEntry(Generic[Config, Rules]):
     view: View
     sizes: Callable[[Table], Mapping[str, np.ndarray]] | None = None
     follows: AnyFollows | None = None
-    sweeps: Mapping[str, tuple[Mapping[str, float], ...]] = dataclasses.field(default_factory=dict)
+    sweeps: Mapping[str, Sweeps] = dataclasses.field(default_factory=dict)
     modified: Callable[[Rules, Mapping[str, float]], Rules] | None = None
     protocols: tuple[Rules, ...] = ()
 

@@ -69,8 +69,16 @@ def _scorer(protocol: Protocol, context: np.ndarray) -> InsertScorer:
     return InsertScorer(protocol.insert, context[:, 0])
 
 
+_OF_ROBOTS = ("action_delay_ms", "view_delay_ms", "zero_deg", "travel_mm", "base_mm")
+_CLEARANCE = tuple({"peg_mm": float(side)} for side in (20, 24, 28, 32, 34))
+_DELAYS_MS = (50.0, 100.0, 150.0)
+
+
 def _modified(protocol: Protocol, condition: Mapping[str, float]) -> Protocol:
     steps = int(condition.get("extra_delay_steps", 0))
+    if isinstance(protocol, TransferProtocol):
+        of_robots = {name: condition[name] for name in _OF_ROBOTS if name in condition}
+        protocol = task_protocol.varied(protocol, **of_robots)
     return task_protocol.modified(
         protocol,
         peg_mm=condition.get("peg_mm"),
@@ -133,9 +141,26 @@ ENTRY = register(
             staged=switch_states.staged,
         ),
         sweeps={
-            "clearance": tuple({"peg_mm": float(side)} for side in (20, 24, 28, 32, 34)),
-            "latency": tuple({"extra_delay_steps": steps} for steps in range(5)),
-            "recovery": ({"seconds": 15.0},),
+            EVAL_V1.name: {
+                "clearance": _CLEARANCE,
+                "latency": tuple({"extra_delay_steps": steps} for steps in range(5)),
+                "recovery": ({"seconds": 15.0},),
+            },
+            EVAL_V2.name: {
+                "clearance": _CLEARANCE,
+                "latency": (
+                    {"action_delay_ms": 0.0, "view_delay_ms": 0.0},
+                    *({"action_delay_ms": late} for late in _DELAYS_MS),
+                    *({"view_delay_ms": late} for late in _DELAYS_MS),
+                    *({"action_delay_ms": late, "view_delay_ms": late} for late in _DELAYS_MS),
+                ),
+                "calibration": (
+                    *({"zero_deg": off} for off in (0.5, 1.0, 1.5)),
+                    *({"travel_mm": off} for off in (1.0, 2.0, 3.0)),
+                    *({"base_mm": off} for off in (5.0, 10.0, 15.0)),
+                    {"zero_deg": 1.5, "travel_mm": 3.0, "base_mm": 15.0},
+                ),
+            },
         },
         modified=_modified,
         protocols=(EVAL_V2,),
