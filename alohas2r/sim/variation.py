@@ -234,26 +234,44 @@ def sample(scene: Scene, config: VariationConfig, uniform: np.ndarray) -> Robots
         **{"place": place, "rotation": rotation, "table": table},
         **{"friction": sliding, "softness": softness},
     }
-    arm_joints = np.arange(arms * PER_ARM) % PER_ARM < 6
-    causes = {
+    return Robots(drawn, held, _causes(drawn, held, np.rad2deg(zero), travel, scale))
+
+
+def _causes(
+    drawn: dict[str, np.ndarray],
+    held: Held,
+    zero_deg: np.ndarray,
+    travel: np.ndarray,
+    scale: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Returns what was drawn as one number per robot, name -> [N].
+
+    Args:
+      drawn, held: of the robots. zero_deg: [N, A * 6] what joints' readings are off.
+      travel, scale: [N, A] of the finger travel's reading (m).
+    """
+    gain, place, rotation = drawn["gain"], drawn["place"], drawn["rotation"]
+    arm_joints = np.arange(gain.shape[1]) % PER_ARM < 6
+    delays = {
+        "action_delay_ms": held.action_delay,
+        "view_delay_ms": held.view_delay,
+        "reading_delay_ms": held.reading_delay,
+    }
+    return {
         "gain": np.exp(np.log(gain[:, arm_joints]).mean(1)),
         "gripper_gain": np.exp(np.log(gain[:, ~arm_joints]).mean(1)),
-        "damping": damping.mean(1),
-        "joint_friction": dry.mean(1),
-        "backlash_deg": np.rad2deg(backlash[:, arm_joints].mean(1)),
-        "zero_deg": np.rad2deg(np.sqrt((zero**2).mean(1))),
+        "damping": drawn["damping"].mean(1),
+        "joint_friction": drawn["joint_friction"].mean(1),
+        "backlash_deg": np.rad2deg(held.backlash[:, arm_joints].mean(1)),
+        "zero_deg": np.sqrt((zero_deg**2).mean(1)),
         "travel_mm": 1000 * (travel + (scale - 1) * 0.018)[:, -1],
         "base_mm": 1000 * np.linalg.norm(place, axis=-1).mean(1),
         "base_deg": np.rad2deg(np.linalg.norm(rotation, axis=-1).mean(1)),
-        "table_mm": 1000 * table,
-        "friction": sliding,
-        "softness": softness,
-        **{
-            name.replace("_s", "_ms"): 1000 * CONTROL_PERIOD_S * value
-            for name, value in delays.items()
-        },
+        "table_mm": 1000 * drawn["table"],
+        "friction": drawn["friction"],
+        "softness": drawn["softness"],
+        **{name: 1000 * CONTROL_PERIOD_S * value for name, value in delays.items()},
     }
-    return Robots(drawn, held, causes)
 
 
 def _directions(uniform: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ class TableRanges:
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectRanges:
+class ObjectLookRanges:
     """Socket and peg: any hue, also alike or like the table. Source: docs/transfer.md.
 
     Attributes:
@@ -377,7 +377,7 @@ class TransferConfig:
     table: TableRanges = TableRanges()
     table_surface: SurfaceRanges = SurfaceRanges()
     room_surface: SurfaceRanges = SurfaceRanges(period=(0.1, 1.0), contrast=(0.0, 0.6))
-    objects: ObjectRanges = ObjectRanges()
+    objects: ObjectLookRanges = ObjectLookRanges()
     grippers: GripperRanges = GripperRanges()
     clutter: ClutterRanges = ClutterRanges()
     light: LightRanges = LightRanges()

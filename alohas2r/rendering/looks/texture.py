@@ -20,7 +20,7 @@ from alohas2r.rendering.looks.config import (
     TEXTURES,
     TRAIN,
     ClutterRanges,
-    ObjectRanges,
+    ObjectLookRanges,
     SurfaceRanges,
 )
 from alohas2r.rendering.looks.random import colour
@@ -237,7 +237,7 @@ def columns(paint: Array) -> dict[str, Array]:
 DRAWS = 22  # random numbers of a texture
 
 
-def limits(ranges: SurfaceRanges | ObjectRanges | ClutterRanges) -> np.ndarray:
+def limits(ranges: SurfaceRanges | ObjectLookRanges | ClutterRanges) -> np.ndarray:
     """Returns what `draw` needs of ranges, [15]."""
     seams = (0.0, (1.0, 1.0), (0.0, 0.0))
     if isinstance(ranges, SurfaceRanges):
