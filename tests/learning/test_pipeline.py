@@ -136,7 +136,7 @@ def test_help_says_what_every_option_is_for(
     assert command in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pipeline_killed_in_every_phase_gives_the_same_student(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "killed"
     kill(out, (out / "encoder").is_dir)

@@ -1,5 +1,7 @@
 """Whatever torque-on, the guard and the safety page rely on is compared before an arm is powered."""
 
+import dataclasses
+
 import pytest
 
 from alohas2r.deployment import arm_setup, doctor
@@ -131,7 +133,8 @@ def test_the_grippers_may_be_limited_as_alohas_instructions_say(emu, config):
 @pytest.mark.parametrize("servo", [1, 5, 9])
 def test_enabling_that_fails_half_way_is_undone(emu, config, servo, monkeypatch):
     """The right arm fails after the left one is on; what held before goes on holding."""
-    with DynamixelRobot(config) as robot:
+    short = dataclasses.replace(config, reply_timeout_s=0.1)
+    with DynamixelRobot(short) as robot:
         emu.poke("left", 2, "Torque_Enable", 1)
         enable = robot._enable_arm
 
