@@ -21,7 +21,7 @@ from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.noise import DelayState
 from alohas2r.envs.task import EnvConfig, EnvState, Scored, Start, Task
 from alohas2r.errors import ModelError
-from alohas2r.sim import physics_randomization, signals
+from alohas2r.sim import geometry, physics_randomization, signals
 from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Readout
 from alohas2r.sim.variation import Held, read, undo
@@ -59,7 +59,7 @@ class Env:
         variation = config.variation
         self._longest_action = variation.steps("action_delay_s")[1]
         self._longest_view = variation.steps("view_delay_s")[1]
-        self.extract = signals.extractor(task.scene, task.extra_sensors)
+        self._extract = signals.extractor(task.scene, task.extra_sensors)
         self.features = config.history.size(task.observation_size)
         self._low = jnp.asarray(task.scene.ctrl_low, jnp.float32)
         self._high = jnp.asarray(task.scene.ctrl_high, jnp.float32)
@@ -78,6 +78,22 @@ class Env:
         """Numbers that the critic sees: what the task shows it, and what is held."""
         size = self.task.privileged_size
         return size if self.held is None else size + _knowledge(self.held).shape[-1]
+
+    def extract(self, readout: Readout) -> signals.Signals:
+        """Returns the signals [N, ...] of a readout (traceable).
+
+        Where objects can be pushed about, they roll over. Their section is square, so a quarter turn changes nothing:
+        of the four rotations that look alike, the one nearest to upright is seen and scored.
+        """
+        signal = self._extract(readout)
+        if not self.config.contacts:
+            return signal
+        turned = geometry.upright_quarter(signal.object_mat)
+        in_base = jnp.einsum(
+            "...ij,...j->...i", signal.object_mat[..., 0, :, :], signal.peg_end_in_socket
+        )
+        peg_end = jnp.einsum("...ji,...j->...i", turned[..., 0, :, :], in_base)
+        return signal._replace(object_mat=turned, peg_end_in_socket=peg_end)
 
     def _fresh(
         self, key: jax.Array, context: jax.Array, held: Held | None, stage: jax.Array

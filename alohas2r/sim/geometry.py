@@ -89,3 +89,13 @@ def segment_distance(
     s = ((b * t - c) / a).clip(0, 1)
     nearest = apart + s[..., None] * along - t[..., None] * other
     return jnp.linalg.norm(nearest, axis=-1)
+
+
+def upright_quarter(mat: jax.Array) -> jax.Array:
+    """Turns rotations [..., 3, 3] about their own x axis by the quarter turns that bring z nearest to upwards."""
+    side, top = mat[..., 1], mat[..., 2]
+    ways = jnp.stack([top[..., 2], -side[..., 2], -top[..., 2], side[..., 2]], -1)
+    way = jnp.argmax(ways, -1)[..., None]
+    new_side = jnp.select([way == 0, way == 1, way == 2], [side, top, -side], -top)
+    new_top = jnp.select([way == 0, way == 1, way == 2], [top, -side, -top], side)
+    return jnp.stack([mat[..., 0], new_side, new_top], -1)

@@ -112,3 +112,18 @@ def test_segment_distance_is_the_least_of_all_points() -> None:
         apart = np.linalg.norm(one[:, None, index] - other[None, :, index], axis=-1).min()
         assert found[index] <= apart + 1e-4
         assert found[index] >= apart - 0.03
+
+
+def test_of_four_quarter_turns_about_the_long_axis_the_upright_one_stands_for_all(
+    rotations: tuple[Rotation, Rotation],
+) -> None:
+    first, _ = rotations
+    turned = [first * Rotation.from_euler("x", 90 * turns, degrees=True) for turns in range(4)]
+    four = np.stack([rotation.as_matrix() for rotation in turned])  # [4, N, 3, 3]
+    upright = np.asarray(geometry.upright_quarter(jnp.asarray(four)))
+    for one in upright[1:]:
+        np.testing.assert_allclose(one, upright[0], atol=1e-6)
+    # One of the four, that whose z axis points highest.
+    differences = np.abs(four - upright[:1]).max((-1, -2))
+    assert (differences.min(0) < 1e-6).all()
+    np.testing.assert_allclose(upright[0][:, 2, 2], four[..., 2, 2].max(0), atol=1e-6)

@@ -15,7 +15,7 @@ from alohas2r.envs.actuation import IDEAL
 from alohas2r.envs.noise import NONE
 from alohas2r.envs.task import EnvConfig
 from alohas2r.errors import ConfigError
-from alohas2r.sim import physics_randomization, scene, variation
+from alohas2r.sim import geometry, physics_randomization, scene, signals, variation
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.objects import SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.physics_randomization import ObjectRanges
@@ -253,3 +253,22 @@ def test_pictures_have_the_geometry_of_the_physics() -> None:
 def test_ranges_are_checked(wrong: dict) -> None:
     with pytest.raises(ConfigError):
         VariationConfig(**wrong)
+
+
+def test_objects_that_rolled_over_look_as_before_where_they_can_be_pushed_about() -> None:
+    built = environments(NEUTRAL)
+    env, arms = built.env, built.env.task.scene.arms
+    state, _, readout = env.reset(jax.random.split(jax.random.PRNGKey(0), COUNT))
+    rolled = np.array(readout.qpos)
+    quarter = np.array([[np.cos(np.pi / 4), np.sin(np.pi / 4), 0, 0]])
+    for arm in arms:
+        quats = rolled[:, arm.object_qpos[3:]]
+        rolled[:, arm.object_qpos[3:]] = geometry.quat_multiply(quats, quarter)
+    mask = np.ones(COUNT, bool)
+    _, after = env.engine.reset(None, mask, rolled, np.asarray(readout.ctrl), None)
+    before = env.extract(readout)
+    seen, told_apart = env.extract(after), signals.extractor(env.task.scene)(after)
+    np.testing.assert_allclose(seen.object_mat, before.object_mat, atol=1e-5)
+    assert np.abs(told_apart.object_mat - before.object_mat).max((-1, -2)).min() > 0.9
+    views = [env.observe(state, one)[1] for one in (readout, after)]
+    np.testing.assert_allclose(views[0], views[1], atol=1e-3)
