@@ -69,6 +69,7 @@ class Env:
         self._second_fingers = np.array([arm.qpos[PER_ARM] for arm in arms])
         self._grippers = np.arange(len(arms)) * PER_ARM + PER_ARM - 1  # among the A * 7
         self._object_heights = np.unique([arm.object_qpos[2] for arm in arms])
+        self._targets_seen = _target_places(task, len(arms))
         self._start = jax.jit(self._start_all)
         self.score_jit = jax.jit(self.score)
         self._advance = jax.jit(self.advance_traced)
@@ -193,11 +194,16 @@ class Env:
         if state.held is not None:
             late = state.held.view_delay
             targets = state.control.actions[0].reshape(measured.ctrl.shape)
+            if self._targets_seen is not None:  # they join below
+                targets = jnp.zeros_like(targets)
             measured = measured._replace(qpos=read_joints(state.held, measured.qpos), ctrl=targets)
         observation = self.task.observation(measured, state.task)
         delay_state, arrived = noise.delay(
             self.config.noise, state.delay, delay_key, observation, late
         )
+        if state.held is not None and self._targets_seen is not None:
+            # What is seen is late; the targets are the policy's own. Their difference is all the motion to come.
+            arrived = arrived.at[self._targets_seen].add(state.control.actions[0])
         memory, features = history.update(self.config.history, state.history, arrived, jnp)
         privileged = self.task.privileged(signal, state.task, state.context)
         if state.held is not None:
@@ -299,6 +305,16 @@ def read_joints(held: Held, qpos: jax.Array) -> jax.Array:
     """Returns what is read [A, 8] where joints and fingers are at `qpos` [A, 8]."""
     arm = read(held, qpos[:, :PER_ARM].reshape(-1)).reshape(-1, PER_ARM)
     return jnp.concatenate([arm, arm[:, -1:]], -1)  # one servo moves both fingers
+
+
+def _target_places(task: Task, arms: int) -> np.ndarray | None:
+    """Returns where targets stand in a task's observation, less joint positions, [A * 7]; None if they do not."""
+    places, start = [], 0
+    for name, size, _ in task.observation_spec:
+        if name.endswith("target_ctrl_minus_joint_pos"):
+            places.append(np.arange(start, start + size))
+        start += size
+    return np.concatenate(places) if len(places) == arms else None
 
 
 def _knowledge(held: Held) -> jax.Array:
