@@ -126,24 +126,35 @@ def test_commands_arrive_late_by_the_delay_and_the_policy_knows_its_targets(step
         state, physics, readout, _ = env.advance(state, physics, ctrl)
 
 
-def test_what_is_seen_is_late_by_the_delay() -> None:
+def test_what_is_seen_is_late_by_the_delay_but_not_the_policys_own_targets() -> None:
     late = VariationConfig(view_delay_s=(0.1, 0.1), gain=(1, 1.0001))
     prompt = dataclasses.replace(late, view_delay_s=(0, 0))
     envs = [environments(config)[0] for config in (late, prompt)]
     states = [env.reset(jax.random.split(jax.random.PRNGKey(0), COUNT)) for env in envs]
     seen: list[list[np.ndarray]] = [[], []]
+    targets: list[list[np.ndarray]] = [[], []]
     for step in range(6):
         for index, env in enumerate(envs):
             state, physics, readout = states[index]
+            known = env.felt(state, env.extract(readout)).ctrl
+            targets[index].append(np.asarray(known).reshape(COUNT, 14))
             state, features, _ = env.observe(state, readout)
             seen[index].append(np.asarray(features)[:, : env.task.observation_size])
             action = jnp.full((COUNT, 14), 0.5 * np.sin(step))
             state, ctrl = env.control(state, readout, action)
             states[index] = env.advance(state, physics, ctrl)[:3]
+    # A target is seen as what is left of the way from where the joint was seen last.
+    sizes = [size for _, size, _ in envs[0].task.observation_spec]
+    names = [name for name, _, _ in envs[0].task.observation_spec]
+    of_target = [name.endswith("target_ctrl_minus_joint_pos") for name in names]
+    where = np.repeat(of_target, sizes)
     for step in range(2, 6):
         # Gains differ by a ten-thousandth, so that the other one varies as well.
-        np.testing.assert_allclose(seen[0][step], seen[1][step - 2], atol=2e-3)
-    assert np.abs(seen[0][3] - seen[1][3]).max() > 0.01
+        expected = seen[1][step - 2].copy()
+        expected[:, where] += targets[0][step] - targets[1][step - 2]
+        np.testing.assert_allclose(seen[0][step], expected, atol=2e-3)
+    assert np.abs(seen[0][3] - seen[1][3])[:, ~where].max() > 0.01
+    assert np.abs(targets[0][5] - targets[1][3]).max() > 0.005
 
 
 def test_backlash_leaves_a_joint_where_it_is_within_the_play() -> None:
