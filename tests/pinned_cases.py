@@ -16,7 +16,7 @@ def figures() -> dict[str, object]:
     short, figures = modified(EVAL_V1, seconds=0.25), {}
     for name in ("teacher", "student"):
         policy = evaluate.load_policy(assets.data_path("params") / name)
-        table, qpos, _ = evaluate.run(policy, short, episodes.episode_keys(7, 0, 2), 1, "exact")
+        table, qpos, *_ = evaluate.run(policy, short, episodes.episode_keys(7, 0, 2), 1, "exact")
         figures[name] = {key: np.asarray(column, float).tolist() for key, column in table.items()}
         figures[name]["qpos"] = np.asarray(qpos, float).tolist()
     result = evaluate.evaluate(assets.data_path("params") / "teacher", 1, 7, 1, protocol=short)

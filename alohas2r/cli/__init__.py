@@ -8,7 +8,9 @@ from alohas2r.core import opengl
 
 opengl.import_mujoco()
 
-from alohas2r.cli import train, distill, evaluate, benchmark, render, export, deploy, robot, world  # noqa: E402  # isort: skip  (the order of the help)
+# In the order of the help.
+from alohas2r.cli import train, distill, record, evaluate, benchmark  # noqa: E402  # isort: skip
+from alohas2r.cli import render, export, deploy, robot, world  # noqa: E402  # isort: skip
 from alohas2r.cli.app import EXTRAS, main, policy_folder  # noqa: E402
 from alohas2r.cli.display import ProgressDisplay, duration_text, report_text  # noqa: E402
 
@@ -23,6 +25,7 @@ __all__ = [
     "export",
     "main",
     "policy_folder",
+    "record",
     "render",
     "report_text",
     "robot",

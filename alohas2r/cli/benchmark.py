@@ -14,6 +14,7 @@ from alohas2r.cli.app import Benchmark, Json, Seed, Threads, command, library, p
 from alohas2r.cli.display import plain, progress_display, show
 from alohas2r.cli.export import check_file
 from alohas2r.cli.options import Engine
+from alohas2r.cli.report import ReportFolder, check_report, command_line, tell_written
 from alohas2r.core.progress import Report
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
@@ -37,6 +38,7 @@ def bench_sim(
         ),
     ] = None,
     engine: Engine = "cpu",
+    report: ReportFolder = None,
     as_json: Json = False,
 ) -> None:
     """Measure the speed of physics, environment and training on this machine.
@@ -46,6 +48,7 @@ def bench_sim(
     --phase distill: collection with pictures beside physics alone, rendering alone, and the
     harmonic limit of the two.
     """
+    check_report(report)
     benchmark = library("benchmarks.simulation")
     folder = None if policy is None else str(policy_folder(policy))
     with progress_display() as progress:
@@ -58,7 +61,11 @@ def bench_sim(
             policy_path=folder,
             engine=engine,
         )
-    show(result, f"Speed of {phase} (control steps per second)", as_json)
+    title = f"Speed of {phase} (control steps per second)"
+    show(result, title, as_json)
+    options = {"envs": envs, "seconds": seconds, "threads": threads, "policy": policy}
+    named = command_line("bench-sim", phase=phase, engine=engine, **options)
+    _write_report(result, report, title, named)
 
 
 @command("bench-render", "Measure")
@@ -91,6 +98,7 @@ def bench_render(
     plot: Annotated[pathlib.Path | None, typer.Option(help="Also draw them here (.png).")] = None,
     threads: Threads = 0,
     seed: Seed = 0,
+    report: ReportFolder = None,
     as_json: Json = False,
 ) -> None:
     """Measure the renderers: pictures per second by renderer, scene, size and batch.
@@ -114,6 +122,7 @@ def bench_render(
     )
     if plot is not None:
         video.check_path(plot, ".png")
+    check_report(report)
     with progress_display() as display:
 
         def tell(share: float, what: str) -> None:
@@ -128,6 +137,11 @@ def bench_render(
         show(result, "bench-render", True)
     else:
         _show_pictures(result)
+    options = {"shadows": shadows, "threads": threads, "seed": seed}
+    which = {"renderers": renderers, "scenes": scenes, "sizes": sizes, "envs": envs}
+    _write_report(
+        result, report, "Pictures per second", command_line("bench-render", **which, **options)
+    )
 
 
 def _show_pictures(result: JsonObject) -> None:
@@ -180,12 +194,14 @@ def bench_policy(
     no_jax: Annotated[
         bool, typer.Option("--no-jax", help="Leave out JAX; a file is measured without it anyway.")
     ] = False,
+    report: ReportFolder = None,
     as_json: Json = False,
 ) -> None:
     """Measure how long one action takes: onnxruntime, jitted JAX, and through the server.
 
     On one thread, in turns, flat out and at the robot's pace, where caches have gone cold.
     """
+    check_report(report)
     bench = library("benchmarks.latency")
     source = policy_folder(policy)
     if not source.is_dir():
@@ -195,6 +211,9 @@ def bench_policy(
             source, acts, seconds, rate_hz=rate, jax=not no_jax, progress=progress
         )
     show(result, f"Latency of {policy}", as_json)
+    options = {"acts": acts, "seconds": seconds, "rate": rate, "no_jax": no_jax}
+    named = command_line("bench-policy", policy, **options)
+    _write_report(result, report, f"Latency of {policy}", named)
 
 
 @command("bench-gpu", "Measure")
@@ -249,6 +268,14 @@ def bench_report(
     report = library("benchmarks.gpu.report").bench_report(file, out)
     typer.echo(report["markdown"])
     _tell_written(report["files"])
+
+
+def _write_report(result: JsonObject, folder: pathlib.Path | None, title: str, named: str) -> None:
+    """Writes the page of a benchmark where it is asked for; `named` is the command that gave the result."""
+    if folder is not None:
+        figures = library("reporting.figures")
+        lead = "Measured by alohas2r on the machine named below."
+        tell_written([figures.write(plain(result), folder, title, lead, named)])
 
 
 def _tell_written(files: list[str]) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import plain, show, working
+from alohas2r.cli.report import ReportFolder, check_report, command_line, tell_written
 from alohas2r.cli.run_display import live
 from alohas2r.cli.soak import run_soak
 from alohas2r.core.types import Untyped
@@ -296,6 +297,15 @@ def replay(
     policy: Annotated[
         pathlib.Path | None, typer.Option(help="The exported policy, if not where the log says.")
     ] = None,
+    report: ReportFolder = None,
+    export: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Also write the run as a data set, a new folder; see docs/datasets.md."),
+    ] = None,
+    form: Annotated[
+        Literal["lerobot", "npz", "hdf5"],
+        typer.Option("--format", help="Of --export, as in record."),
+    ] = "lerobot",
     as_json: Json = False,
 ) -> None:
     """Look at a run afterwards: plots, video, timing, and whether the policy acts the same again.
@@ -303,9 +313,21 @@ def replay(
     Exit code 1 if the policy that acted does not give the logged actions.
     """
     replays = library("deployment.replay")
+    check_report(report)
+    if export is not None:
+        library("datasets.formats").check_writable(export, form)
     with working("Replaying"):
         result = replays.replay(run, out, policy)
     _show(result, f"Run {run}", as_json)
+    if report is not None:
+        again = command_line("replay", run, policy=policy)
+        logged = library("deployment.log").read_run(run)
+        page = library("deployment.replay_page").write(logged, result, report, again)
+        tell_written([page])
+    if export is not None:
+        recording = library("datasets.runs").from_run(run)
+        library("datasets.formats").write(export, form, recording.about, recording.episodes)
+        tell_written([export])
     again = result["policy"]
     if again is not None and again["same_policy"] and not again["reproduced"]:
         Console(stderr=True).print(

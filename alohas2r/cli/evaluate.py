@@ -12,6 +12,7 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show, working
+from alohas2r.cli.report import EvaluationReport, ReportFolder, command_line
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ConfigError
 
@@ -34,6 +35,7 @@ def evaluate_policy(
     csv: Annotated[
         pathlib.Path | None, typer.Option(help="Write one line per episode (.csv).")
     ] = None,
+    report: ReportFolder = None,
     sweep: Annotated[
         str | None,
         typer.Option(
@@ -95,13 +97,15 @@ def evaluate_policy(
             "--protocol and --causes go with --episodes, --seed, --sweep, --csv and --json; leave out"
             " the others."
         )
+    if report is not None and (hold_out or sweep is not None or paired is not None):
+        raise ConfigError("--report is of one evaluation; leave out --sweep, --paired, --hold-out.")
     if world is not None:
         if engine != "cpu" or hold_out or sweep is not None or paired is not None:
             raise ConfigError(
                 "--world has physics and pictures of its own; leave out --engine, --sweep, --paired"
                 " and --hold-out."
             )
-        _evaluate_world(policy, world, episodes, seed, video, csv, as_json)
+        _evaluate_world(policy, world, episodes, seed, Kept(video, csv, report), as_json)
         return
     if engine == "warp" and (hold_out or any(x is not None for x in (sweep, video, paired))):
         raise ConfigError(
@@ -120,7 +124,7 @@ def evaluate_policy(
             )
         _sweep(policy, sweep, episodes, seed, threads, protocol, as_json)
     else:
-        kept = Kept(video, csv, protocol, causes)
+        kept = Kept(video, csv, report, protocol, causes)
         _evaluate(policy, episodes, seed, threads, engine, kept, as_json)
 
 
@@ -129,8 +133,9 @@ class Kept(NamedTuple):
 
     video: pathlib.Path | None
     csv: pathlib.Path | None
-    protocol: str | None
-    causes: str | None
+    report: pathlib.Path | None
+    protocol: str | None = None
+    causes: str | None = None
 
 
 def _evaluate(
@@ -151,9 +156,14 @@ def _evaluate(
     rules = None
     if kept.protocol is not None or kept.causes is not None:
         rules = evaluate.find_rules(folder, kept.protocol, kept.causes == "none")
+    page = None if kept.report is None else EvaluationReport(kept.report, folder)
     with progress_display() as progress:
         result = evaluate.evaluate(
-            folder, episodes, seed, threads, progress=progress, engine=engine, protocol=rules
+            *(folder, episodes, seed, threads),
+            progress=progress,
+            engine=engine,
+            protocol=rules,
+            keeper=None if page is None else page.gallery,
         )
     if plot is not None:
         causes = library("evaluation.causes")
@@ -166,6 +176,16 @@ def _evaluate(
         with working("Writing the video"):
             library("evaluation.video").write_video(folder, kept.video, seed=seed)
     show(result, f"{policy}, {episodes} episodes", as_json)
+    if page is not None:
+        options = (
+            {"protocol": kept.protocol, "causes": "none" if kept.causes == "none" else None}
+            if rules
+            else {}
+        )
+        named = command_line(
+            "evaluate", policy, episodes=episodes, seed=seed, engine=result["engine"], **options
+        )
+        page.write(result, policy, named)
 
 
 def _sweep(
@@ -218,22 +238,26 @@ def _evaluate_world(
     world: str,
     episodes: int,
     seed: int,
-    video: pathlib.Path | None,
-    csv: pathlib.Path | None,
+    kept: Kept,
     as_json: bool,
 ) -> None:
     """Shows how a policy does in another simulation."""
     check_path = library("rendering.video").check_path
-    for path, ending in ((video, ".mp4"), (csv, ".csv")):
+    for path, ending in ((kept.video, ".mp4"), (kept.csv, ".csv")):
         if path is not None:
             check_path(path, ending)
+    folder = policy_folder(policy)
+    page = None if kept.report is None else EvaluationReport(kept.report, folder, films=False)
     with progress_display() as progress:
         result = library("deployment.worlds").evaluate_world(
-            policy_folder(policy), world, episodes, seed, progress, video
+            folder, world, episodes, seed, progress, kept.video
         )
-    if csv is not None:
-        library("evaluation.report").write_csv(result, csv)
+    if kept.csv is not None:
+        library("evaluation.report").write_csv(result, kept.csv)
     show(result, f"{policy} in {result['world']}, {episodes} episodes", as_json)
+    if page is not None:
+        named = command_line("evaluate", policy, episodes=episodes, seed=seed, world=world)
+        page.write(result, policy, named)
 
 
 def _evaluate_student(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,14 @@ from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.appearance import pictured_geometry
 
 _SENSES = 0x5E5E  # stream of the student's random numbers
+
+
+class Recorder(Protocol):
+    """Receives what students observe in each step, as NumPy arrays; a list does."""
+
+    def append(self, seen: Seen, /) -> None:
+        """Takes one observation of N environments."""
+        ...
 
 
 class StateActor:
@@ -111,7 +120,7 @@ class VisionActor:
       recorded: receives what they observe in each step, for videos; None for no record.
     """
 
-    def __init__(self, eyes: Eyes, spec: StudentSpec, recorded: list[Seen] | None = None):
+    def __init__(self, eyes: Eyes, spec: StudentSpec, recorded: Recorder | None = None):
         self.eyes, self.recorded = eyes, recorded
         self.weights: Mapping[str, jax.Array] = {}
         self._sense: SensesState | None = None
@@ -160,8 +169,14 @@ class ExportedActor:
     Random numbers are those that the artifact gets which the file was made from.
     """
 
-    def __init__(self, env: Env, policy: ExportedPolicy, eyes: Eyes | None = None):
-        self._policy, self._eyes = policy, eyes
+    def __init__(
+        self,
+        env: Env,
+        policy: ExportedPolicy,
+        eyes: Eyes | None = None,
+        recorded: Recorder | None = None,
+    ):
+        self._policy, self._eyes, self._recorded = policy, eyes, recorded
         self._sense: SensesState | None = None
         self._observe, self._control = jax.jit(env.observe), jax.jit(env.control)
         self._look = None if eyes is None else jax.jit(eyes.observe)
@@ -184,7 +199,10 @@ class ExportedActor:
         else:
             drawn = self._eyes.draw(self._sense, readout)
             state, self._sense, seen = self._look(state, readout, self._sense, drawn)
-            inputs = network_inputs(jax.tree.map(np.asarray, seen), switched)
+            seen = jax.tree.map(np.asarray, seen)
+            if self._recorded is not None:
+                self._recorded.append(seen)
+            inputs = network_inputs(seen, switched)
         file = self._policy.file
         names = [one.name for one in file.interface.network_inputs]
         actions = file.network({name: inputs[name] for name in names})

@@ -16,7 +16,7 @@ from alohas2r.tasks.scoring import Table
 PREFIX = "cause_"  # of the columns of a table that say what was drawn
 QUANTILES = 5
 _DISCRETE = 6  # values of a cause up to which each is a group of its own
-_SIZES = ("peg_mm", "peg_length_mm", "hole_mm", "block_half_side_mm", "block_mass_g")
+SIZES = ("peg_mm", "peg_length_mm", "hole_mm", "block_half_side_mm", "block_mass_g")
 
 
 def columns(table: Table) -> dict[str, np.ndarray]:
@@ -24,7 +24,7 @@ def columns(table: Table) -> dict[str, np.ndarray]:
     drawn = {
         name.removeprefix(PREFIX): np.asarray(value, float)
         for name, value in table.items()
-        if name.startswith(PREFIX) or name in _SIZES
+        if name.startswith(PREFIX) or name in SIZES
     }
     return {name: value for name, value in drawn.items() if np.ptp(value) > 0}
 

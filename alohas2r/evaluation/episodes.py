@@ -73,6 +73,24 @@ def episode_keys(seed: int, first: int, count: int) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(jnp.arange(first, first + count))
 
 
+class Acted(NamedTuple):
+    """A control step of N episodes, as data sets take it."""
+
+    going: np.ndarray  # [N] bool, episodes that had not ended before it
+    readout: Readout  # of the physics that was acted on
+    before: EnvState  # the state that was acted on
+    after: EnvState  # the same with what the policy's action changed in it
+
+
+class Played(NamedTuple):
+    """What films are made of: N episodes of T control steps."""
+
+    qpos: np.ndarray  # [T, N, nq] float32, before each step
+    steps: (
+        np.ndarray
+    )  # [N] control steps until the episode ended; what follows belongs to another one
+
+
 class Setting(NamedTuple):
     """N episodes that can be run, as often as one likes."""
 
@@ -141,31 +159,36 @@ def run_episodes(
     keys: jax.Array,
     meter: Meter | None = None,
     done_before: int = 0,
-) -> np.ndarray:
+    watch: Callable[[Acted], None] | None = None,
+) -> Played:
     """Runs one whole episode per key.
 
     Args:
       env: the environments. actor: acts in them. scorer: is shown every step; ask it for the table.
       keys: [N, 2] of the episodes.
       meter: receives counts of episodes, on top of `done_before`.
+      watch: is shown every step before its outcome.
 
     Returns:
-      The states qpos [T, N, nq] (float32) before each step, for videos.
+      The states, for videos.
     """
     count, steps = len(keys), scorer.steps
     state, physics, readout = env.reset(keys)
     actor.reset(keys)
-    going = np.ones(count, bool)
+    going, lasted = np.ones(count, bool), np.zeros(count, int)
     qpos = np.zeros((steps, count, env.engine.scene.model.nq), np.float32)
     for number in range(steps):
         qpos[number] = readout.qpos
         before, seen = state, readout
         state, ctrl = actor.act(state, readout)
+        if watch is not None:
+            watch(Acted(going, readout, before, state))
         state, physics, readout, scored = env.advance(state, physics, ctrl)
         measures = jax.tree.map(np.asarray, scored.measures)
         done, finite = np.asarray(scored.done), np.asarray(scored.finite)
         scorer.update(Step(number, going, before, seen, done, finite, measures))
+        lasted += going
         going = going & ~done
         if meter is not None:
             meter.update(done_before + count * (number + 1) // steps)
-    return qpos
+    return Played(qpos, lasted)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import numpy as np
@@ -19,12 +19,20 @@ from alohas2r.core import progress as core_progress
 from alohas2r.core.progress import Meter
 from alohas2r.core.stats import quantiles
 from alohas2r.core.types import JsonObject
-from alohas2r.envs.vision import EVALUATION, Seen, SensesConfig
+from alohas2r.envs.vision import EVALUATION, SensesConfig
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import causes
-from alohas2r.evaluation.actors import ExportedActor, Eyes, StateActor, VisionActor, memory_of
+from alohas2r.evaluation.actors import (
+    ExportedActor,
+    Eyes,
+    Recorder,
+    StateActor,
+    VisionActor,
+    memory_of,
+)
 from alohas2r.evaluation.episodes import (
     MAX_ENVS,
+    Acted,
     Actor,
     Setting,
     draws_digest,
@@ -91,6 +99,20 @@ class Episodes(NamedTuple):
     table: Table
     qpos: np.ndarray  # [T, N, nq] float32, before each step; for videos
     scorer: Scorer
+    steps: np.ndarray  # [N] control steps until the episode ended
+    setting: Setting
+
+
+class Keeper(Protocol):
+    """Keeps of an evaluation what its films are made of."""
+
+    def recorder(self, first: int) -> Recorder | None:
+        """Returns what receives what students see in a group of episodes; `first` is the number of its first one."""
+        ...
+
+    def keep(self, first: int, episodes: Episodes) -> None:
+        """Takes a group that was run."""
+        ...
 
 
 class Runner:
@@ -123,7 +145,7 @@ class Runner:
         *,
         conditions: SensesConfig | None = None,
         setting: Setting | None = None,
-        recorded: list[Seen] | None = None,
+        recorded: Recorder | None = None,
     ):
         spec = policy if isinstance(policy, StudentSpec) else policy.spec
         if setting is None:
@@ -139,7 +161,7 @@ class Runner:
             eyes = Eyes(spec, setting, threads, renderer, conditions)
         self._student: VisionActor | None = None
         if isinstance(policy, ExportedPolicy):
-            self.actor: Actor = ExportedActor(setting.env, policy, eyes)
+            self.actor: Actor = ExportedActor(setting.env, policy, eyes, recorded)
         elif eyes is not None and isinstance(spec, StudentSpec):
             self.actor = self._student = VisionActor(eyes, spec, recorded)
             if isinstance(policy, StudentPolicy):
@@ -152,22 +174,26 @@ class Runner:
         meter: Meter | None = None,
         done_before: int = 0,
         weights: Mapping[str, np.ndarray] | None = None,
+        watch: Callable[[Acted], None] | None = None,
     ) -> Episodes:
         """Runs all episodes from their start.
 
         Args:
           meter: receives counts of episodes, on top of `done_before`.
           weights: lets another student of the same specification act.
+          watch: is shown every step.
         """
         if weights is not None and self._student is not None:
             self._student.use(weights)
         scorer = self.setting.scorer()
-        qpos = run_episodes(self.setting.env, self.actor, scorer, self.keys, meter, done_before)
+        played = run_episodes(
+            self.setting.env, self.actor, scorer, self.keys, meter, done_before, watch
+        )
         drawn = dict({} if self.setting.robots is None else self.setting.robots.causes)
         if isinstance(self.actor, VisionActor | ExportedActor):
             drawn |= self.actor.causes()
         table = scorer.table() | {causes.PREFIX + name: value for name, value in drawn.items()}
-        return Episodes(table, qpos, scorer)
+        return Episodes(table, played.qpos, scorer, played.steps, self.setting)
 
 
 def student_conditions(protocol: TaskProtocol | None) -> SensesConfig:
@@ -217,6 +243,7 @@ def evaluate(
     protocol: TaskProtocol | None = None,
     renderer: str = "auto",
     engine: str = "cpu",
+    keeper: Keeper | None = None,
 ) -> JsonObject:
     """Runs exactly `episodes` fresh episodes, one per environment, and says how they went.
 
@@ -229,6 +256,7 @@ def evaluate(
       protocol: the distributions and thresholds; that of the policy's task if None.
       renderer: of a student's pictures; see `rendering.registry`.
       engine: "cpu"; "warp", for teachers; or "auto": "warp" for teachers where there is CUDA.
+      keeper: is shown each group of episodes, for films.
 
     Returns:
       Protocol, "draws" (see `draws_digest`), rates with Wilson intervals, quantiles of errors and times, and "table":
@@ -245,11 +273,19 @@ def evaluate(
     rules: TaskProtocol = entry.protocol if protocol is None else protocol
     engine = _engine(engine, policy, policy_path)
     meter = Meter("evaluate", episodes, progress, unit="episodes")
-    parts = [
-        Runner(policy, rules, keys, threads, renderer, engine).run(meter, first)
-        for first, keys in chunks(seed, episodes)
-    ]
-    table = join([part.table for part in parts])
+    tables: list[Table] = []
+    scorer: Scorer | None = None
+    for first, keys in chunks(seed, episodes):
+        recorded = None if keeper is None else keeper.recorder(first)
+        part = Runner(policy, rules, keys, threads, renderer, engine, recorded=recorded).run(
+            meter, first
+        )
+        if keeper is not None:
+            keeper.keep(first, part)
+        tables.append(part.table)
+        scorer = scorer or part.scorer
+    assert scorer is not None
+    table = join(tables)
     return {
         "protocol": rules.name,
         "protocol_hash": rules.hash,
@@ -259,7 +295,7 @@ def evaluate(
         "episodes": episodes,
         "seed": seed,
         "draws": draws_digest(entry, seed),
-        **parts[0].scorer.summary(table),
+        **scorer.summary(table),
         "peak_joint_speed_rad_s": quantiles(table["peak_joint_speed"]),
         "peak_contact_force_n": quantiles(table["peak_contact_force"]),
         "wall_s": round(time.monotonic() - started, 2),

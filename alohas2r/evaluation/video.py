@@ -38,13 +38,13 @@ def write_video(
     if isinstance(policy, StudentPolicy):
         return write_student_video(policy, path, episodes, seed)
     entry = find_task(policy.spec.phase)
-    table, qpos, _ = run(policy, entry.protocol, episode_keys(seed, 0, episodes))
-    sizes = None if entry.sizes is None else entry.sizes(table)
+    ran = run(policy, entry.protocol, episode_keys(seed, 0, episodes))
+    sizes = None if entry.sizes is None else entry.sizes(ran.table)
     return video.write_rollouts(
         path,
         scene.load(entry.scene),
-        qpos,
-        table["success"],
+        ran.qpos,
+        ran.table["success"],
         sizes,
         camera=free_camera(*entry.view),
     )
@@ -75,38 +75,50 @@ def write_student_video(
     recorded: list[Seen] = []
     keys = episode_keys(seed, 0, episodes)
     runner = Runner(student, protocol, keys, threads, renderer, recorded=recorded)
-    table, qpos, _ = runner.run()
+    ran = runner.run()
     entry = find_task(student.spec.phase)
     loaded = scene.load(entry.scene)
     camera = free_camera(*entry.view)
-    colours = [video.GREEN if good else video.RED for good in table["success"]]
+    colours = [video.GREEN if good else video.RED for good in ran.table["success"]]
     data = mujoco.MjData(loaded.model)
 
     def frames() -> Iterator[np.ndarray]:
         with Offscreen(loaded.model, height, width, shadows=False) as view:
-            for positions, seen in zip(qpos, recorded, strict=True):
+            for positions, seen in zip(ran.qpos, recorded, strict=True):
                 pictures = []
                 for episode in range(episodes):
                     data.qpos[:] = positions[episode]
                     video.update_kinematics(loaded.model, data)
-                    whole = [view.picture(data, camera), *_wrist_views(seen, episode, height)]
+                    rgb, depth = (
+                        None if kind is None else np.asarray(kind[episode])
+                        for kind in (seen.rgb, seen.depth)
+                    )
+                    columns = wrist_views(rgb, None if depth is None else greys(depth), height)
+                    whole = [view.picture(data, camera), *columns]
                     pictures.append(video.border(np.concatenate(whole, 1), colours[episode]))
                 yield video.tile(np.stack(pictures))
 
     return video.write_video(path, frames())
 
 
-def _wrist_views(seen: Seen, episode: int, height: int) -> list[np.ndarray]:
-    """Returns columns [height, height / 2, 3] of pictures, left camera above; none for a blind student."""
+def greys(depth: np.ndarray) -> np.ndarray:
+    """Returns depth [...] (m) as uint8: near is bright, unknown or too far is black."""
+    shown = (depth > 0) & (depth < DEPTH_CUTOFF)
+    return (255 * np.where(shown, 1 - 0.9 * depth / DEPTH_CUTOFF, 0)).astype(np.uint8)
+
+
+def wrist_views(rgb: np.ndarray | None, depth: np.ndarray | None, height: int) -> list[np.ndarray]:
+    """Returns what both wrist cameras see as columns [height, height / 2, 3], left camera above.
+
+    Args:
+      rgb: [2, H, W, 3] uint8; None for a student without.
+      depth: [2, H, W] uint8, see `greys`; likewise.
+    """
     side = height // 2
     columns = []
-    for pictures in (seen.rgb, seen.depth):
-        if pictures is None:
+    for views in (rgb, None if depth is None else np.repeat(depth[..., None], 3, -1)):
+        if views is None:
             continue
-        views = np.asarray(pictures[episode])
-        if views.ndim == 3:  # depth: near is bright, unknown is black
-            grey = np.where((views > 0) & (views < DEPTH_CUTOFF), 1 - 0.9 * views / DEPTH_CUTOFF, 0)
-            views = np.repeat((255 * grey).astype(np.uint8)[..., None], 3, -1)
         index = (np.arange(side) * views.shape[1]) // side
         columns.append(np.concatenate([view[index][:, index] for view in views]))
     return columns

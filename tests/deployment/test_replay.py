@@ -126,3 +126,22 @@ def test_the_command_exits_by_whether_the_actions_come_out(
     assert "milliseconds" in captured.out
     assert app.main(["replay", str(tmp_path / "none.run")]) == 1
     assert "none.run" in capsys.readouterr().err
+
+
+def test_a_page_shows_the_run(
+    log: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("jinja2")
+    out, page = str(tmp_path / "out"), tmp_path / "page"
+    assert app.main(["replay", str(log), "--out", out, "--report", str(page)]) == 0
+    assert "index.html" in capsys.readouterr().err
+    text = (page / "index.html").read_text()
+    for part in (
+        "24 control steps",
+        "left/waist",
+        "right/gripper",
+        "data:video/mp4",
+        "alohas2r replay",
+    ):
+        assert part in text
+    assert text.count("<svg") == 15  # the joints, and the timing

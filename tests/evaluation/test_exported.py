@@ -77,7 +77,7 @@ def test_a_staged_teacher_moves_alike_before_and_after_the_switch(
     assert exported.hash == loaded.hash
     assert exported.spec == loaded.spec
     keys = episodes.episode_keys(7, 0, 3)
-    table, of_file, _ = evaluate.run(exported, shortened(8), keys, threads=1)
+    table, of_file, *_ = evaluate.run(exported, shortened(8), keys, threads=1)
     of_artifact = evaluate.run(loaded, shortened(8), keys, threads=1).qpos
     assert table["switched"].all()
     np.testing.assert_allclose(of_file, of_artifact, rtol=0, atol=1e-5)

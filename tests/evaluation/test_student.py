@@ -85,9 +85,9 @@ def test_a_student_gets_the_rows_and_the_starts_of_a_teacher(
     recorded: list[Seen] = []
     found = artifact.load(saved, StudentPolicy)
     runner = evaluate.Runner(found, SHORT, keys, 1, "exact", recorded=recorded)
-    table, qpos, _ = runner.run()
+    table, qpos, *_ = runner.run()
     staged = student_cases.staged()
-    expected, teacher_qpos, _ = evaluate.run(staged, SHORT, keys, 1)
+    expected, teacher_qpos, *_ = evaluate.run(staged, SHORT, keys, 1)
     assert table.keys() == expected.keys()
     assert qpos.shape == teacher_qpos.shape == (STEPS, EPISODES, 30)
     np.testing.assert_array_equal(qpos[0], teacher_qpos[0])

@@ -1,0 +1,209 @@
+"""Short films of some episodes of an evaluation, kept while it runs: failures of each kind, and successes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import mujoco
+import numpy as np
+
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
+from alohas2r.envs.vision import Seen
+from alohas2r.errors import BackendUnavailable
+from alohas2r.evaluation.evaluate import Episodes
+from alohas2r.evaluation.video import greys, wrist_views
+from alohas2r.rendering import video
+from alohas2r.rendering.offscreen import Offscreen, free_camera
+from alohas2r.reporting.page import Clip
+from alohas2r.sim import scene
+from alohas2r.tasks.insert.appearance import pictured_geometry
+from alohas2r.tasks.registry import AnyTask
+from alohas2r.tasks.scoring import Table
+
+# Flags that are no stage on the way to success.
+FAULTS = ("dropped", "out", "unstable", "crossed")
+
+
+@dataclasses.dataclass(frozen=True)
+class GalleryConfig:
+    """What is filmed.
+
+    Attributes:
+      failures, successes: how many episodes of each at most.
+      views: what a student sees is kept of so many episodes, the first ones; other films show the scene alone.
+      every: control steps per picture.
+      after_s: how long a success is shown after it.
+      height, width: of the scene's view (pixels).
+    """
+
+    failures: int = 8
+    successes: int = 4
+    views: int = 200
+    every: int = 2
+    after_s: float = 1.5
+    height: int = 240
+    width: int = 320
+
+
+class Gallery:
+    """Keeps what films of the first group of episodes are made of, and makes them.
+
+    Args:
+      entry: the task.
+      config: what is filmed.
+    """
+
+    def __init__(self, entry: AnyTask, config: GalleryConfig | None = None):
+        self._entry = entry
+        self.config = GalleryConfig() if config is None else config
+        self._views: _Views | None = None
+        self._kept: Episodes | None = None
+
+    def recorder(self, first: int) -> _Views | None:
+        """Returns what receives what students see in a group of episodes; None but for the first group."""
+        if first:
+            return None
+        self._views = _Views(self.config.views, self.config.every)
+        return self._views
+
+    def keep(self, first: int, episodes: Episodes) -> None:
+        """Takes a group that was run."""
+        if not first:
+            self._kept = episodes
+
+    def clips(self) -> list[Clip]:
+        """Returns the films, failures first.
+
+        Raises:
+          BackendUnavailable: no way to draw or to encode.
+        """
+        if self._kept is None:
+            return []
+        chosen = choose(self._kept.table, self.config)
+        return [self._clip(episode) for episode in chosen]
+
+    def _clip(self, episode: int) -> Clip:
+        kept, config = self._kept, self.config
+        assert kept is not None
+        row = {name: values[episode] for name, values in kept.table.items()}
+        good, time_s = bool(row["success"]), float(row["time_to_success_s"])
+        steps = int(kept.steps[episode])
+        if good:
+            steps = min(steps, round((time_s + config.after_s) / CONTROL_PERIOD_S))
+        data = video.clip(
+            self._frames(kept, episode, steps), round(1 / (config.every * CONTROL_PERIOD_S))
+        )
+        return Clip(f"Episode {episode}", caption(row), good, data, anchor(episode))
+
+    def _frames(self, kept: Episodes, episode: int, steps: int) -> Iterator[np.ndarray]:
+        loaded = scene.load(self._entry.scene)
+        model = copy.copy(loaded.model)
+        model.vis.quality.offsamples = 0  # four times as fast without a GPU
+        for name, values in self._geometry(loaded, kept).items():
+            getattr(model, name)[:] = values[episode]
+        data = mujoco.MjData(model)
+        camera = free_camera(*self._entry.view)
+        with Offscreen(model, self.config.height, self.config.width, shadows=False) as view:
+            for step in range(0, steps, self.config.every):
+                data.qpos[:] = kept.qpos[step, episode]
+                video.update_kinematics(model, data)
+                parts = [view.picture(data, camera)]
+                if self._views is not None:
+                    parts += self._views.columns(step, episode, self.config.height)
+                yield np.concatenate(parts, 1)
+
+    def _geometry(self, loaded: scene.Scene, kept: Episodes) -> Mapping[str, np.ndarray]:
+        """Returns model fields [N, ...] in which the episodes' scenes differ from the nominal one."""
+        fields: dict[str, np.ndarray] = {}
+        if self._entry.sizes is not None:
+            sizes = np.repeat(loaded.model.geom_size[None], len(kept.steps), 0)
+            for geom, values in self._entry.sizes(kept.table).items():
+                sizes[:, loaded.id("geom", geom)] = values
+            fields["geom_size"] = sizes
+        if self._entry.scene == "insert":
+            fields |= pictured_geometry(kept.setting.context, kept.setting.robots)
+        return fields
+
+
+class _Views:
+    """What students saw in the first episodes, as pictures."""
+
+    def __init__(self, episodes: int, every: int):
+        self._episodes, self._every, self._seen = episodes, every, 0
+        self._rgb: list[np.ndarray] = []  # [K, 2, H, W, 3] uint8 each
+        self._depth: list[np.ndarray] = []  # [K, 2, H, W] uint8 each
+
+    def append(self, seen: Seen, /) -> None:
+        """Takes what is seen in a step."""
+        if self._seen % self._every == 0:
+            if seen.rgb is not None:
+                self._rgb.append(np.asarray(seen.rgb)[: self._episodes].copy())
+            if seen.depth is not None:
+                self._depth.append(greys(np.asarray(seen.depth)[: self._episodes]))
+        self._seen += 1
+
+    def columns(self, step: int, episode: int, height: int) -> list[np.ndarray]:
+        """Returns the pictures of a step; none where nothing was kept."""
+        place = step // self._every
+
+        def of(kept: list[np.ndarray]) -> np.ndarray | None:
+            there = place < len(kept) and episode < len(kept[place])
+            return kept[place][episode] if there else None
+
+        return wrist_views(of(self._rgb), of(self._depth), height)
+
+
+def drawable(entry: AnyTask) -> str:
+    """Returns why no films can be made here; empty where they can."""
+    try:
+        Offscreen(scene.load(entry.scene).model, 8, 8).close()
+        video.check_encoder()
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+def stages(table: Table, summary: Mapping[str, object]) -> list[str]:
+    """Returns the stages of a result on the way to success, in order."""
+    return [name for name in summary if name in table and name not in FAULTS]
+
+
+def furthest(table: Table, names: list[str]) -> np.ndarray:
+    """Returns [N] how many of the stages, in order, each episode came to: 0 for none."""
+    reached = np.zeros(len(table["success"]), int)
+    for number, name in enumerate(names, 1):
+        reached[table[name].astype(bool)] = number
+    return reached
+
+
+def choose(table: Table, config: GalleryConfig) -> list[int]:
+    """Returns the episodes to film: failures, each kind in turn, then the first successes."""
+    success = table["success"].astype(bool)
+    flags = [name for name, values in table.items() if values.dtype == bool and name != "success"]
+    kinds: dict[tuple[bool, ...], list[int]] = {}
+    for episode in np.flatnonzero(~success):
+        kinds.setdefault(tuple(bool(table[name][episode]) for name in flags), []).append(
+            int(episode)
+        )
+    failed: list[int] = []
+    while len(failed) < config.failures and any(kinds.values()):
+        for waiting in kinds.values():
+            if waiting and len(failed) < config.failures:
+                failed.append(waiting.pop(0))
+    return [*sorted(failed), *np.flatnonzero(success)[: config.successes].tolist()]
+
+
+def caption(row: Mapping[str, object]) -> str:
+    """Returns what became of an episode, in words."""
+    flags = [name for name, value in row.items() if isinstance(value, bool | np.bool_) and value]
+    names = [name.replace("_", " ") for name in flags if name not in ("success", "inserted")]
+    if row["success"]:
+        return f"success after {float(str(row['time_to_success_s'])):.2f} s; {', '.join(names)}"
+    return f"failure; {', '.join(names) or 'reached nothing'}"
+
+
+def anchor(episode: int) -> str:
+    """Returns where the film of an episode stands on the page."""
+    return f"episode-{episode}"
