@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 
-_WINDOW = 20  # updates over which the speed is taken
+_WINDOW = 20  # advances over which the speed is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ Progress = Callable[[Report], None]
 class Meter:
     """Turns counts of work done into reports with speed and time left.
 
+    Neither is known before the second advance: the time to the first one is mostly that of compiling.
+
     What shows them may fail, as on a terminal that is gone or a full disk: the work goes on, and nothing more is
     shown.
     """
@@ -63,19 +65,21 @@ class Meter:
         """
         self._label, self._total, self._unit = label, total, unit
         self._progress, self._clock = progress, clock
-        self._marks = collections.deque([(clock(), done)], maxlen=_WINDOW)
-        self._updates = 0
+        self._done = done
+        self._marks: collections.deque[tuple[float, int]] = collections.deque(maxlen=_WINDOW)
 
     def update(self, done: int, figures: Mapping[str, float] | None = None) -> None:
         """Reports that `done` units are done by now."""
         if self._progress is None:
             return
-        self._updates += 1
-        if self._updates == 2:  # the first update holds the compilation: measure from there on
-            self._marks.popleft()
-        self._marks.append((self._clock(), done))
-        (since, before), (now, _) = self._marks[0], self._marks[-1]
-        per_s = (done - before) / (now - since) if now > since else 0.0
+        # Counts may stand still for many updates, where each is a small part of one.
+        if done > self._done:
+            self._done = done
+            self._marks.append((self._clock(), done))
+        per_s = 0.0
+        if len(self._marks) > 1:
+            (since, before), (now, latest) = self._marks[0], self._marks[-1]
+            per_s = (latest - before) / (now - since) if now > since else 0.0
         left_s = max(self._total - done, 0) / per_s if per_s > 0 else None
         shown = dict(figures or {})
         report = Report(self._label, done, self._total, self._unit, per_s, left_s, shown)

@@ -13,11 +13,25 @@ def test_meter_reports_speed_and_time_left_without_the_first_slow_update() -> No
     for done in range(200, 1001, 100):
         now[0] += 2.0
         meter.update(done)
-    assert reports[0] == Report("train", 100, 1000, "rows", 2.0, 450.0, {"loss": 1.0})
+    assert reports[0] == Report("train", 100, 1000, "rows", 0.0, None, {"loss": 1.0})
     for report in reports[1:]:
         assert report.per_s == pytest.approx(50.0)
         assert report.left_s == pytest.approx((1000 - report.done) / 50.0)
     assert reports[-1].left_s == 0.0
+
+
+def test_no_time_left_is_given_before_it_can_be_known() -> None:
+    """An evaluation of four episodes in 200 steps each, of which the first compiles for 20 s."""
+    now, reports = [0.0], []
+    meter = Meter("evaluate", 4, reports.append, unit="episodes", clock=lambda: now[0])
+    for step in range(200):
+        now[0] += 20.0 if step == 0 else 0.01
+        meter.update(4 * (step + 1) // 200)
+    known = [report for report in reports if report.left_s is not None]
+    assert known
+    assert min(report.done for report in known) == 2
+    for report in known:
+        assert report.left_s == pytest.approx(0.5 * (4 - report.done))
 
 
 def test_meter_follows_a_change_of_speed_and_counts_resumed_work_as_no_speed() -> None:
