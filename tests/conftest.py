@@ -56,6 +56,29 @@ def _nothing_is_compiled_twice(shared_folder: pathlib.Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles the functions of modules marked `compiles` quickly rather than well: they run but a few times.
+
+    So do the processes that such a module starts; they find what this one has compiled.
+    """
+    if request.node.get_closest_marker("compiles") is None:
+        yield
+        return
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(name.upper(), "true")
+        patch.setenv(
+            "JAX_COMPILATION_CACHE_DIR", str(jax.config.values["jax_compilation_cache_dir"])
+        )
+        jax.config.update(name, True)
+        yield
+        jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def random_policy(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The artifact of an untrained pick policy, with small random weights."""

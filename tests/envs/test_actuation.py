@@ -13,6 +13,8 @@ from alohas2r.envs.actuation import ControlConfig
 from alohas2r.errors import ConfigError
 from alohas2r.sim import scene
 
+pytestmark = pytest.mark.compiles
+
 DRAWS, STEPS = 20_000, 6
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+import pytest
 import student_cases
 
 from alohas2r.embodiment.history import HistoryConfig
@@ -16,6 +17,8 @@ from alohas2r.sim import scene
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.insert.task import InsertTask
+
+pytestmark = pytest.mark.compiles
 
 COUNT = 3
 

@@ -27,6 +27,8 @@ from alohas2r.tasks.insert.task import InsertTask
 from alohas2r.tasks.protocol import EVAL_V1
 from alohas2r.tasks.registry import find_task
 
+pytestmark = pytest.mark.compiles
+
 EPISODES = 3
 RATE = {"rate", "low", "high"}
 # What a script that reads the result may rely on.

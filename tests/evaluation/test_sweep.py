@@ -13,6 +13,8 @@ from alohas2r.sim.variation import NEUTRAL
 from alohas2r.tasks.protocol import EVAL_V1, EVAL_V2, TransferProtocol, without_causes
 from alohas2r.tasks.registry import find_task
 
+pytestmark = pytest.mark.compiles
+
 INSERT = find_task("insert")
 SHARED = pathlib.Path(__file__).parents[2] / "params"
 

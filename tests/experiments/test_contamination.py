@@ -12,6 +12,8 @@ from alohas2r.experiments import contamination
 from alohas2r.learning.run import curves
 from alohas2r.learning.run import log as run_log
 
+pytestmark = pytest.mark.compiles
+
 
 def test_both_ways_are_trained_for_equal_steps_and_drawn(tmp_path: pathlib.Path) -> None:
     result = contamination.run(tmp_path, steps=512, num_envs=8)

@@ -24,6 +24,8 @@ from alohas2r.tasks.building import build, count_draws
 from alohas2r.tasks.insert.appearance import pictured_geometry
 from alohas2r.tasks.registry import find_task
 
+pytestmark = pytest.mark.compiles
+
 COUNT = 6
 
 

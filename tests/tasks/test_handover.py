@@ -20,6 +20,8 @@ from alohas2r.tasks.building import build
 from alohas2r.tasks.handover import HandoverConfig, HandoverState, HandoverTask
 from alohas2r.tasks.registry import find_task
 
+pytestmark = pytest.mark.compiles
+
 # Results of different versions of this package compare only while this stays as it is.
 HASH = "b87ebe2b85311513fe4bad6278b8dc1c4fd5862575d329277690ddcf5cc21ffa"
 

@@ -26,6 +26,8 @@ from alohas2r.tasks.pick.task import PickTask
 from alohas2r.tasks.protocol import EVAL_V1, Conditions
 from alohas2r.tasks.registry import TaskEntry, find_task, task_names
 
+pytestmark = pytest.mark.compiles
+
 BUILT_IN = {"pick", "insert"}
 
 

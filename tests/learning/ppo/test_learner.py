@@ -24,6 +24,8 @@ from alohas2r.sim.physics_randomization import BlockConfig
 from alohas2r.tasks.pick.config import PickConfig
 from alohas2r.tasks.pick.task import PickTask
 
+pytestmark = pytest.mark.compiles
+
 COUNT, UNROLL, STEPS = 4, 6, 4
 
 

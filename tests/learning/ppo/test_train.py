@@ -34,6 +34,8 @@ from alohas2r.sim import scene
 from alohas2r.sim.engines.cpu import Physics
 from alohas2r.tasks.registry import find_task, task_names
 
+pytestmark = pytest.mark.compiles
+
 NETWORK = ("ppo.network.policy=8", "ppo.network.value=8")
 TINY = (
     *("ppo.num_envs=4", "ppo.unroll=2", "ppo.minibatches=2", "ppo.epochs=1", *NETWORK),

@@ -22,6 +22,8 @@ from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.insert.switch_states import CollectConfig, SwitchStates
 from alohas2r.tasks.insert.task import InsertTask, Pool
 
+pytestmark = pytest.mark.compiles
+
 SETTINGS = CollectConfig(variants=3, rounds=2, steps=60)
 
 

@@ -31,6 +31,8 @@ from alohas2r.tasks.insert.task import (
 from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION
 from alohas2r.tasks.starts import InsertStart
 
+pytestmark = pytest.mark.compiles
+
 CONTEXT = jnp.array([0.010, 0.0])  # half side of the peg, physics variant
 CENTRE_Y = -0.019  # the bases' common y
 

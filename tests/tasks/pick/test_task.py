@@ -20,6 +20,8 @@ from alohas2r.tasks.pick.task import PickMeasures, PickState, PickTask
 from alohas2r.tasks.single_arm import SINGLE_ARM_OBSERVATION, slow_joints
 from alohas2r.tasks.starts import PickStart
 
+pytestmark = pytest.mark.compiles
+
 CONTEXT = jnp.array([0.02, 0.065])
 TARGET = np.array([0.369, 0.019, 0.23])  # in the base frame
 QUIET = 0.005 + 0.005 + 0.001  # no table contact, slow joints, home pose
