@@ -102,7 +102,9 @@ class InsertScorer(Counts):
 
 
 class DepthScorer(InsertScorer):
-    """The same, for pegs and holes of any size; also how deep the peg came, and how far off the axis it met the mouth.
+    """The same for pegs and holes of any size.
+
+    Also how deep the peg came, how far off the axis it met the mouth, how hard a hand pressed on the other's object.
 
     Args:
       rules: as InsertScorer.
@@ -116,6 +118,7 @@ class DepthScorer(InsertScorer):
         self.columns["hole_mm"] = context[:, 3] * 2000
         self.columns["inside_share"] = np.zeros(len(context))
         self.columns["mouth_offset_mm"] = np.full(len(context), np.nan)
+        self.columns["hand_on_other_n"] = np.zeros(len(context))
 
     def update(self, step: Step) -> None:
         """Takes a step."""
@@ -125,6 +128,8 @@ class DepthScorer(InsertScorer):
         depth = np.where(measures.entered, HALF_LENGTH - measures.peg_end[:, 0], 0.0)
         share = np.clip(depth / (2 * self._length), 0, 1)
         columns["inside_share"] = np.maximum(columns["inside_share"], np.where(seen, share, 0))
+        force = np.where(seen, measures.hand_on_other, 0)
+        columns["hand_on_other_n"] = np.maximum(columns["hand_on_other_n"], force)
         met = seen & measures.entered & np.isnan(columns["mouth_offset_mm"])
         offset = 1000 * np.linalg.norm(measures.peg_end[:, 1:], axis=1)
         columns["mouth_offset_mm"] = np.where(met, offset, columns["mouth_offset_mm"])
@@ -134,6 +139,7 @@ class DepthScorer(InsertScorer):
         return super().summary(table) | {
             "inside_share": quantiles(table["inside_share"]),
             "mouth_offset_mm": quantiles(table["mouth_offset_mm"]),
+            "hand_on_other_n": quantiles(table["hand_on_other_n"]),
         }
 
 

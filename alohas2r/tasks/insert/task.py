@@ -51,6 +51,8 @@ CAPSULES = (
     ((-0.060, 0.006, 0.003), (-0.002, 0.006, 0.003), 0.018),
     ((-0.060, -0.006, 0.003), (-0.002, -0.006, 0.003), 0.018),
 )
+# Sensors of the contact scene: whether a hand touches the other hand's object, and the net force (N).
+HAND_ON_OTHER = ("left/hand_on_peg_force", "right/hand_on_socket_force")
 # What a metre of finger travel moves each of them to the left (m).
 _FINGER_SIDE = (0.0, 0.0, 0.0, 1.0, -1.0)
 
@@ -83,6 +85,18 @@ class InsertMeasures(NamedTuple):
     success: jax.Array  # [] bool, as inserted
     reached: jax.Array  # [] bool
     stage: jax.Array  # [] int32
+    hand_on_other: jax.Array  # [] largest force between a hand and the other hand's object (N)
+
+
+class Fit(NamedTuple):
+    """How the peg stands to the socket in one environment."""
+
+    end: jax.Array  # [3] its leading end in the socket's frame (m)
+    angle: jax.Array  # [] between the axes (rad)
+    tip_error: jax.Array  # [2] of the fingertips from the grip points (m)
+    deep: jax.Array | float  # depth up to which the insertion is rewarded (m)
+    entered: jax.Array  # [] bool
+    in_place: jax.Array  # [] bool
 
 
 class Pool(NamedTuple):
@@ -111,7 +125,6 @@ class InsertTask:
     action_size = 14
     observation_spec = OBSERVATION
     observation_size = sum(size for _, size, _ in OBSERVATION)
-    extra_sensors: tuple[tuple[str, int], ...] = ()
     privileged_size = observation_size + 28
 
     def __init__(self, scene: Scene, config: InsertConfig, pool: Pool | None = None):
@@ -120,6 +133,9 @@ class InsertTask:
         # Half side of the peg (m), index of the physics variant; half length of the peg, half width of the hole (m).
         self.context_size = 4 if config.sized else 2
         self.pool = pool
+        self.extra_sensors: tuple[tuple[str, int], ...] = tuple(
+            (name, 4) for name in HAND_ON_OTHER if name in scene.sensors
+        )
         self._arms = scene.arms
         self._base = jnp.array([arm.base_pos for arm in scene.arms], jnp.float32)
         self._base_mat = geometry.quat_to_mat(
@@ -230,12 +246,10 @@ class InsertTask:
         )
         return jnp.concatenate([self.observation(exact(signals), state), extra])
 
-    def step(self, signals: Signals, state: InsertState, context: jax.Array) -> Outcome:
-        """Scores a new state."""
-        config, weight = self.config, self.config.reward
+    def _fit(self, signals: Signals, context: jax.Array) -> Fit:
+        """Returns how the peg stands to the socket."""
+        config = self.config
         end = signals.peg_end_in_socket
-        lateral = jnp.linalg.norm(end[1:])
-        angle = self._axis_angle(signals)
         tip_error = jnp.linalg.norm(signals.tip_pos - signals.grip_pos, axis=-1)
         hole, inserted_x, deep = config.hole, config.inserted_x, _DEEP
         if config.inside > 0:
@@ -249,6 +263,13 @@ class InsertTask:
             & (end[0] > -0.06)
             & (tip_error <= config.grip_distance).all()
         )
+        return Fit(end, self._axis_angle(signals), tip_error, deep, entered, in_place)
+
+    def step(self, signals: Signals, state: InsertState, context: jax.Array) -> Outcome:
+        """Scores a new state."""
+        config, weight = self.config, self.config.reward
+        end, angle, tip_error, deep, entered, in_place = self._fit(signals, context)
+        lateral = jnp.linalg.norm(end[1:])
         held = jnp.where(in_place, state.held + 1, 0)
         height = signals.object_pos[:, 2] + self._base[:, 2]
         rest = TABLE_HEIGHT + jnp.stack([jnp.asarray(SOCKET_HALF), context[0]])
@@ -311,8 +332,16 @@ class InsertTask:
             success=inserted,
             reached=entered,
             stage=state.stage,
+            hand_on_other=self._hand_on_other(signals),
         )
         return Outcome(new, reward, done, truncated, measures)
+
+    def _hand_on_other(self, signals: Signals) -> jax.Array:
+        """Largest force between a hand and the other hand's object (N); 0 in a scene where they do not touch."""
+        if not self.extra_sensors:
+            return jnp.zeros(())
+        forces = jnp.stack([signals.extra[name][1:] for name, _ in self.extra_sensors])
+        return jnp.linalg.norm(forces, axis=-1).max()
 
     def _axis_angle(self, signals: Signals) -> jax.Array:
         """Angle between the peg's and the socket's axis (rad)."""

@@ -20,6 +20,7 @@ from alohas2r.sim import scene, signals
 from alohas2r.sim.signals import Readout, Signals
 from alohas2r.tasks.insert.config import InsertConfig, InsertReward
 from alohas2r.tasks.insert.task import (
+    HAND_ON_OTHER,
     OBSERVATION,
     SINGLE,
     InsertMeasures,
@@ -563,3 +564,14 @@ def test_arm_distance_is_that_of_the_grippers_and_cameras() -> None:
             compared += 1
             assert true - 0.05 < found < true + 0.012
     assert compared >= 20
+
+
+def test_the_force_of_a_hand_on_the_other_hands_object_is_measured_where_they_touch(
+    step: Step,
+) -> None:
+    assert float(step(signals_by_hand(), state())[-1].hand_on_other) == 0
+    touching = InsertTask(scene.load_physics("insert_contact"), InsertConfig())
+    assert {name for name, _ in touching.extra_sensors} == set(HAND_ON_OTHER)
+    forces = {HAND_ON_OTHER[0]: jnp.zeros(4), HAND_ON_OTHER[1]: jnp.array([1.0, 3.0, 0.0, 4.0])}
+    case = signals_by_hand()._replace(extra=forces)
+    assert float(make_step(touching)(case, state())[-1].hand_on_other) == pytest.approx(5)
