@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from alohas2r.core.types import JsonObject
 from alohas2r.embodiment import joints
 from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvState
+from alohas2r.envs.task import EnvState, Task
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.ppo.learner import LearnerState
 from alohas2r.learning.ppo.presets import TrainConfig
@@ -96,6 +97,65 @@ def with_policy(
     return learner._replace(
         params={**learner.params, "policy": {"params": new}}, policy_stats=stats_now
     )
+
+
+def for_first_arm(
+    policy: state_policy.StatePolicy, phase: str, task: Task
+) -> state_policy.StatePolicy:
+    """Returns a policy of two arms of which the first acts as a policy of one arm does; the other gets the action 0.
+
+    Args:
+      policy: of one arm.
+      phase: name of the task. task: of two arms; its observation begins with all that the policy observes, arm by arm.
+
+    Raises:
+      ArtifactError: the task observes something else, or has other arms.
+    """
+    own, arms = policy.spec.observation, len(task.scene.arms)
+    seen = task.observation_spec[: arms * len(own)]
+    alike = len(seen) == arms * len(own) and all(
+        name.endswith(own[place % len(own)].name) and size == own[place % len(own)].size
+        for place, (name, size, _) in enumerate(seen)
+    )
+    if arms != 2 or task.action_size != 2 * policy.action_size or not alike:
+        raise ArtifactError(
+            f"A policy for '{policy.spec.phase}' cannot drive an arm of '{phase}', which observes other things."
+        )
+    size, width = policy.spec.observation_size, task.observation_size
+    banks, joints_of_one = 1 + len(policy.spec.history.rates), policy.action_size
+    # Each arm's features in those of both; the other arm's numbers are about as large as the first one's.
+    first = np.concatenate([bank * width + np.arange(size) for bank in range(banks)])
+    mean, std = np.zeros(banks * width), np.ones(banks * width)
+    for arm in range(arms):
+        mean[first + arm * size] = policy.weights["mean"]
+        std[first + arm * size] = policy.weights["std"]
+    kernel = np.zeros((banks * width, policy.spec.hidden[0]))
+    kernel[first] = policy.weights["layer0/kernel"]
+    weights: dict[str, np.ndarray] = dict(policy.weights)
+    weights |= {"mean": mean, "std": std, "layer0/kernel": kernel}
+    last = f"layer{len(policy.spec.hidden)}"
+    # The outputs are all means, then all spreads.
+    outputs = np.arange(joints_of_one)
+    outputs = np.concatenate([outputs, 2 * joints_of_one + outputs])
+    for part in ("kernel", "bias"):
+        old = policy.weights[f"{last}/{part}"]
+        new = np.zeros((*old.shape[:-1], 4 * joints_of_one))
+        new[..., outputs] = old
+        weights[f"{last}/{part}"] = new
+    spec = dataclasses.replace(
+        policy.spec,
+        phase=phase,
+        observation=tuple(policies_spec.ObservationPart(*part) for part in task.observation_spec),
+        action=dataclasses.replace(
+            policy.spec.action,
+            joints=tuple(
+                f"{arm.name}/{name}" for arm in task.scene.arms for name in joints.ACTUATORS
+            ),
+            low=policy.spec.action.low * arms,
+            high=policy.spec.action.high * arms,
+        ),
+    )
+    return state_policy.StatePolicy(spec, weights, policy.trained)
 
 
 def record_check(

@@ -14,12 +14,13 @@ from alohas2r import config
 from alohas2r.core import assets
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
+from alohas2r.embodiment.joints import PER_ARM
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
 from alohas2r.learning.ppo.envs import make_env
-from alohas2r.learning.ppo.policy import record_check, to_policy, with_policy
+from alohas2r.learning.ppo.policy import for_first_arm, record_check, to_policy, with_policy
 from alohas2r.learning.ppo.presets import FollowingTrainConfig, TrainConfig, find_preset
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loop import Figures, Run, Schedule
@@ -78,9 +79,12 @@ class Teacher(PpoAlgorithm):
     def init(self) -> PpoState:
         """Returns the state before the first update."""
         begun = super().init()
-        if self._start_from is None:
+        policy = self._start_from
+        if policy is None:
             return begun
-        return begun._replace(learner=with_policy(begun.learner, self._start_from))
+        if policy.spec.phase != self.settings.phase:
+            policy = for_first_arm(policy, self.settings.phase, self.env.task)
+        return begun._replace(learner=with_policy(begun.learner, policy))
 
     def _staged(self, policy: StatePolicy, trained: JsonObject) -> StagedPolicy | None:
         """Returns the whole teacher, where the policy follows another one."""
@@ -156,7 +160,7 @@ def train(
       engine: "cpu"; "warp"; or "auto": the engine of the run that is resumed, else "warp" where there is CUDA, else
         "cpu". Switch states are collected on the CPU engine in any case.
       start_from: a policy of the same task and network that training goes on with, under whatever settings; the critic
-        begins anew. A teacher is taken apart. A random policy if None.
+        begins anew. A teacher is taken apart. A policy of one arm drives the first of two. A random policy if None.
 
     Returns:
       "phase", "engine", and what `Run.train` returns; "policy" is the artifact's folder.
@@ -215,11 +219,13 @@ def _before(task: str, path: str | os.PathLike[str] | None) -> tuple[pathlib.Pat
 
 
 def _first_policy(path: str | os.PathLike[str], phase: str) -> StatePolicy:
-    """Returns the policy of a task that an artifact holds."""
+    """Returns the policy that an artifact holds for a task, or for one arm of it."""
     policy = artifact.load(path)
     if isinstance(policy, StagedPolicy) and phase in ("pick", "insert"):
         policy = policy.pick if phase == "pick" else policy.insert
-    if not isinstance(policy, StatePolicy) or policy.spec.phase != phase:
+    if not isinstance(policy, StatePolicy) or (
+        policy.spec.phase != phase and len(policy.spec.action.joints) != PER_ARM
+    ):
         raise ArtifactError(f"{path} has no policy for '{phase}' to start from.")
     return policy
 
