@@ -44,7 +44,8 @@ def train_teacher(
     start_from: Annotated[
         str | None,
         typer.Option(
-            help="Policy of the same task to go on with, under other settings (a random one if left out)."
+            help="Policy of the same task to go on with, under other settings; one of one arm, such as "
+            "params/pick, drives the first of two (a random one if left out)."
         ),
     ] = None,
     engine: Engine = "auto",

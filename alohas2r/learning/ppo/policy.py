@@ -61,6 +61,7 @@ def to_policy(
     return state_policy.StatePolicy(spec, weights, trained)
 
 
+_SPREAD = -1.26  # output for a standard deviation of 0.25 before tanh
 _OBSERVED = 10_000_000  # observations that a loaded normalization counts for
 
 
@@ -134,14 +135,13 @@ def for_first_arm(
     weights: dict[str, np.ndarray] = dict(policy.weights)
     weights |= {"mean": mean, "std": std, "layer0/kernel": kernel}
     last = f"layer{len(policy.spec.hidden)}"
-    # The outputs are all means, then all spreads.
-    outputs = np.arange(joints_of_one)
-    outputs = np.concatenate([outputs, 2 * joints_of_one + outputs])
+    # The outputs are all means, then all spreads; a new task needs more exploration than the old one left.
     for part in ("kernel", "bias"):
         old = policy.weights[f"{last}/{part}"]
         new = np.zeros((*old.shape[:-1], 4 * joints_of_one))
-        new[..., outputs] = old
+        new[..., :joints_of_one] = old[..., :joints_of_one]
         weights[f"{last}/{part}"] = new
+    weights[f"{last}/bias"][2 * joints_of_one : 3 * joints_of_one] = _SPREAD
     spec = dataclasses.replace(
         policy.spec,
         phase=phase,

@@ -17,6 +17,7 @@ import pytest
 
 from alohas2r import config
 from alohas2r.cli import app
+from alohas2r.core import assets
 from alohas2r.embodiment import joints
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.ppo import algorithm as ppo_algorithm
@@ -250,6 +251,52 @@ def test_training_can_start_from_an_artifact(small: Small, tmp_path: pathlib.Pat
     wider = config.override(small.settings, ["ppo.network.policy=9"])
     with pytest.raises(ArtifactError, match="other shapes"):
         ppo_policy.with_policy(Ppo(wider.ppo, small.env).init(jax.random.PRNGKey(0)), path)
+
+
+def test_a_policy_of_one_arm_drives_the_first_of_two() -> None:
+    pick = artifact.load(assets.data_path("params") / "pick", StatePolicy)
+    entry = find_task("handover")
+    task = entry.task(scene.load_physics("handover"), entry.config)
+    both = ppo_policy.for_first_arm(pick, "handover", task)
+    assert (both.spec.phase, both.action_size) == ("handover", 14)
+    assert [part.name for part in both.spec.observation] == [
+        name for name, *_ in task.observation_spec
+    ]
+    mean, std = (pick.weights[name].reshape(4, 1, 53) for name in ("mean", "std"))
+    features = mean + std * np.random.default_rng(0).normal(size=(20, 4, 2, 53)).clip(-1, 1)
+    actions = both.apply(features.reshape(20, -1), np)
+    expected = pick.apply(features[:, :, 0].reshape(20, -1), np)
+    np.testing.assert_allclose(actions[:, :7], expected, atol=1e-5)
+    np.testing.assert_array_equal(actions[:, 7:], 0)
+    insert = find_task("insert")
+    alone = find_task("pick")
+    for other, name in ((insert, "insert"), (alone, "pick")):
+        task = other.task(scene.load_physics(other.scene), other.config)
+        if name == "insert":  # the same observation, arm by arm, and more behind it
+            assert ppo_policy.for_first_arm(pick, name, task).action_size == 14
+        else:
+            with pytest.raises(ArtifactError, match="cannot drive an arm of 'pick'"):
+                ppo_policy.for_first_arm(pick, name, task)
+
+
+def test_a_training_starts_from_a_policy_of_one_arm(
+    small: Small, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained = ppo_policy.to_policy(small.settings, small.env, small.learner, {})
+    first = artifact.save(untrained, tmp_path / "pick", {"observations": np.zeros((1, 53))})
+    out = tmp_path / "run"
+    start = ["train-teacher", "--phase", "handover", "--preset", "quick", "--out", str(out)]
+    chosen = (*TINY, "total_steps=8", "evaluations=0", "task.steps=5")
+    settings = [part for setting in chosen for part in ("--set", setting)]
+    assert app.main([*start, "--start-from", str(first), *settings]) == 0
+    trained = artifact.load(out / "policy", StatePolicy)
+    assert trained.spec.phase == "handover"
+    assert trained.trained["parents"]["start_from"] == untrained.hash
+    capsys.readouterr()
+    again = [*start[:-1], str(tmp_path / "other"), "--start-from", str(out / "policy")]
+    again[2] = "pick"
+    assert app.main([*again, *settings]) == 1
+    assert "has no policy for 'pick' to start from" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("field", ["features", "privileged", "reward", "log_prob"])
