@@ -13,6 +13,15 @@ from rich.table import Table
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show, working
 from alohas2r.cli.report import EvaluationReport, ReportFolder, command_line
+from alohas2r.cli.served import (
+    Asked,
+    Execute,
+    InferenceMs,
+    PictureSize,
+    Server,
+    check_server,
+    evaluate_served,
+)
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ConfigError
 
@@ -25,7 +34,7 @@ def evaluate_policy(
             help="Folder of a policy, such as params/pick, or an exported file (.onnx).",
             show_default=False,
         ),
-    ],
+    ] = "",
     episodes: Annotated[int, typer.Option(min=1, help="Exactly so many episodes count.")] = 1000,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -36,6 +45,10 @@ def evaluate_policy(
         pathlib.Path | None, typer.Option(help="Write one line per episode (.csv).")
     ] = None,
     report: ReportFolder = None,
+    server: Server = None,
+    execute: Execute = 0,
+    inference_ms: InferenceMs = None,
+    picture_size: PictureSize = 96,
     sweep: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +103,15 @@ def evaluate_policy(
     result; only results of the same protocol can be compared. A student is measured with
     pictures, unseen looks and all noise.
     """
+    asked = Asked(execute, inference_ms, picture_size)
+    other = engine != "cpu" or hold_out
+    other |= any(x is not None for x in (video, sweep, paired, causes, world))
+    check_server(policy, server, asked, other)
+    if server is not None:
+        evaluate_served(
+            *(server, episodes, seed, threads, protocol, asked, csv, report, as_json),
+        )
+        return
     if (protocol is not None or causes is not None) and (
         world is not None or hold_out or any(x is not None for x in (video, paired))
     ):

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from alohas2r.core.types import Untyped
-from alohas2r.datasets.episode import CAMERAS, About, Episode
+from alohas2r.datasets.episode import About, Episode
+from alohas2r.embodiment.aloha import CAMERAS
 from alohas2r.errors import ArtifactError, BackendUnavailable
 
 ABOUT = "dataset.json"

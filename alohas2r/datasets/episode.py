@@ -1,7 +1,4 @@
-"""What an episode of a data set is, in ALOHA's names and units: the one form that all formats are written from.
-
-Joints are in radians; a gripper is the share of its travel, 0 closed and 1 open, measured and commanded alike.
-"""
+"""What an episode of a data set is, in ALOHA's names and units: the one form that all formats are written from."""
 
 from __future__ import annotations
 
@@ -15,27 +12,11 @@ import numpy as np
 
 from alohas2r.config import check
 from alohas2r.core.types import JsonObject
-from alohas2r.embodiment.joints import IS_GRIPPER, JOINTS, SIDES
+from alohas2r.embodiment.aloha import CAMERAS, CLOSED_M, MOTORS, OPEN_M
 from alohas2r.errors import ArtifactError
 
-# Source: ALOHA's software and LeRobot's data sets: left_waist .. right_gripper, cam_left_wrist, cam_right_wrist.
-MOTORS = tuple(name.replace("/", "_") for name in JOINTS)
-CAMERAS = tuple(f"cam_{side}_wrist" for side in SIDES)
 FPS = 20
 DEPTH_UNIT_M = 1e-4  # as the D405 tells depth
-# Finger travel (m) of a closed and of an open gripper: the range of the simulated actuator, see xmls.
-CLOSED_M, OPEN_M = 0.002, 0.037
-
-
-def to_units(joints: np.ndarray) -> np.ndarray:
-    """Turns joints [..., 14] (rad; finger travel in m) into ALOHA's units, float32."""
-    shares = (joints - CLOSED_M) / (OPEN_M - CLOSED_M)
-    return np.where(IS_GRIPPER, shares, joints).astype(np.float32)
-
-
-def from_units(values: np.ndarray) -> np.ndarray:
-    """Turns values [..., 14] in ALOHA's units into joints (rad; finger travel in m)."""
-    return np.where(IS_GRIPPER, CLOSED_M + values * (OPEN_M - CLOSED_M), values)
 
 
 def to_depth_units(depth: np.ndarray) -> np.ndarray:

@@ -15,7 +15,8 @@ import numpy as np
 
 from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.datasets import statistics
-from alohas2r.datasets.episode import CAMERAS, FPS, MOTORS, About, Episode
+from alohas2r.datasets.episode import FPS, About, Episode
+from alohas2r.embodiment.aloha import CAMERAS, MOTORS
 from alohas2r.errors import ArtifactError, BackendUnavailable
 
 VERSION = "v3.0"

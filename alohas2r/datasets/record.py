@@ -13,14 +13,8 @@ import numpy as np
 from alohas2r.core.progress import Meter, Progress
 from alohas2r.core.types import JsonObject, PyTree
 from alohas2r.core.version import __version__
-from alohas2r.datasets.episode import (
-    CAMERAS,
-    About,
-    Episode,
-    check_sizes,
-    to_depth_units,
-    to_units,
-)
+from alohas2r.datasets.episode import About, Episode, check_sizes, to_depth_units
+from alohas2r.embodiment.aloha import CAMERAS, INSERT_TASK, to_units
 from alohas2r.embodiment.control import next_target
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.embodiment.joints import PER_ARM, SIDES
@@ -36,7 +30,6 @@ from alohas2r.tasks.protocol import TaskProtocol
 from alohas2r.tasks.registry import find_task
 
 MEMORY = 2e9  # bytes of pictures that are held at once: so many episodes are simulated together
-TASK = "Pick up the socket with the left arm and the peg with the right one, and insert the peg into the socket."
 _SCENE = "insert"  # of the two wrist cameras
 
 
@@ -117,7 +110,7 @@ def record(
                 if good or not only_successes:
                     yield kept.episode(index, int(ran.steps[index]), good, first + index)
 
-    return Recording(About(TASK, source), run())
+    return Recording(About(INSERT_TASK, source), run())
 
 
 def at_once(episodes: int, steps: int, size: int, depth: bool) -> int:

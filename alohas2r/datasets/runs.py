@@ -10,9 +10,10 @@ import numpy as np
 
 from alohas2r.core.types import JsonObject
 from alohas2r.core.version import __version__
-from alohas2r.datasets.episode import CAMERAS, About, Episode, to_depth_units, to_units
-from alohas2r.datasets.record import TASK, Recording, to_rates
+from alohas2r.datasets.episode import About, Episode, to_depth_units
+from alohas2r.datasets.record import Recording, to_rates
 from alohas2r.deployment import log as drive_log
+from alohas2r.embodiment.aloha import CAMERAS, INSERT_TASK, to_units
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import ArtifactError
 
@@ -40,7 +41,7 @@ def from_run(path: str | os.PathLike[str]) -> Recording:
         for number, steps in groups:
             yield _episode(list(steps), number)
 
-    return Recording(About(TASK, source), episodes())
+    return Recording(About(INSERT_TASK, source), episodes())
 
 
 def _episode(steps: list[drive_log.Step], number: int) -> Episode:

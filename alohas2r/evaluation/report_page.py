@@ -24,6 +24,8 @@ from alohas2r.reporting import charts, page
 from alohas2r.reporting.page import Chart, Clip, Headline, Page, Section
 from alohas2r.tasks.scoring import Table
 
+# Units of columns that do not end with theirs.
+_UNITS = {"peak_joint_speed": "rad/s", "peak_contact_force": "N"}
 _HORIZON_S = 10.0  # of times where an evaluation does not say how long its episodes are
 # What says under which conditions a result was measured.
 _IDENTITY = (
@@ -162,11 +164,11 @@ def _times(result: JsonObject, table: Table) -> Section:
         if not numeric or name in causes.SIZES:
             continue
         groups = {"good": values[success], "bad": values[~success]}
-        drawn = charts.histogram(groups, page.unit_of(name)[1])
+        drawn = charts.histogram(groups, page.unit_of(name)[1] or _UNITS.get(name, ""))
         if drawn is not None:
             shown.append(Chart(page.words(name), drawn))
     quantiles = {
-        name: value
+        name: {part: number for part, number in value.items() if not isinstance(number, Mapping)}
         for name, value in result.items()
         if isinstance(value, Mapping) and "median" in value
     }

@@ -10,7 +10,9 @@ import pytest
 
 from alohas2r.datasets import episode as episodes
 from alohas2r.datasets import formats, lerobot, statistics
-from alohas2r.datasets.episode import CAMERAS, MOTORS, About, Episode
+from alohas2r.datasets.episode import About, Episode
+from alohas2r.embodiment import aloha
+from alohas2r.embodiment.aloha import CAMERAS, MOTORS
 from alohas2r.embodiment.joints import GRIPPERS
 from alohas2r.errors import ArtifactError, ConfigError
 
@@ -158,14 +160,14 @@ def test_the_hdf5_layout_is_alohas(tmp_path: pathlib.Path) -> None:
 
 def test_units_are_alohas_and_go_both_ways() -> None:
     joints = np.random.default_rng(0).uniform(-1, 1, (5, 14))
-    joints[:, list(GRIPPERS)] = np.linspace(episodes.CLOSED_M, episodes.OPEN_M, 5)[:, None]
-    values = episodes.to_units(joints)
+    joints[:, list(GRIPPERS)] = np.linspace(aloha.CLOSED_M, aloha.OPEN_M, 5)[:, None]
+    values = aloha.to_units(joints)
     np.testing.assert_allclose(
         values[:, list(GRIPPERS)], np.linspace(0, 1, 5)[:, None].repeat(2, 1)
     )
     others = [index for index in range(14) if index not in GRIPPERS]
     np.testing.assert_allclose(values[:, others], joints[:, others], rtol=1e-6)
-    np.testing.assert_allclose(episodes.from_units(values), joints, atol=1e-7)
+    np.testing.assert_allclose(aloha.from_units(values), joints, atol=1e-7)
     assert (MOTORS[0], MOTORS[6], MOTORS[13]) == ("left_waist", "left_gripper", "right_gripper")
 
 

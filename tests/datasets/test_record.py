@@ -13,9 +13,10 @@ pytest.importorskip("jax")
 import student_cases
 
 from alohas2r.datasets import record as recording
-from alohas2r.datasets.episode import CAMERAS, Episode, to_units
+from alohas2r.datasets.episode import Episode
 from alohas2r.datasets.runs import from_run
 from alohas2r.deployment.log import LogWriter
+from alohas2r.embodiment.aloha import CAMERAS, to_units
 from alohas2r.embodiment.joints import IS_GRIPPER, PER_ARM
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import evaluate

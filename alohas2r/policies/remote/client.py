@@ -95,7 +95,14 @@ class PolicyClient:
         self._reset = True
 
     def act(self, observation: Mapping[str, object]) -> np.ndarray:
-        """Returns the action [n] for one observation.
+        """Returns the action [n] for one observation, the first of those that the server gives.
+
+        Raises: as `infer`.
+        """
+        return self.infer(observation)[0]
+
+    def infer(self, observation: Mapping[str, object]) -> np.ndarray:
+        """Returns the actions [H, n] for one observation: now, and for the steps to come.
 
         Raises:
           ArtifactError: the server refuses the observation; the message says why.
@@ -117,9 +124,14 @@ class PolicyClient:
         reply = decode(answer)
         try:
             self.timing = dict(reply.get(TIMING, {}))
-            return np.array(reply["actions"], np.float32)[0]
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            actions = np.array(reply["actions"], np.float32)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"The policy server's answer is none: {error!r}.") from error
+        if actions.ndim != 2 or not len(actions):
+            raise ArtifactError(
+                f"The policy server's answer is none: actions are {list(actions.shape)}, not [steps, numbers]."
+            )
+        return actions
 
     def close(self) -> None:
         """Disconnects; safe to call twice."""
