@@ -124,7 +124,7 @@ def command(name: str, options: Mapping[str, object], overrides: Sequence[str]) 
     words = ["alohas2r", name]
     for option, value in options.items():
         if value is not None:
-            words += [f"--{option}", str(value)]
+            words += [f"--{option.replace('_', '-')}", str(value)]
     for setting in overrides:
         words += ["--set", setting]
     return shlex.join(words)

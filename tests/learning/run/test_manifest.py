@@ -84,10 +84,12 @@ def test_rubble_is_named(tmp_path: pathlib.Path, content: str) -> None:
 
 def test_a_command_is_read_by_a_shell_as_it_was_meant() -> None:
     options = {"seed": 3, "pick": None, "teacher": "a folder/it's", "encoder": "none"}
+    options["start_from"] = "params/pick"
     command = manifest.command("distill", options, ["hold_out.probability=(0.1, 0.2)"])
     assert shlex.split(command) == [
         *("alohas2r", "distill", "--seed", "3", "--teacher", "a folder/it's"),
-        *("--encoder", "none", "--set", "hold_out.probability=(0.1, 0.2)"),
+        *("--encoder", "none", "--start-from", "params/pick"),
+        *("--set", "hold_out.probability=(0.1, 0.2)"),
     ]
 
 
