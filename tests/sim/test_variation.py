@@ -273,9 +273,9 @@ def test_objects_that_rolled_over_look_as_before_where_they_can_be_pushed_about(
     env, arms = built.env, built.env.task.scene.arms
     state, _, readout = env.reset(jax.random.split(jax.random.PRNGKey(0), COUNT))
     rolled = np.array(readout.qpos)
-    quarter = np.array([[np.cos(np.pi / 4), np.sin(np.pi / 4), 0, 0]])
+    quarter = jnp.array([[np.cos(np.pi / 4), np.sin(np.pi / 4), 0, 0]])
     for arm in arms:
-        quats = rolled[:, arm.object_qpos[3:]]
+        quats = jnp.asarray(rolled[:, arm.object_qpos[3:]])
         rolled[:, arm.object_qpos[3:]] = geometry.quat_multiply(quats, quarter)
     mask = np.ones(COUNT, bool)
     _, after = env.engine.reset(None, mask, rolled, np.asarray(readout.ctrl), None)
