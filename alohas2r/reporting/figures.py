@@ -91,7 +91,7 @@ def _group(values: Mapping[str, object]) -> list[Block]:
     if rates:
         blocks.append(page.Rates(page.rate_rows(rates)))
     if inner:
-        blocks.append(_rows([{"": name, **value} for name, value in inner.items()]))
+        blocks.append(_rows([{"": page.words(name), **value} for name, value in inner.items()]))
     rest = {name: v for name, v in values.items() if name not in inner and name not in rates}
     return [*blocks, *(_flat(rest) if rest else [])]
 
