@@ -30,7 +30,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "alone and not long" --cov --cov-report= $(PYTEST) \
 	  || [ $$? -eq 5 ] || failed=1; \
 	$(BIN)/python -m pytest -m "not alone and not long" -n $(WORKERS) --dist worksteal \
-	  --cov --cov-append --cov-report=term --cov-fail-under=85 $(PYTEST) || failed=1; \
+	  --cov --cov-append --cov-report=term --cov-fail-under=93 $(PYTEST) || failed=1; \
 	exit $$failed
 
 test-long: $(VENV)/.test

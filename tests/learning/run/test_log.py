@@ -122,11 +122,15 @@ def test_progress_is_reported_from_the_resumed_step(tmp_path: pathlib.Path) -> N
     log.write(50, {"reward": 2.0, "bad": float("nan")})
     assert not reports  # saving comes before showing
     log.show()
+    log.write(60, {"reward": 3.0})
+    log.show()
     log.close()
-    (report,) = reports
-    assert (report.label, report.done, report.total) == ("pick", 50, 100)
-    assert report.figures == {"reward": 2.0}
-    assert report.per_s > 0
+    first, second = reports
+    assert (first.label, first.done, first.total) == ("pick", 50, 100)
+    assert first.figures == {"reward": 2.0}
+    assert (first.per_s, first.left_s) == (0, None)  # not known yet
+    assert second.done == 60
+    assert second.per_s > 0
 
 
 def test_tensorboard_events_hold_the_same_figures(tmp_path: pathlib.Path) -> None:
