@@ -10,7 +10,7 @@ opengl.import_mujoco()
 
 # In the order of the help.
 from alohas2r.cli import train, distill, record, evaluate, benchmark  # noqa: E402  # isort: skip
-from alohas2r.cli import render, export, deploy, robot, world  # noqa: E402  # isort: skip
+from alohas2r.cli import render, export, deploy, robot, calibrate, world  # noqa: E402  # isort: skip
 from alohas2r.cli.app import EXTRAS, main, policy_folder  # noqa: E402
 from alohas2r.cli.display import ProgressDisplay, duration_text, report_text  # noqa: E402
 
@@ -18,6 +18,7 @@ __all__ = [
     "EXTRAS",
     "ProgressDisplay",
     "benchmark",
+    "calibrate",
     "deploy",
     "distill",
     "duration_text",

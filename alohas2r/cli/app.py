@@ -38,6 +38,7 @@ EXTRAS = {
     "optax": "train",
     "pyarrow": "datasets",
     "orbax": "train",
+    "scipy": "train",
     "tensorboardX": "train",
     "warp": "warp",
     "jax2onnx": "export",

@@ -9,8 +9,16 @@ import typer
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show
-from alohas2r.cli.options import LearningEngine, Minutes, Preset, Renderer, Resume, Settings
-from alohas2r.cli.train import tell_if_stopped
+from alohas2r.cli.options import (
+    LearningEngine,
+    Minutes,
+    Preset,
+    Renderer,
+    Resume,
+    Settings,
+    WorldParams,
+)
+from alohas2r.cli.train import measured_settings, tell_if_stopped
 
 
 @command("pretrain-encoder")
@@ -102,6 +110,7 @@ def distill(
     minutes: Minutes = None,
     renderer: Renderer = "auto",
     engine: LearningEngine = "auto",
+    world_params: WorldParams = None,
     as_json: Json = False,
 ) -> None:
     """Distil the teacher into a student that sees, by online DAgger.
@@ -116,7 +125,7 @@ def distill(
     with progress_display() as progress:
         result = dagger.distill(
             preset=preset,
-            overrides=settings or [],
+            overrides=[*measured_settings(world_params, "variation"), *(settings or [])],
             teacher=policy_folder(teacher),
             encoder=chosen,
             observation=observation,

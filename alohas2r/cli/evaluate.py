@@ -12,6 +12,7 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show, working
+from alohas2r.cli.options import WorldParams
 from alohas2r.cli.report import EvaluationReport, ReportFolder, command_line
 from alohas2r.cli.served import (
     Asked,
@@ -95,6 +96,7 @@ def evaluate_policy(
         Literal["auto", "cpu", "warp"],
         typer.Option(help="What simulates, as in train-teacher; warp: teachers only."),
     ] = "cpu",
+    world_params: WorldParams = None,
     as_json: Json = False,
 ) -> None:
     """Measure how often a policy succeeds, under the frozen protocol eval-v1 or eval-v2.
@@ -121,6 +123,13 @@ def evaluate_policy(
         )
     if report is not None and (hold_out or sweep is not None or paired is not None):
         raise ConfigError("--report is of one evaluation; leave out --sweep, --paired, --hold-out.")
+    if world_params is not None and (
+        hold_out or any(x is not None for x in (world, sweep, video, paired))
+    ):
+        raise ConfigError(
+            "--world-params goes with --protocol, --causes, --episodes, --seed, --csv and --json; leave"
+            " out the others."
+        )
     if world is not None:
         if engine != "cpu" or hold_out or sweep is not None or paired is not None:
             raise ConfigError(
@@ -146,7 +155,7 @@ def evaluate_policy(
             )
         _sweep(policy, sweep, episodes, seed, threads, protocol, as_json)
     else:
-        kept = Kept(video, csv, report, protocol, causes)
+        kept = Kept(video, csv, report, protocol, causes, world_params)
         _evaluate(policy, episodes, seed, threads, engine, kept, as_json)
 
 
@@ -158,6 +167,7 @@ class Kept(NamedTuple):
     report: pathlib.Path | None
     protocol: str | None = None
     causes: str | None = None
+    world_params: pathlib.Path | None = None
 
 
 def _evaluate(
@@ -179,6 +189,10 @@ def _evaluate(
     if kept.protocol is not None or kept.causes is not None:
         rules = evaluate.find_rules(folder, kept.protocol, kept.causes == "none")
     page = None if kept.report is None else EvaluationReport(kept.report, folder)
+    if kept.world_params is not None:
+        ranges = library("calibration.ranges")
+        rules = rules or evaluate.find_rules(folder, ranges.PROTOCOL)
+        rules = ranges.of_robot(rules, kept.world_params)
     with progress_display() as progress:
         result = evaluate.evaluate(
             *(folder, episodes, seed, threads),

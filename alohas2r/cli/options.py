@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Annotated, Literal
 
 import typer
@@ -32,5 +33,13 @@ LearningEngine = Annotated[
     typer.Option(
         help="What simulates and learns: cpu, all cores; warp, an NVIDIA GPU, which draws as well; "
         "auto: warp where there is CUDA."
+    ),
+]
+WorldParams = Annotated[
+    pathlib.Path | None,
+    typer.Option(
+        "--world-params",
+        metavar="robot.toml",
+        help="On robots like the one that alohas2r calibrate measured: its intervals are the ranges.",
     ),
 ]

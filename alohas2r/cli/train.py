@@ -10,7 +10,7 @@ from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show
-from alohas2r.cli.options import Engine, Minutes, Preset, Resume, Settings
+from alohas2r.cli.options import Engine, Minutes, Preset, Resume, Settings, WorldParams
 from alohas2r.core.types import JsonObject
 
 
@@ -49,6 +49,7 @@ def train_teacher(
         ),
     ] = None,
     engine: Engine = "auto",
+    world_params: WorldParams = None,
     as_json: Json = False,
 ) -> None:
     """Train a teacher by reinforcement learning (PPO) on the exact state.
@@ -65,7 +66,7 @@ def train_teacher(
             preset=preset,
             out=folder,
             resume=resume,
-            overrides=settings or [],
+            overrides=[*measured_settings(world_params, "env.variation"), *(settings or [])],
             seed=seed,
             threads=threads,
             minutes=minutes,
@@ -104,6 +105,13 @@ def collect_switch_states(
         "switched_rate": states.rate,
     }
     show(result, f"Switch states of {pick}", as_json)
+
+
+def measured_settings(world_params: pathlib.Path | None, prefix: str) -> list[str]:
+    """Returns settings of a run whose ranges of robots are those that a robot file names; none without a file."""
+    if world_params is None:
+        return []
+    return library("calibration.ranges").settings(world_params, prefix)
 
 
 def tell_if_stopped(result: JsonObject, how: str) -> None:

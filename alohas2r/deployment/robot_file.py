@@ -74,6 +74,50 @@ class CameraFile:
         _check_delay("picture_delay_s", self.picture_delay_s)
 
 
+Measured = tuple[float, float, float]  # a value, and the ends of its 95% interval
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmCalibration:
+    """What `alohas2r calibrate` measured of one arm; each as value and ends of its 95% interval, () if it did not.
+
+    Attributes:
+      command_delay_s: from a command to the reading that shows it, beyond the simulated arm's.
+      gain, damping: of seven joints, waist first, gripper last: factors on the simulated ones.
+      joint_friction: likewise; of the joints whose simulated ones have none it says 1.
+      backlash_deg: of six joints.
+      zero_deg: by how much the readings of six joints are too large beyond joint_offsets_rad.
+      travel_m, travel_scale: the gripper reads travel_scale * travel + travel_m, closing at gripper_closed_rad.
+    """
+
+    command_delay_s: tuple[float, ...] = ()
+    gain: tuple[Measured, ...] = ()
+    damping: tuple[Measured, ...] = ()
+    joint_friction: tuple[Measured, ...] = ()
+    backlash_deg: tuple[Measured, ...] = ()
+    zero_deg: tuple[Measured, ...] = ()
+    travel_m: tuple[float, ...] = ()
+    travel_scale: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that there is one interval for each joint, in order."""
+        for name in ("command_delay_s", "travel_m", "travel_scale"):
+            value = getattr(self, name)
+            check(len(value) in (0, 3), f"{name} = {value} must be [value, low, high]")
+        for name in ("gain", "damping", "joint_friction", "backlash_deg", "zero_deg"):
+            rows = getattr(self, name)
+            count = len(ARM_JOINTS) + (name in ("gain", "damping", "joint_friction"))
+            check(
+                len(rows) in (0, count),
+                f"{name} must have {count} rows [value, low, high], one for each joint, not {len(rows)}",
+            )
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was measured."""
+        return self == ArmCalibration()
+
+
 def _check_delay(name: str, seconds: float | None) -> None:
     check(
         seconds is None or -0.1 <= seconds <= 1.0,
@@ -93,6 +137,7 @@ class RobotFile:
         on plates; None: not measured.
       exposure_us: fixed exposure of both cameras; None: automatic.
       stream_size: width and height in which both cameras stream (pixels).
+      left_calibration, right_calibration: what `alohas2r calibrate` measured.
     """
 
     left: ArmFile = dataclasses.field(default_factory=lambda: ArmFile(DynamixelConfig.ports[0]))
@@ -103,6 +148,8 @@ class RobotFile:
     table_height_m: float | None = None
     exposure_us: float | None = None
     stream_size: tuple[int, int] = STREAM
+    left_calibration: ArmCalibration = ArmCalibration()
+    right_calibration: ArmCalibration = ArmCalibration()
 
     def __post_init__(self) -> None:
         """Checks that both arms are two."""
@@ -141,6 +188,11 @@ class RobotFile:
         """The grippers' angles, if both are known."""
         left, right = self.left.gripper_closed_rad, self.right.gripper_closed_rad
         return None if left is None or right is None else (left, right)
+
+    @property
+    def calibrations(self) -> tuple[ArmCalibration, ArmCalibration]:
+        """What was measured of the left and the right arm."""
+        return self.left_calibration, self.right_calibration
 
     @property
     def delays(self) -> tuple[tuple[str, float | None, float | None], ...]:
@@ -232,8 +284,10 @@ def save(robot: RobotFile, path: str | os.PathLike[str] | None = None) -> pathli
     lines, tables = [], []
     for name, value in to_dict(robot).items():
         if isinstance(value, dict):
-            rows = [f"{key} = {json.dumps(one)}" for key, one in value.items() if one is not None]
-            tables += ["", f"[{name}]", *rows]
+            known = {key: one for key, one in value.items() if one is not None and one != []}
+            if known:
+                rows = [f"{key} = {json.dumps(one)}" for key, one in known.items()]
+                tables += ["", f"[{name}]", *rows]
         elif value is not None:
             lines.append(f"{name} = {json.dumps(value)}")
     head = "# Read by the commands around real arms; written by alohas2r setup-robot. Units are in the names."
@@ -282,11 +336,12 @@ def update(
         if upside_down is not None:
             turned = upside_down in (side, "both")
             cameras[place] = dataclasses.replace(cameras[place], upside_down=turned)
-    return RobotFile(
-        arms[0],
-        arms[1],
-        cameras[0],
-        cameras[1],
+    return dataclasses.replace(
+        known,
+        left=arms[0],
+        right=arms[1],
+        left_camera=cameras[0],
+        right_camera=cameras[1],
         base_distance_m=known.base_distance_m if base_distance_m is None else base_distance_m,
         table_height_m=known.table_height_m if table_height_m is None else table_height_m,
         exposure_us=known.exposure_us if exposure_us is None else exposure_us,

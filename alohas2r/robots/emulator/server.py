@@ -36,6 +36,7 @@ from alohas2r.errors import Alohas2rError, ConfigError, RobotFault, did_you_mean
 from alohas2r.robots.dynamixel import adapter
 from alohas2r.robots.dynamixel.arm import GripperLinkage
 from alohas2r.robots.emulator.bus import BusEmulator, Faults
+from alohas2r.robots.emulator.hidden import HiddenConfig
 from alohas2r.robots.emulator.servo import OVERHEATING, OVERLOAD, VOLTAGE_ERROR, Servo
 from alohas2r.robots.emulator.world import World
 
@@ -53,12 +54,14 @@ class EmulatorConfig:
       set_up: whether the servos are set up as those of an arm in use; else they are as their maker
         ships them, but for their ids and baud rate.
       linkage: the grippers' cranks.
+      hidden: from which robots it is one; by default the simulated one.
     """
 
     realtime: bool = True
     seed: int = 0
     set_up: bool = False
     linkage: GripperLinkage = dataclasses.field(default_factory=GripperLinkage)
+    hidden: HiddenConfig = dataclasses.field(default_factory=HiddenConfig)
 
 
 class _Port:
@@ -116,7 +119,7 @@ class Server:
     def __init__(self, config: EmulatorConfig, directory: pathlib.Path) -> None:
         self._config = config
         self._directory = directory
-        self._world = World(config.linkage)
+        self._world = World(config.linkage, config.hidden)
         self._buses = {
             side: BusEmulator(side, self._world, config.seed + place)
             for place, side in enumerate(SIDES)

@@ -21,6 +21,7 @@ from alohas2r.robots.dynamixel.registers import (
     XM430_W350,
     XM540_W270,
 )
+from alohas2r.robots.emulator.hidden import Hidden, HiddenConfig
 from alohas2r.robots.emulator.servo import Servo
 from alohas2r.robots.emulator.table import FACTORY_P_GAIN, FIELDS
 from alohas2r.sim import scene
@@ -36,31 +37,40 @@ class World:
     Attributes:
       servos: per side, the nine servos.
       model, data: the physics.
+      joints: [14] addresses of the joints in qpos; actuators: [14] ids.
       home: [nq] the pose of the keyframe home.
     """
 
-    def __init__(self, linkage: GripperLinkage | None = None) -> None:
-        """Starts at the keyframe home, with torque off."""
+    def __init__(
+        self, linkage: GripperLinkage | None = None, hidden: HiddenConfig | None = None
+    ) -> None:
+        """Starts at the keyframe home, with torque off.
+
+        Args:
+          linkage: the grippers' cranks; None: the scene's.
+          hidden: from which robots it is one; None: the simulated one.
+        """
         insert = scene.load("insert")
         self.model = scene.spec("insert").compile()  # its actuators change: not the shared one
         self.data = mujoco.MjData(self.model)
         self._arms = insert.arms
         self._linkage = linkage or GripperLinkage()
-        self._joints = np.array([arm.qpos[:PER_ARM] for arm in insert.arms]).reshape(-1)
+        self.joints = np.array([arm.qpos[:PER_ARM] for arm in insert.arms]).reshape(-1)
         self._dofs = np.array([arm.qvel[:PER_ARM] for arm in insert.arms]).reshape(-1)
-        self._actuators = np.array([arm.ctrl for arm in insert.arms]).reshape(-1)
-        self._gain = self.model.actuator_gainprm[self._actuators, 0].copy()
+        self.actuators = np.array([arm.ctrl for arm in insert.arms]).reshape(-1)
+        self._hidden = Hidden(hidden or HiddenConfig(), self.model)
+        self._gain = self.model.actuator_gainprm[self.actuators, 0].copy()
         self.home = insert.home_qpos
         self.servos = {
             side: [Servo(kind, self._position_of(side, kind)) for kind in SERVOS] for side in SIDES
         }
-        self._reference = np.zeros(len(self._actuators))
-        self._speed = np.zeros(len(self._actuators))
-        self._goal = np.zeros(len(self._actuators))
-        self._driven = np.zeros(len(self._actuators), bool)
-        self._max_speed = np.full(len(self._actuators), np.inf)
-        self._max_acceleration = np.full(len(self._actuators), np.inf)
-        self._max_torque = np.full(len(self._actuators), np.inf)
+        self._reference = np.zeros(len(self.actuators))
+        self._speed = np.zeros(len(self.actuators))
+        self._goal = np.zeros(len(self.actuators))
+        self._driven = np.zeros(len(self.actuators), bool)
+        self._max_speed = np.full(len(self.actuators), np.inf)
+        self._max_acceleration = np.full(len(self.actuators), np.inf)
+        self._max_torque = np.full(len(self.actuators), np.inf)
         self.place(self.home)
 
     @property
@@ -85,8 +95,11 @@ class World:
         mujoco.mj_forward(self.model, self.data)
         for servo in self._all():
             servo["Goal_Position"] = servo.position()
-        self._reference[:] = self.data.qpos[self._joints]
+        self._reference[:] = self.data.qpos[self.joints]
         self._speed[:] = 0.0
+        if self._hidden.late:
+            self._take_over()
+            self._hidden.hold(self._goal)
 
     def step(self, count: int = 1) -> None:
         """Advances by physics steps of 5 ms."""
@@ -104,7 +117,7 @@ class World:
         per_rad = self._per_rad(index)
         velocity = self.data.qvel[self._dofs[index]] / per_rad * sign
         drivers = [twin for twin in self._twins(side, servo.kind.joint) if twin.torque]
-        torque = self.data.actuator_force[self._actuators[index]] * per_rad * sign
+        torque = self.data.actuator_force[self.actuators[index]] * per_rad * sign
         share = 1 / len(drivers) if servo.torque else 0.0
         current = torque * share / TORQUE_PER_AMPERE[servo.kind.model]
         values = {
@@ -117,7 +130,7 @@ class World:
         for name, value in values.items():
             servo[name] = value
         servo["Moving"] = int(abs(servo["Present_Velocity"]) > servo["Moving_Threshold"])
-        trajectory = self._tick(servo, float(self._reference[index]))
+        trajectory = self._tick(servo, index, float(self._reference[index]))
         servo["Position_Trajectory"] = trajectory - TICKS_PER_TURN * servo.turns
         servo.changed = changed
 
@@ -142,25 +155,29 @@ class World:
         """Returns how far joint `index` moves per rad of its servo."""
         if index not in GRIPPERS:
             return 1.0
-        travel = self.data.qpos[self._joints[index]]
-        return max(float(self._linkage.ratio(self._linkage.angle(travel))), 1e-3)
+        travel = self._hidden.reading(index, self.data.qpos[self.joints[index]])
+        ratio = float(self._linkage.ratio(self._linkage.angle(travel)))
+        return max(ratio, 1e-3) / float(self._hidden.scale[index])
 
-    def _tick(self, servo: Servo, joint_value: float) -> int:
-        """Returns what a servo reports when its joint is somewhere."""
+    def _tick(self, servo: Servo, index: int, joint_value: float) -> int:
+        """Returns what a servo of joint `index` reports when that is somewhere."""
         gripper = servo.kind.joint == PER_ARM - 1
+        joint_value = self._hidden.reading(index, joint_value)
         angle = float(self._linkage.angle(joint_value)) if gripper else joint_value
         turn = round(self._sign(servo) * angle / RAD_PER_TICK)
         return CENTRE_TICK + turn + servo.homing
 
-    def _joint_value(self, servo: Servo, tick: int) -> float:
+    def _joint_value(self, servo: Servo, index: int, tick: int) -> float:
         ticks = tick + TICKS_PER_TURN * servo.turns - servo.homing - CENTRE_TICK
         angle = self._sign(servo) * ticks * RAD_PER_TICK
         gripper = servo.kind.joint == PER_ARM - 1
-        return float(self._linkage.travel(angle)) if gripper else angle
+        reading = float(self._linkage.travel(angle)) if gripper else angle
+        return self._hidden.actual(index, reading)
 
     def _position_of(self, side: str, kind: ServoKind) -> Callable[[Servo], int]:
-        address = self._joints[SIDES.index(side) * PER_ARM + kind.joint]
-        return lambda servo: self._tick(servo, float(self.data.qpos[address]))
+        index = SIDES.index(side) * PER_ARM + kind.joint
+        address = self.joints[index]
+        return lambda servo: self._tick(servo, index, float(self.data.qpos[address]))
 
     def _take_over(self) -> None:
         """Reads goals, gains and profiles from the control tables."""
@@ -169,7 +186,7 @@ class World:
                 index = place * PER_ARM + kind.joint
                 twins = self._twins(side, kind.joint)
                 drivers = [servo for servo in twins if servo.torque]
-                actuator = self._actuators[index]
+                actuator = self.actuators[index]
                 gain = self._gain[index] * sum(
                     servo["Position_P_Gain"] / FACTORY_P_GAIN / len(twins) for servo in drivers
                 )
@@ -177,10 +194,14 @@ class World:
                 self.model.actuator_biasprm[actuator, 1] = -gain
                 if drivers:
                     if not self._driven[index]:
-                        self._reference[index] = self.data.qpos[self._joints[index]]
+                        self._reference[index] = self.data.qpos[self.joints[index]]
                         self._speed[index] = 0.0
-                    goals = [self._joint_value(servo, servo["Goal_Position"]) for servo in drivers]
+                    goals = [
+                        self._joint_value(servo, index, servo["Goal_Position"]) for servo in drivers
+                    ]
                     self._goal[index] = sum(goals) / len(goals)
+                    if not self._driven[index]:
+                        self._hidden.hold(self._goal, np.arange(len(self._goal)) == index)
                     self._set_profile(index, drivers[0])
                 self._driven[index] = bool(drivers)
                 for servo in twins:
@@ -205,7 +226,7 @@ class World:
     def _advance_references(self) -> None:
         """Moves each servo's internal set point towards its goal along its profile."""
         dt = self.model.opt.timestep
-        distance = self._goal - self._reference
+        distance = self._hidden.arrived(self._goal) - self._reference
         # Fast enough to arrive, slow enough to stop there.
         with np.errstate(invalid="ignore"):  # no limit, no distance
             stopping = np.sqrt(2 * self._max_acceleration * np.abs(distance))
@@ -218,13 +239,13 @@ class World:
 
     def _push(self) -> None:
         """Hands the set points to the actuators, no further away than the force limit allows."""
-        position = self.data.qpos[self._joints]
-        gain = self.model.actuator_gainprm[self._actuators, 0]
+        position = self.data.qpos[self.joints]
+        gain = self.model.actuator_gainprm[self.actuators, 0]
         ratio = np.ones(len(position))
         grippers = list(GRIPPERS)
-        angle = self._linkage.angle(position[grippers])
-        ratio[grippers] = np.maximum(self._linkage.ratio(angle), 1e-3)
+        travel = (self._hidden.scale * position + self._hidden.offset)[grippers]
+        per_rad = np.maximum(self._linkage.ratio(self._linkage.angle(travel)), 1e-3)
+        ratio[grippers] = per_rad / self._hidden.scale[grippers]
         reach = self._max_torque / ratio / np.maximum(gain, 1e-9)
-        self.data.ctrl[self._actuators] = np.clip(
-            self._reference, position - reach, position + reach
-        )
+        target = self._hidden.played(self._reference, position)
+        self.data.ctrl[self.actuators] = np.clip(target, position - reach, position + reach)

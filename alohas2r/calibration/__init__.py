@@ -1,0 +1,1 @@
+"""System identification: which robot it is, from what it did."""
