@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pip_cases
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -462,13 +463,8 @@ def openpi_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("openpi") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = str(folder / "bin" / "python")
-    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
-    install = ["install", "--quiet", "--no-compile", "--retries", "1", "--timeout", "20"]
-    packages = ["openpi-client", "numpy<2", "typing_extensions"]  # it does not declare the last
-    done = subprocess.run([*pip, *install, *packages], capture_output=True, text=True, check=False)
-    if done.returncode and "from versions: none" in done.stderr:
-        pytest.skip("no package index can be reached that has openpi-client")
-    assert done.returncode == 0, done.stderr
+    # It does not declare the last.
+    pip_cases.install("openpi-client", "numpy<2", "typing_extensions", python=python)
     return python
 
 
