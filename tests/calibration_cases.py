@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from alohas2r.calibration import excite, motion
-from alohas2r.calibration.excite import Entered
 from alohas2r.calibration.sight import MOUNT, Eye
 from alohas2r.deployment.log import Run, Step
+from alohas2r.deployment.motion import EnteredArms
 from alohas2r.deployment.rig import RigConfig
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM, SIDES
 from alohas2r.robots.base import Frame
@@ -127,11 +127,11 @@ class Pictures:
 
 
 @contextlib.contextmanager
-def opened(config: RigConfig, seconds: float, hidden: HiddenConfig | None) -> Iterator[Entered]:
+def opened(config: RigConfig, seconds: float, hidden: HiddenConfig | None) -> Iterator[EnteredArms]:
     """Opens emulated arms as `excite.open_arms` does, without buses."""
     servos = Servos(hidden or HiddenConfig())
     cameras = wrist_cameras(Pictures(servos, config.size))
-    yield Entered(SimulatedArms(servos), cameras, servos)
+    yield EnteredArms(SimulatedArms(servos), cameras, servos)
 
 
 def logged(path: pathlib.Path, config: HiddenConfig) -> Run:

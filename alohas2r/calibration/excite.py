@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from alohas2r.calibration.motion import Excitation
 from alohas2r.config import check
-from alohas2r.deployment.config import LIMITS, DeployConfig
-from alohas2r.deployment.deploy import log_header
-from alohas2r.deployment.log import LogWriter, Run, read_run
-from alohas2r.deployment.loop import Deployment, start_pose
+from alohas2r.deployment.log import Run
+from alohas2r.deployment.loop import start_pose
+from alohas2r.deployment.motion import EnteredArms, motion_config, motion_header, run_motion
 from alohas2r.deployment.pacer import ClockPacer
 from alohas2r.deployment.report import Report
 from alohas2r.deployment.rig import (
@@ -27,14 +25,13 @@ from alohas2r.deployment.rig import (
     open_rig,
 )
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
-from alohas2r.errors import RobotFault
-from alohas2r.robots.base import Camera, Robot
 from alohas2r.robots.dynamixel.arm import DynamixelConfig
 from alohas2r.robots.dynamixel.driver import DynamixelRobot
 from alohas2r.robots.emulator.cameras import EmulatedCameras
 from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.hidden import STILL, HiddenConfig
 from alohas2r.robots.emulator.server import EmulatorConfig
+from alohas2r.safety.config import FULL, SLOW
 from alohas2r.sim import scene
 from alohas2r.sim.variation import NEUTRAL, ROBOTS
 
@@ -70,69 +67,17 @@ def excite(
       RobotFault: arms or cameras are missing, the pre-flight check fails, or the motion was ended.
     """
     check(hidden is None or rig.robot == "emulated", "a hidden robot needs --robot emulated")
-    mode = "full" if fast else "slow"
-    policy = Excitation(LIMITS[mode])
-    config = DeployConfig(
-        mode=mode,
-        episode_s=policy.steps * CONTROL_PERIOD_S,
-        approach=rig.real,
-        retreat=not rig.stepped,
-        frozen_s=None if rig.real else 0.0,
-    )
-    path = pathlib.Path(log)
-    with contextlib.ExitStack() as stack:
-        arms = stack.enter_context(open_arms(rig, config.episode_s, hidden))
-        header = log_header(config, LIMITS[mode], rig.robot, POLICY)
-        header |= {"stepped": rig.stepped, "seed": rig.seed}
-        writer = stack.enter_context(LogWriter(path, header))
-        outcome = Deployment(
-            arms.robot, arms.cameras, policy, config, arms.time, writer, on_step=on_step
-        ).run(arms.time)
-    if outcome.episodes < 1:
-        why = "; ".join(text for _, text in outcome.reasons if text) or "it was ended"
-        raise RobotFault(f"The motion was not finished: {why}.")
-    return read_run(path)
-
-
-class Clock(Protocol):
-    """What surrounds a simulated run: time, and where arms and objects begin."""
-
-    realtime: bool
-
-    def wait(self) -> None:
-        """Returns when the next control step is due."""
-        ...
-
-    def now_s(self) -> float:
-        """Returns the time by which holds are measured."""
-        ...
-
-    def begin(self, episode: int) -> np.ndarray:
-        """Places the world and returns the targets [14] that hold it there."""
-        ...
-
-    def over(self) -> bool:
-        """Returns whether the motion is over; it never is before its end."""
-        ...
-
-
-class Entered(NamedTuple):
-    """Entered arms and cameras.
-
-    Attributes:
-      robot: both arms. cameras: left first.
-      time: of a simulation; None on real arms.
-    """
-
-    robot: Robot
-    cameras: Sequence[Camera]
-    time: Clock | None
+    policy = Excitation(FULL if fast else SLOW)
+    config = motion_config(rig, fast, policy.steps)
+    with open_arms(rig, config.episode_s, hidden) as arms:
+        header = motion_header(rig, config, POLICY) | {"seed": rig.seed}
+        return run_motion(arms, policy, config, log, header, on_step)
 
 
 @contextlib.contextmanager
 def open_arms(
     config: RigConfig, seconds: float, hidden: HiddenConfig | None = None
-) -> Iterator[Entered]:
+) -> Iterator[EnteredArms]:
     """Connects arms and cameras for a motion of so many seconds.
 
     Raises:
@@ -141,7 +86,7 @@ def open_arms(
     with contextlib.ExitStack() as stack:
         if config.robot != "emulated":
             rig = stack.enter_context(open_rig(config, False, 1, seconds))
-            yield Entered(rig.robot, rig.cameras, rig.trials and _Endless(rig.trials))
+            yield EnteredArms(rig.robot, rig.cameras, rig.trials and _Endless(rig.trials))
             return
         from alohas2r.rendering import registry as renderers
 
@@ -156,7 +101,7 @@ def open_arms(
         )
         cameras = EmulatedCameras(emulator, drawn).cameras()
         clock = _EmulatedTime(emulator, not config.stepped)
-        yield Entered(stack.enter_context(robot), cameras, clock)
+        yield EnteredArms(stack.enter_context(robot), cameras, clock)
 
 
 class _Endless:

@@ -20,6 +20,7 @@ from alohas2r.embodiment.joints import IS_GRIPPER, JOINTS, PER_ARM, SIDES
 from alohas2r.errors import RobotFault
 from alohas2r.rendering.protocol import CAMERAS, GROUPS
 from alohas2r.sim import scene
+from alohas2r.sim.kinematics import rotation_matrix
 
 MOUNT = 6  # numbers of a camera's mount: place (m) and turn (rad)
 DEPTH_M = (
@@ -141,7 +142,7 @@ class Eye:
         mujoco.mj_camlight(model, data)
         carrier = data.xmat[self._carrier].reshape(3, 3)
         place = data.cam_xpos[self._camera] + carrier @ mount[:3]
-        turn = data.cam_xmat[self._camera].reshape(3, 3) @ _rotation(mount[3:])
+        turn = data.cam_xmat[self._camera].reshape(3, 3) @ rotation_matrix(mount[3:])
         rays = self._rays @ turn.T
         count = len(rays)
         hit, distance, normal = (
@@ -180,16 +181,6 @@ class Eye:
             slopes[seen, COUNT + axis] = depth_by(np.broadcast_to(-carrier[:, axis], along.shape))
             slopes[seen, COUNT + 3 + axis] = depth_by(-np.cross(turn[:, axis], along))
         return shown, slopes
-
-
-def _rotation(turn_rad: np.ndarray) -> np.ndarray:
-    """Returns the matrix of a rotation vector."""
-    quaternion, matrix = np.zeros(4), np.zeros(9)
-    angle = float(np.linalg.norm(turn_rad))
-    axis = turn_rad / angle if angle > 1e-12 else np.array([0.0, 0.0, 1.0])
-    mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
-    return matrix.reshape(3, 3)
 
 
 def _split(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

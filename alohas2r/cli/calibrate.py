@@ -10,8 +10,8 @@ import typer
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library
 from alohas2r.cli.display import show, working
-from alohas2r.cli.robot import Ports, RobotFile
-from alohas2r.errors import ConfigError
+from alohas2r.cli.options import Cameras, MotionSpeed, Ports, RobotFile, Stepped
+from alohas2r.cli.robot import moved_arms
 
 
 @command("excite", "Deploy")
@@ -32,18 +32,13 @@ def excite(
             help="With --robot emulated: arms that differ from the simulated ones, as eval-v2's do.",
         ),
     ] = None,
-    mode: Annotated[Literal["slow", "full"], typer.Option(help="At whose speed limits.")] = "slow",
-    stepped: Annotated[
-        bool, typer.Option("--stepped", help="Let simulated time stand still while the loop works.")
-    ] = False,
+    mode: MotionSpeed = "slow",
+    stepped: Stepped = False,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="A new file for the log (runs/excite/....run).")
     ] = None,
     ports: Ports = None,
-    cameras: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
-    ] = None,
+    cameras: Cameras = None,
     robot_file: RobotFile = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -53,11 +48,7 @@ def excite(
     The arms approach the start pose; every joint goes to and fro, then both arms pass through eight poses and rest in
     each. The table must be empty. 143 s slowly, 71 s at --mode full.
     """
-    robots = library("deployment.robot_file")
-    if robot != "aloha" and (ports is not None or cameras is not None):
-        raise ConfigError("--ports and --cameras belong to --robot aloha.")
-    known = robots.load(robot_file) if robot == "aloha" else None
-    settings = robots.rig_settings(known, ports, cameras, cameras=robot == "aloha")
+    settings = moved_arms(robot, robot_file, ports, cameras, robot == "aloha")
     moves = library("calibration.excite")
     rig = library("deployment.rig").RigConfig(
         robot, stepped=stepped, size=moves.SIZE, seed=seed, world=world, **settings

@@ -7,7 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,34 +16,14 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import plain, show, working
+from alohas2r.cli.options import API_KEY, Cameras, Ports, RobotFile
 from alohas2r.cli.report import ReportFolder, check_report, command_line, tell_written
 from alohas2r.cli.run_display import live
 from alohas2r.cli.soak import run_soak
 from alohas2r.core.types import Untyped
 from alohas2r.errors import ConfigError, RobotFault
 
-if TYPE_CHECKING:
-    pass
-
 REAL = ("aloha", "aloha-ros")
-# Where the policy server's key is taken from; on a command line everybody on the machine sees it.
-API_KEY = "ALOHAS2R_API_KEY"
-
-Ports = Annotated[
-    tuple[str, str] | None,
-    typer.Option(
-        metavar="LEFT RIGHT", help="Serial ports of both arms (/dev/ttyDXL_follower_* if left out)."
-    ),
-]
-Cameras = Annotated[
-    tuple[str, str] | None,
-    typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
-]
-
-RobotFile = Annotated[
-    pathlib.Path | None,
-    typer.Option("--robot-file", help="What is known about the arms (robot.toml if there is one)."),
-]
 
 
 @command("deploy", "Deploy")

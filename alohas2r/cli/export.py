@@ -11,10 +11,8 @@ from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, command, library, policy_folder
 from alohas2r.cli.display import show, working
+from alohas2r.cli.options import API_KEY
 from alohas2r.errors import ArtifactError, ConfigError
-
-# Where the key is taken from; on a command line everybody on the machine sees it.
-API_KEY = "ALOHAS2R_API_KEY"
 
 File = Annotated[
     pathlib.Path,

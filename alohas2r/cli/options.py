@@ -7,6 +7,26 @@ from typing import Annotated, Literal
 
 import typer
 
+# Where the policy server's key is taken from; on a command line everybody on the machine sees it.
+API_KEY = "ALOHAS2R_API_KEY"
+Ports = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="LEFT RIGHT", help="Serial ports of both arms (/dev/ttyDXL_follower_* if left out)."
+    ),
+]
+Cameras = Annotated[
+    tuple[str, str] | None,
+    typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
+]
+RobotFile = Annotated[
+    pathlib.Path | None,
+    typer.Option("--robot-file", help="What is known about the arms (robot.toml if there is one)."),
+]
+MotionSpeed = Annotated[Literal["slow", "full"], typer.Option(help="At whose speed limits.")]
+Stepped = Annotated[
+    bool, typer.Option("--stepped", help="Let simulated time stand still while the loop works.")
+]
 Preset = Literal["quick", "default"]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")

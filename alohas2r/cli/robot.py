@@ -16,25 +16,16 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, command, library
 from alohas2r.cli.display import show, working
+from alohas2r.cli.options import Cameras, MotionSpeed, Ports, RobotFile, Stepped
+from alohas2r.core.types import Untyped
 from alohas2r.errors import ConfigError
 
 if TYPE_CHECKING:
     from alohas2r.deployment.arm_setup import Change
     from alohas2r.deployment.monitoring import Row
 
-Ports = Annotated[
-    tuple[str, str] | None,
-    typer.Option(
-        metavar="LEFT RIGHT", help="Serial ports of both arms (/dev/ttyDXL_follower_* if left out)."
-    ),
-]
 Side = Annotated[
     Literal["left", "right"] | None, typer.Option(help="One arm only; both if left out.")
-]
-
-RobotFile = Annotated[
-    pathlib.Path | None,
-    typer.Option("--robot-file", help="What is known about the arms (robot.toml if there is one)."),
 ]
 
 
@@ -44,10 +35,7 @@ def setup_robot(
         tuple[str, str] | None,
         typer.Option(metavar="LEFT RIGHT", help="Serial ports of both arms."),
     ] = None,
-    cameras: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
-    ] = None,
+    cameras: Cameras = None,
     upside_down: Annotated[
         Literal["none", "left", "right", "both"] | None,
         typer.Option("--upside-down", help="Which cameras are mounted turned by 180 degrees."),
@@ -184,6 +172,25 @@ def _number(value: float | None, digits: int, unit: str) -> str:
     return "?" if value is None else f"{value:.{digits}f}{unit}"
 
 
+def moved_arms(
+    robot: str,
+    robot_file: pathlib.Path | None,
+    ports: tuple[str, str] | None,
+    cameras: tuple[str, str] | None,
+    cameras_needed: bool,
+) -> dict[str, Untyped]:
+    """Returns what is known of the arms that a motion moves, as settings of a rig.
+
+    Raises:
+      ConfigError: ports or cameras of arms that are not real.
+    """
+    robots, real = library("deployment.robot_file"), robot == "aloha"
+    if not real and (ports is not None or cameras is not None):
+        raise ConfigError("--ports and --cameras belong to --robot aloha.")
+    known = robots.load(robot_file) if real else None
+    return robots.rig_settings(known, ports, cameras, cameras=cameras_needed)
+
+
 @command("measure-delay", "Deploy")
 def measure_delay(
     robot: Annotated[
@@ -193,18 +200,13 @@ def measure_delay(
     joint: Annotated[
         str, typer.Option(help="Which joint of each arm moves, by 0.08 rad.")
     ] = "wrist_angle",
-    mode: Annotated[Literal["slow", "full"], typer.Option(help="At whose speed limits.")] = "slow",
-    stepped: Annotated[
-        bool, typer.Option("--stepped", help="Let simulated time stand still while the loop works.")
-    ] = False,
+    mode: MotionSpeed = "slow",
+    stepped: Stepped = False,
     out: Annotated[
         pathlib.Path | None, typer.Option(help="A new folder for log and plot (runs/delay/...).")
     ] = None,
     ports: Ports = None,
-    cameras: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
-    ] = None,
+    cameras: Cameras = None,
     recordings: Annotated[
         tuple[str, str] | None,
         typer.Option(metavar="LEFT RIGHT", help="Recordings (.db3) in place of the cameras."),
@@ -220,11 +222,8 @@ def measure_delay(
     """
     robots, rigs = library("deployment.robot_file"), library("deployment.rig")
     real = robot == "aloha"
-    if not real and (ports is not None or cameras is not None):
-        raise ConfigError("--ports and --cameras belong to --robot aloha.")
     path = robots.where(robot_file)
-    known = robots.load(robot_file) if real else None
-    settings = robots.rig_settings(known, ports, cameras, cameras=recordings is None)
+    settings = moved_arms(robot, robot_file, ports, cameras, recordings is None)
     rig = rigs.RigConfig(robot, stepped=stepped, recordings=recordings, **settings)
     folder = out or pathlib.Path("runs/delay") / time.strftime("%Y%m%d-%H%M%S")
     delays = library("deployment.delays")
@@ -243,7 +242,7 @@ def measure_delay(
     }
     if real:
         pairs = [(one.command.seconds, one.picture.seconds) for one in measured]
-        base = known or robots.RobotFile()
+        base = robots.load(robot_file) or robots.RobotFile()
         robots.save(robots.update(base, ports=ports, serials=cameras, delays=pairs), path)
         result["file"] = str(path)
     show({**result, "plot": str(plot), "log": str(folder / "delay.run")}, "Delays", as_json)
@@ -259,10 +258,7 @@ def check_cameras(
         pathlib.Path, typer.Option(help="Folder for the overlays left.png and right.png.")
     ] = pathlib.Path("runs/cameras"),
     ports: Ports = None,
-    cameras: Annotated[
-        tuple[str, str] | None,
-        typer.Option(metavar="LEFT RIGHT", help="Serial numbers of both wrist cameras."),
-    ] = None,
+    cameras: Cameras = None,
     robot_file: RobotFile = None,
     as_json: Json = False,
 ) -> None:

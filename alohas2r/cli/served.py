@@ -10,11 +10,9 @@ import typer
 
 from alohas2r.cli.app import library
 from alohas2r.cli.display import progress_display, show
+from alohas2r.cli.options import API_KEY
 from alohas2r.cli.report import check_report, command_line, tell_written
 from alohas2r.errors import ConfigError
-
-# Where the policy server's key is taken from; on a command line everybody on the machine sees it.
-API_KEY = "ALOHAS2R_API_KEY"
 
 Server = Annotated[
     str | None,

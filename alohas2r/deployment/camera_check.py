@@ -23,6 +23,7 @@ from alohas2r.rendering.protocol import CAMERAS, GROUPS
 from alohas2r.rendering.video import write_png
 from alohas2r.rendering.visual_randomization import TABLE
 from alohas2r.sim import scene
+from alohas2r.sim.kinematics import rotation_matrix
 
 PARTS = ("socket", "peg")
 VIEWS = 4  # of a run, spread over it
@@ -127,7 +128,7 @@ class _Eye:
         if mount is not None:
             carrier = data.xmat[int(model.cam_bodyid[self._camera])].reshape(3, 3)
             place += carrier @ mount.offset_m
-            turn = turn @ _rotation(mount.turn_rad)
+            turn = turn @ rotation_matrix(mount.turn_rad)
         rays = np.ascontiguousarray((self._rays @ turn.T).reshape(-1, 1))
         count = len(self._rays)
         hit, distance = np.zeros((count, 1), np.int32), np.zeros((count, 1))
@@ -136,16 +137,6 @@ class _Eye:
         )  # fmt: skip
         depth = np.where(distance[:, 0] > 0, distance[:, 0] * self._cosine, 0.0)
         return np.where(depth > DEPTH_CUTOFF, 0.0, depth).reshape(self._size, self._size)
-
-
-def _rotation(turn_rad: np.ndarray) -> np.ndarray:
-    """Returns the matrix of a rotation vector."""
-    quaternion, matrix = np.zeros(4), np.zeros(9)
-    angle = float(np.linalg.norm(turn_rad))
-    axis = turn_rad / angle if angle > 1e-12 else np.array([0.0, 0.0, 1.0])
-    mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
-    return matrix.reshape(3, 3)
 
 
 def check_camera(side: str, views: Sequence[View], fovy_deg: float = FOVY_DEG) -> CameraCheck:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from alohas2r.config import check
-from alohas2r.deployment.config import LIMITS, DeployConfig
-from alohas2r.deployment.deploy import log_header
-from alohas2r.deployment.log import LogWriter, Run, read_run
-from alohas2r.deployment.loop import Deployment
+from alohas2r.deployment.log import Run
+from alohas2r.deployment.motion import EnteredArms, motion_config, motion_header, run_motion
 from alohas2r.deployment.report import Report
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.embodiment.control import ACTION_SCALE
 from alohas2r.embodiment.joints import ARM_JOINTS, CONTROL_PERIOD_S, JOINTS, PER_ARM, SIDES
-from alohas2r.errors import RobotFault
+from alohas2r.safety.config import FULL, SLOW
 
 REST_STEPS = 12  # before, between and after the motions
 STEP_RAD = 0.08  # height of the step
@@ -114,25 +110,9 @@ def probe(
     Raises:
       RobotFault: arms or cameras are missing, the pre-flight check fails, or the motion was ended.
     """
-    mode = "full" if fast else "slow"
-    policy = Probe(joint, LIMITS[mode].max_speed)
-    config = DeployConfig(
-        mode=mode,
-        episode_s=policy.steps * CONTROL_PERIOD_S,
-        approach=rig.real,
-        retreat=not rig.stepped,
-        frozen_s=None if rig.real else 0.0,
-    )
-    path = pathlib.Path(log)
-    with contextlib.ExitStack() as stack:
-        arms = stack.enter_context(open_rig(rig, False, 1, config.episode_s))
-        header = log_header(config, LIMITS[mode], rig.robot, f"probe of {joint}")
-        header |= {"joint": joint, "stepped": rig.stepped}
-        writer = stack.enter_context(LogWriter(path, header))
-        outcome = Deployment(
-            arms.robot, arms.cameras, policy, config, arms.trials, writer, on_step=on_step
-        ).run(arms.trials)
-    if outcome.episodes < 1:
-        why = "; ".join(text for _, text in outcome.reasons if text) or "it was ended"
-        raise RobotFault(f"The motion was not finished: {why}.")
-    return read_run(path)
+    policy = Probe(joint, (FULL if fast else SLOW).max_speed)
+    config = motion_config(rig, fast, policy.steps)
+    with open_rig(rig, False, 1, config.episode_s) as opened:
+        arms = EnteredArms(opened.robot, opened.cameras, opened.trials)
+        header = motion_header(rig, config, f"probe of {joint}") | {"joint": joint}
+        return run_motion(arms, policy, config, log, header, on_step)

@@ -19,7 +19,7 @@ from alohas2r.embodiment.joints import PER_ARM
 from alohas2r.envs import actuation, noise
 from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.noise import DelayState
-from alohas2r.envs.task import EnvConfig, EnvState, Scored, Start, Task
+from alohas2r.envs.task import TARGETS_LEFT, EnvConfig, EnvState, Scored, Start, Task
 from alohas2r.errors import ModelError
 from alohas2r.sim import geometry, physics_randomization, signals
 from alohas2r.sim.engines.base import Engine
@@ -311,7 +311,7 @@ def _target_places(task: Task, arms: int) -> np.ndarray | None:
     """Returns where targets stand in a task's observation, less joint positions, [A * 7]; None if they do not."""
     places, start = [], 0
     for name, size, _ in task.observation_spec:
-        if name.endswith("target_ctrl_minus_joint_pos"):
+        if name.endswith(TARGETS_LEFT):
             places.append(np.arange(start, start + size))
         start += size
     return np.concatenate(places) if len(places) == arms else None

@@ -15,6 +15,9 @@ from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 from alohas2r.sim.variation import Held, VariationConfig
 
+# How the part of an observation ends by name that is an arm's targets less its joint positions.
+TARGETS_LEFT = "target_ctrl_minus_joint_pos"
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 
 from alohas2r.embodiment.joints import two_fingers
+from alohas2r.errors import RobotFault
 
 
 class ServoFault(NamedTuple):
@@ -115,6 +116,14 @@ class Stream(NamedTuple):
     picture: np.ndarray
     time_s: float
     number: int
+
+
+def check_command(enabled: bool, ctrl: np.ndarray) -> None:
+    """Raises RobotFault unless torque is on and all targets [14] are finite."""
+    if not enabled:
+        raise RobotFault("Torque is off: call enable() before command().")
+    if not np.isfinite(ctrl).all():
+        raise RobotFault(f"A command must be finite; it has {ctrl}.")
 
 
 @runtime_checkable

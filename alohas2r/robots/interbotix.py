@@ -22,7 +22,7 @@ from alohas2r.core.types import Untyped
 from alohas2r.embodiment.joints import ARM_JOINTS, JOINTS, PER_ARM, SIDES
 from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import BackendUnavailable, RobotFault
-from alohas2r.robots.base import Proprio
+from alohas2r.robots.base import Proprio, check_command
 from alohas2r.robots.dynamixel.arm import GripperLinkage
 from alohas2r.robots.dynamixel.registers import (
     CURRENT_UNIT_A,
@@ -219,10 +219,7 @@ class InterbotixRobot:
         Raises:
           RobotFault: torque is off, or a number is not finite.
         """
-        if not self.enabled:
-            raise RobotFault("Torque is off: call enable() before command().")
-        if not np.isfinite(ctrl).all():
-            raise RobotFault(f"A command must be finite; it has {ctrl}.")
+        check_command(self.enabled, ctrl)
         sent = np.array(ctrl, float)
         arms = sent.reshape(len(SIDES), PER_ARM)
         for core, linkage, arm in zip(self._cores, self.config.linkages, arms, strict=True):

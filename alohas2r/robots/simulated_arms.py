@@ -10,8 +10,7 @@ import numpy as np
 
 from alohas2r.embodiment.joints import JOINTS
 from alohas2r.embodiment.poses import hold_pose
-from alohas2r.errors import RobotFault
-from alohas2r.robots.base import Proprio
+from alohas2r.robots.base import Proprio, check_command
 
 
 class Arms(Protocol):
@@ -100,10 +99,7 @@ class SimulatedArms(Generic[Simulation]):
         Raises:
           RobotFault: torque is off, or a number is not finite.
         """
-        if not self.enabled:
-            raise RobotFault("Torque is off: call enable() before command().")
-        if not np.isfinite(ctrl).all():
-            raise RobotFault(f"A command must be finite; it has {ctrl}.")
+        check_command(self.enabled, ctrl)
         self._sent = np.clip(ctrl, self._world.low, self._world.high)
         self._world.drive(self._sent)
         return self._sent

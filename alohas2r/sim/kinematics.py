@@ -64,3 +64,13 @@ def tip_heights(joint_position: np.ndarray) -> np.ndarray:
       [..., 2] m.
     """
     return tip_midpoints(joint_position)[..., 2]
+
+
+def rotation_matrix(turn_rad: np.ndarray) -> np.ndarray:
+    """Returns the matrix [3, 3] of a rotation vector [3] (rad)."""
+    quaternion, matrix = np.zeros(4), np.zeros(9)
+    angle = float(np.linalg.norm(turn_rad))
+    axis = turn_rad / angle if angle > 1e-12 else np.array([0.0, 0.0, 1.0])
+    mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
+    mujoco.mju_quat2Mat(matrix, quaternion)
+    return matrix.reshape(3, 3)

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from alohas2r.envs.task import TARGETS_LEFT
 from alohas2r.sim.signals import Signals
 
 LIFTED = 0.05  # m above where it lay that an object counts as lifted. Source: the published report.
@@ -20,7 +21,7 @@ SINGLE_ARM_OBSERVATION = (
     ("fingertips_minus_grip_point_in_base", 3, "m"),
     ("target_minus_object_in_base", 3, "m"),
     ("target_minus_object_rotation_rows_1_2_in_base", 6, "1"),
-    ("target_ctrl_minus_joint_pos", 7, "rad, m"),
+    (TARGETS_LEFT, 7, "rad, m"),
 )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from alohas2r.embodiment.joints import JOINTS, PER_ARM, SIDES
 from alohas2r.embodiment.poses import hold_pose
 from alohas2r.errors import RobotFault
-from alohas2r.robots.base import Proprio
+from alohas2r.robots.base import Proprio, check_command
 from alohas2r.robots.dynamixel import adapter, recovery
 from alohas2r.robots.dynamixel import setup as servo_setup
 from alohas2r.robots.dynamixel.arm import (
@@ -189,10 +189,7 @@ class DynamixelRobot:
           RobotFault: torque is off, a number is not finite, the port is gone, or the watchdog has
             stopped the arms since the last command.
         """
-        if not self.enabled:
-            raise RobotFault("Torque is off: call enable() before command().")
-        if not np.isfinite(ctrl).all():
-            raise RobotFault(f"A command must be finite; it has {ctrl}.")
+        check_command(self.enabled, ctrl)
         self._check_watchdog()
         if self._tripped:
             raise RobotFault(

@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.sim import scene, variation
 from alohas2r.sim.variation import NEUTRAL, Robots, VariationConfig
 
@@ -68,9 +69,7 @@ class Hidden:
             for name, values in fields.items():
                 getattr(model, name)[:] = values[0].reshape(getattr(model, name).shape)
             mujoco.mj_setConst(model, mujoco.MjData(model))
-        delay_s = config.command_delay_s + float(held.action_delay[0]) * scene.SUBSTEPS * float(
-            model.opt.timestep
-        )
+        delay_s = config.command_delay_s + float(held.action_delay[0]) * CONTROL_PERIOD_S
         self._steps = round(delay_s / model.opt.timestep)
         self._late: collections.deque[np.ndarray] = collections.deque()
 

@@ -268,15 +268,14 @@ def test_a_policy_of_one_arm_drives_the_first_of_two() -> None:
     expected = pick.apply(features[:, :, 0].reshape(20, -1), np)
     np.testing.assert_allclose(actions[:, :7], expected, atol=1e-5)
     np.testing.assert_array_equal(actions[:, 7:], 0)
-    insert = find_task("insert")
-    alone = find_task("pick")
-    for other, name in ((insert, "insert"), (alone, "pick")):
-        task = other.task(scene.load_physics(other.scene), other.config)
-        if name == "insert":  # the same observation, arm by arm, and more behind it
-            assert ppo_policy.for_first_arm(pick, name, task).action_size == 14
-        else:
-            with pytest.raises(ArtifactError, match="cannot drive an arm of 'pick'"):
-                ppo_policy.for_first_arm(pick, name, task)
+    # Insertion observes the same, arm by arm, and more behind it; a task of one arm has no first of two.
+    insert, alone = (
+        one.task(scene.load_physics(one.scene), one.config)
+        for one in map(find_task, ("insert", "pick"))
+    )
+    assert ppo_policy.for_first_arm(pick, "insert", insert).action_size == 14
+    with pytest.raises(ArtifactError, match="cannot drive an arm of 'pick'"):
+        ppo_policy.for_first_arm(pick, "pick", alone)
 
 
 def test_a_training_starts_from_a_policy_of_one_arm(
