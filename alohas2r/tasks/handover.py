@@ -196,19 +196,19 @@ def _raised(scene: Scene, count: int = 256) -> np.ndarray:
     gripper = model.site(f"{giver.name}/gripper").id
     home, low = scene.home_qpos[receiver.qpos], scene.ctrl_low[receiver.ctrl[6]]
     for number in range(count):
-        # In every second start the receiver is on its way to a block in the meeting place, or holds it as well.
-        meets, noise = number % 2 == 1, random.uniform(-1, 1, 6)
-        joints = GIVING if meets else RAISED_ARM + noise * SPREAD * (number > 0)
+        # Shares of the giver's way to the meeting place, and of the receiver's to the block; there both may hold it.
+        up, noise = min(random.uniform(0, 2), 1.0) * (number > 0), random.uniform(-1, 1, 6)
+        near = np.clip(random.uniform(-0.2, 1.2), 0, 1) * (up == 1)
+        joints = RAISED_ARM + up * (GIVING - RAISED_ARM) + (1 - up) * (number > 0) * noise * SPREAD
         data.qpos[giver.qpos] = [*joints, FINGERS_ON_BLOCK, FINGERS_ON_BLOCK]
         mujoco.mj_kinematics(model, data)
         turn = data.site_xmat[gripper].reshape(3, 3)
         level = turn.copy() if level is None else level  # the first gripper holds the block level
-        block, quat = np.eye(3) if meets else turn @ level.T, np.empty(4)
+        block, quat = turn @ level.T, np.empty(4)
         mujoco.mju_mat2Quat(quat, block.ravel())
         centre = data.site_xpos[tips].mean(0) + block @ (GIVER_GRIP, 0, 0)
-        share = min(random.uniform(0.5, 1.2), 1.0) * meets  # of the receiver's way to the block
-        fingers, target = (FINGERS_ON_BLOCK, low) if share == 1 else (home[6], home[6])
-        other = home[:6] + share * (GIVING - home[:6]) + (1 - share) * WAIST * noise * np.eye(6)[0]
+        fingers, target = (FINGERS_ON_BLOCK, low) if near == 1 else (home[6], home[6])
+        other = home[:6] + near * (GIVING - home[:6]) + (1 - near) * WAIST * noise * np.eye(6)[0]
         rows.append([*data.qpos[giver.qpos], *other, fingers, fingers, *centre, *quat, target])
     return np.array(rows)
 
