@@ -178,7 +178,7 @@ class HandoverTask:
         alone = jnp.where(clear, state.alone + 1, 0)
         success = alone >= limits.hold_steps
         dropped, step = state.lifted & (position[2] < 0.5 * limits.height), state.step + 1
-        each = 0.02 * (holding[0] & lifted) + 0.1 * (holding[1] & lifted) + 0.3 * clear
+        each = 0.02 * (holding[0] & lifted) + 0.1 * (holding[1] & lifted) + 1.0 * clear
         reward = progress + each + 0.005 * slow_joints(signals.qvel).sum() - 2.0 * dropped
         best = jnp.maximum(total, state.best)
         new = HandoverState(step, state.stage, best, state.lifted | lifted, alone)
@@ -197,8 +197,8 @@ def _raised(scene: Scene, count: int = 256) -> np.ndarray:
     home, low = scene.home_qpos[receiver.qpos], scene.ctrl_low[receiver.ctrl[6]]
     for number in range(count):
         # Shares of the giver's way to the meeting place, and of the receiver's to the block; there both may hold it.
-        up, noise = min(random.uniform(0, 2), 1.0) * (number > 0), random.uniform(-1, 1, 6)
-        near = np.clip(random.uniform(-0.2, 1.2), 0, 1) * (up == 1)
+        up, noise = min(random.uniform(0, 3), 1.0) * (number > 0), random.uniform(-1, 1, 6)
+        near = np.clip(random.uniform(-0.2, 1.6), 0, 1) * (up == 1)
         joints = RAISED_ARM + up * (GIVING - RAISED_ARM) + (1 - up) * (number > 0) * noise * SPREAD
         data.qpos[giver.qpos] = [*joints, FINGERS_ON_BLOCK, FINGERS_ON_BLOCK]
         mujoco.mj_kinematics(model, data)

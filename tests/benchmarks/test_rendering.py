@@ -204,17 +204,20 @@ def test_random_poses_are_valid() -> None:
 @pytest.mark.slow
 @pytest.mark.alone
 def test_ratios_hold_and_memory_is_bounded() -> None:
-    config = rendering.BenchConfig(
-        backends=("raycast", "warp"),
-        scenes=("twoarm",),
-        sizes=(32,),
-        environments=(1024,),
-        seconds=0.01,
-        ratio_envs=64,
-    )
-    found = rendering.bench_render(config)
+    # A process of its own: here everything that other tests have loaded would count as memory.
+    code = """
+    import json
+    from alohas2r.benchmarks import rendering
+    print(json.dumps(rendering.bench_render(rendering.BenchConfig(
+        backends=("raycast",), scenes=("twoarm",), sizes=(32,), environments=(1024,), seconds=0.01,
+        ratio_envs=32,
+    ))))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = json.loads(printed.splitlines()[-1])
     ratios = found["ratios"]
-    # Half of what is asked for on a quiet machine: tests run beside each other.
+    # Half of what is asked for on a quiet machine.
     assert ratios["raycast_vs_bare_rays"] > 0.375
     assert ratios["shadows_vs_none"] > 0.25
     assert ratios["corruption_per_second"] > 500
@@ -224,29 +227,10 @@ def test_ratios_hold_and_memory_is_bounded() -> None:
         assert ratios["raycast_vs_warp"] is None
     else:
         assert ratios["raycast_vs_warp"] > 1.25
-    assert ratios["memory_mb_1024"] > 10
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-def test_memory_is_bounded() -> None:
-    # A process of its own: here everything that other tests have loaded would count.
-    code = """
-    import json
-    from alohas2r.benchmarks import rendering
-    found = rendering.bench_render(rendering.BenchConfig(
-        backends=("raycast",), scenes=("twoarm",), sizes=(32,), environments=(1024,), seconds=0.01,
-        ratio_envs=32,
-    ))
-    rows = [row["memory_mb"] for row in found["rows"]]
-    print(json.dumps([found["ratios"]["memory_mb_1024"], *rows]))
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    figures = json.loads(printed.splitlines()[-1])
-    assert len(figures) >= 3
-    assert min(figures) > 100
-    assert max(figures) <= 1536
+    memory = [ratios["memory_mb_1024"], *(row["memory_mb"] for row in found["rows"])]
+    assert len(memory) >= 3
+    assert min(memory) > 100
+    assert max(memory) <= 1536
 
 
 def test_picture_of_looks() -> None:

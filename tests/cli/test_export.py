@@ -24,6 +24,7 @@ from alohas2r.cli import app
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.remote.client import PolicyClient
 
+pytestmark = pytest.mark.compiles
 ROOT = pathlib.Path(cli.__file__).resolve().parents[2]
 
 

@@ -26,6 +26,7 @@ from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.insert.hold_out import HoldOutConfig, HoldOutTask
 from alohas2r.tasks.insert.task import InsertTask
 
+pytestmark = pytest.mark.compiles
 SIZE = 8  # of synthetic pictures
 
 

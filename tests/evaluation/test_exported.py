@@ -29,6 +29,7 @@ from alohas2r.tasks.insert import entry
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.protocol import EVAL_V1, Protocol
 
+pytestmark = pytest.mark.compiles
 EPISODES = 4
 
 

@@ -113,11 +113,11 @@ def test_an_encoder(tmp_path: pathlib.Path, method: str) -> None:
 @pytest.mark.parametrize(
     ("observation", "encoder", "more"),
     [
-        ("rgbd", "given", ()),
+        pytest.param("rgbd", "given", (), marks=pytest.mark.long),
         ("rgbd", "params/encoder", ()),
         ("rgb", "finetune", ()),
-        ("rgb", "none", ("hold_out.probability=(0.2, 0.3)",)),
-        ("depth", None, ("cameras.size=32",)),
+        pytest.param("rgb", "none", ("hold_out.probability=(0.2, 0.3)",), marks=pytest.mark.long),
+        pytest.param("depth", None, ("cameras.size=32",), marks=pytest.mark.long),
         ("state", None, ()),
     ],
 )

@@ -98,6 +98,11 @@ def test_there_is_nothing_to_resume(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["pick", *(pytest.param(name, marks=pytest.mark.long) for name in ("encoder", "student"))],
+    indirect=True,
+)
 def test_a_command_killed_before_its_first_checkpoint_resumes(
     command: Command, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

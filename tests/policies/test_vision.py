@@ -28,6 +28,7 @@ from alohas2r.policies.vision import StudentPolicy
 from alohas2r.rendering import augmentation
 from alohas2r.sim import scene
 
+pytestmark = pytest.mark.compiles
 SMALL = StudentNetworkConfig(hidden=(16,), filters=(4, 4, 8), embedding=8)
 STATE = (ObservationPart("left/joint_pos", 5, "rad, m"), ObservationPart("gap", 3, "m"))
 

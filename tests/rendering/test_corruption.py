@@ -9,6 +9,7 @@ from alohas2r.embodiment import camera as camera_contract
 from alohas2r.errors import ConfigError
 from alohas2r.rendering import augmentation, corruption
 
+pytestmark = pytest.mark.compiles
 CUTOFF = camera_contract.DEPTH_CUTOFF
 
 

@@ -345,7 +345,7 @@ def test_a_buffer_that_is_too_small_is_said_in_a_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_state_student_learns_on_the_device() -> None:
     settings = dataclasses.replace(
         dagger_config.find_preset("quick", "state"),

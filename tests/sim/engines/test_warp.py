@@ -32,6 +32,7 @@ from alohas2r.sim.engines.cpu import CpuEngine
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
+pytestmark = pytest.mark.compiles
 COUNT = 6
 EVERYONE = np.ones(COUNT, bool)
 
