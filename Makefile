@@ -54,7 +54,7 @@ lock: $(VENV)/.test
 	mv constraints.tmp constraints.txt
 
 $(VENV)/.train: EXTRAS = train
-$(VENV)/.test: EXTRAS = train,warp,export,robot,datasets,gymnasium,dev
+$(VENV)/.test: EXTRAS = train,warp,export,robot,datasets,gymnasium,loggers,dev
 
 $(VENV)/.train $(VENV)/.test: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system

@@ -6,13 +6,15 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import JsonObject
+from alohas2r.learning.run.loggers import registry
+from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Figures, Run, Schedule
 
 
@@ -95,14 +97,23 @@ def count(
     schedule: Schedule = SCHEDULE,
     during: Callable[[int], float | None] = lambda number: None,
     progress: Progress | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> JsonObject:
     """Runs it."""
     settings = Settings()
     with Run(folder, settings, {"seed": 0}, resume) as run:
         counting = Counting(folder, settings.iterations, during)
-        return run.train(counting, "count", {}, schedule, progress)
+        return run.train(counting, "count", {}, schedule, progress, loggers)
+
+
+def main() -> None:
+    """Trains slowly enough to be stopped: FOLDER [--resume] [--log NAME...]."""
+    arguments = sys.argv[2:]
+    names = arguments[arguments.index("--log") + 1 :] if "--log" in arguments else []
+    loggers = [registry.make(name) for name in names if not name.startswith("--")]
+    folder, resume = pathlib.Path(sys.argv[1]), "--resume" in arguments
+    count(folder, resume, during=lambda _: time.sleep(0.03), loggers=loggers)
 
 
 if __name__ == "__main__":
-    # Slow enough to be stopped.
-    count(pathlib.Path(sys.argv[1]), "--resume" in sys.argv, during=lambda _: time.sleep(0.03))
+    main()

@@ -34,12 +34,14 @@ EXTRAS = {
     "jaxlib": "train",
     "markupsafe": "train",
     "matplotlib": "train",
+    "mlflow": "loggers",
     "onnx": "train",
     "optax": "train",
     "pyarrow": "datasets",
     "orbax": "train",
     "scipy": "train",
     "tensorboardX": "train",
+    "wandb": "loggers",
     "warp": "warp",
     "jax2onnx": "export",
     "dynamixel_sdk": "robot",
@@ -228,6 +230,11 @@ def library(name: str) -> Untyped:
     """
     with contextlib.redirect_stdout(io.StringIO()):
         return importlib.import_module(f"alohas2r.{name}")
+
+
+def loggers_of(names: Sequence[str] | None) -> list[Untyped]:
+    """Returns the loggers that --log names."""
+    return [library("learning.run.loggers.registry").make(name) for name in names or ()]
 
 
 def _complain(console: Console, message: str) -> None:

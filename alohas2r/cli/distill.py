@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
+from alohas2r.cli.app import Json, Seed, Threads, command, library, loggers_of, policy_folder
 from alohas2r.cli.display import progress_display, show
 from alohas2r.cli.options import (
     LearningEngine,
+    Log,
     Minutes,
     Preset,
     Renderer,
@@ -48,6 +49,7 @@ def pretrain_encoder(
     threads: Threads = 0,
     minutes: Minutes = None,
     renderer: Renderer = "auto",
+    log: Log = None,
     as_json: Json = False,
 ) -> None:
     """Train the colour encoder that distillation keeps frozen.
@@ -55,7 +57,7 @@ def pretrain_encoder(
     Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an
     unbroken run.
     """
-    pretrain = library("learning.encoder.train")
+    pretrain, loggers = library("learning.encoder.train"), loggers_of(log)
     folder = out or pathlib.Path("runs") / "encoder"
     with progress_display() as progress:
         result = pretrain.pretrain_encoder(
@@ -71,6 +73,7 @@ def pretrain_encoder(
             minutes=minutes,
             progress=progress,
             renderer=renderer,
+            loggers=loggers,
         )
     show(result, f"Trained the encoder in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")
@@ -111,6 +114,7 @@ def distill(
     renderer: Renderer = "auto",
     engine: LearningEngine = "auto",
     world_params: WorldParams = None,
+    log: Log = None,
     as_json: Json = False,
 ) -> None:
     """Distil the teacher into a student that sees, by online DAgger.
@@ -119,7 +123,7 @@ def distill(
     unbroken run, on the engine that the run began with. Metrics go to metrics.jsonl and to
     TensorBoard files in the run's folder.
     """
-    dagger = library("learning.dagger.train")
+    dagger, loggers = library("learning.dagger.train"), loggers_of(log)
     folder = out or pathlib.Path("runs") / "student"
     chosen = encoder if encoder in ("none", "finetune") else policy_folder(encoder)
     with progress_display() as progress:
@@ -137,6 +141,7 @@ def distill(
             progress=progress,
             renderer=renderer,
             engine=engine,
+            loggers=loggers,
         )
     show(result, f"Distilled a student in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")
@@ -153,6 +158,7 @@ def pipeline(
     seed: Seed = 0,
     threads: Threads = 0,
     engine: LearningEngine = "auto",
+    log: Log = None,
     as_json: Json = False,
 ) -> None:
     """Run everything: encoder, pick, switch states, insert, distill, evaluate, export.
@@ -160,8 +166,8 @@ def pipeline(
     The same command continues where an earlier run in --out was stopped or killed. At the end it
     says how long each phase took, beside the published times on one RTX 4090.
     """
-    phases = library("learning.pipeline")
+    phases, loggers = library("learning.pipeline"), loggers_of(log)
     with progress_display() as progress:
-        result = phases.run(preset, out, seed, threads, progress, engine=engine)
+        result = phases.run(preset, out, seed, threads, progress, engine=engine, loggers=loggers)
     show(result, f"Pipeline in {out}", as_json)
     tell_if_stopped(result, f"the same command with --out {out} continues")

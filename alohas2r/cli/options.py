@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from alohas2r.learning.run.loggers.registry import logger_names
+
 # Where the policy server's key is taken from; on a command line everybody on the machine sees it.
 API_KEY = "ALOHAS2R_API_KEY"
 Ports = Annotated[
@@ -37,6 +39,14 @@ Settings = Annotated[
 ]
 Minutes = Annotated[
     float | None, typer.Option(min=0, help="Stop cleanly after so much time; can be resumed.")
+]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="|".join(logger_names()),
+        help="Where figures and results go as well, beside metrics.jsonl and TensorBoard files in the run's"
+        " folder; may be given twice. docs/loggers.md.",
+    ),
 ]
 Renderer = Annotated[
     Literal["auto", "raycast", "exact", "warp", "opengl", "madrona"],

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, policy_folder
+from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, loggers_of, policy_folder
 from alohas2r.cli.display import progress_display, show
-from alohas2r.cli.options import Engine, Minutes, Preset, Resume, Settings, WorldParams
+from alohas2r.cli.options import Engine, Log, Minutes, Preset, Resume, Settings, WorldParams
 from alohas2r.core.types import JsonObject
 
 
@@ -50,6 +50,7 @@ def train_teacher(
     ] = None,
     engine: Engine = "auto",
     world_params: WorldParams = None,
+    log: Log = None,
     as_json: Json = False,
 ) -> None:
     """Train a teacher by reinforcement learning (PPO) on the exact state.
@@ -58,7 +59,7 @@ def train_teacher(
     unbroken run, on the engine that the run began with. Metrics go to metrics.jsonl and to
     TensorBoard files in the run's folder.
     """
-    teacher = library("learning.ppo.train")
+    teacher, loggers = library("learning.ppo.train"), loggers_of(log)
     folder = out or pathlib.Path("runs") / phase
     with progress_display() as progress:
         result = teacher.train(
@@ -74,6 +75,7 @@ def train_teacher(
             pick=None if pick is None else policy_folder(pick),
             engine=engine,
             start_from=None if start_from is None else policy_folder(start_from),
+            loggers=loggers,
         )
     show(result, f"Trained {phase} in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

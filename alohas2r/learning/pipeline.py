@@ -26,6 +26,7 @@ from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo import train as teacher
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.lock import FolderLock
+from alohas2r.learning.run.loggers.base import Logger, Loggers, RunInfo
 from alohas2r.policies.onnx import export as onnx_export
 from alohas2r.sim.engines import registry as engines
 from alohas2r.tasks.insert import switch_states
@@ -71,6 +72,7 @@ def run(
     overrides: Mapping[str, Sequence[str]] | None = None,
     renderer: str = "auto",
     engine: str = engines.AUTO,
+    loggers: Sequence[Logger] = (),
 ) -> JsonObject:
     """Runs all phases that are not done yet.
 
@@ -83,6 +85,7 @@ def run(
       overrides: "key=value" settings by phase ("encoder", "pick", "insert", "distill"), or "pipeline".
       renderer: see `rendering.registry`.
       engine: of the training of teacher and student, see `teacher.train` and `dagger.distill`.
+      loggers: who is told each training and, when all is done, the whole; see `Logger`.
 
     Returns:
       "finished"; "phases": seconds of each phase that is done and, where there is one, the published time; "total_s",
@@ -105,7 +108,9 @@ def run(
     with FolderLock(folder):
         state = _read(folder / NAME, plan)
         _write(folder / NAME, state)
-        given = _Given(folder, settings, changes, seed, threads, progress, renderer, engine)
+        given = _Given(
+            folder, settings, changes, seed, threads, progress, renderer, engine, loggers
+        )
         for name in PHASES:
             if name in state["done"]:
                 continue
@@ -117,7 +122,20 @@ def run(
             wall = round(time.monotonic() - started, 1) if wall is None else wall
             state["done"][name] = {"wall_s": wall, **result}
             _write(folder / NAME, state)
-    return _summary(folder, state, True)
+        summary = _summary(folder, state, True)
+        with Loggers(loggers) as told:
+            told.begin(RunInfo(folder, "pipeline", plan, resumed=True))
+            told.finish("finished", _figures(summary))
+    return summary
+
+
+def _figures(summary: JsonObject) -> dict[str, float]:
+    """Returns what a pipeline came to as numbers: the seconds of its phases, the student's rates."""
+    figures = {f"seconds/{name}": phase["wall_s"] for name, phase in summary["phases"].items()}
+    for name, value in summary["evaluation"].items():
+        if isinstance(value, dict) and value.get("rate") is not None:
+            figures[f"evaluation/{name}"] = value["rate"]
+    return figures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +150,7 @@ class _Given:
     progress: core_progress.Progress | None
     renderer: str
     engine: str
+    loggers: Sequence[Logger]
 
     @property
     def pick(self) -> pathlib.Path:
@@ -158,6 +177,7 @@ class _Given:
             "seed": self.seed,
             "threads": self.threads,
             "progress": self.progress,
+            "loggers": self.loggers,
             "resume": manifest.exists(self.folder / phase),
         }
 

@@ -22,6 +22,7 @@ from alohas2r.learning.dagger.config import DistillConfig, choose_engine, find_p
 from alohas2r.learning.dagger.distiller import make_distiller
 from alohas2r.learning.dagger.learner import full_precision
 from alohas2r.learning.run import manifest
+from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
@@ -56,6 +57,7 @@ def distill(
     progress: Progress | None = None,
     renderer: str = "auto",
     engine: str = engines.AUTO,
+    loggers: Sequence[Logger] = (),
 ) -> JsonObject:
     """Distils a teacher into a student and writes the student's artifact to `out`/student.
 
@@ -75,6 +77,7 @@ def distill(
       renderer: see `rendering.registry`; "auto": that of the run that is resumed, else what suits engine and machine.
       engine: what simulates and learns: "cpu"; "warp", which draws as well; or "auto": the engine of the run that is
         resumed, else as `choose_engine`. Evaluations on the way run on the engine "cpu" in any case.
+      loggers: who is told beside the run's folder, see `Logger`.
 
     Returns:
       "observation", "engine", and what `Run.train` returns; "student" is the artifact's folder.
@@ -118,6 +121,7 @@ def distill(
             parents,
             Schedule(settings.evaluations, settings.checkpoints, minutes),
             progress,
+            loggers,
         )
     return {"observation": settings.observation, "engine": engine, **result}
 

@@ -29,6 +29,7 @@ from alohas2r.learning.encoder.config import (
 from alohas2r.learning.encoder.learner import LearnerState, Pretrainer
 from alohas2r.learning.encoder.pictures import Pictures, Studio
 from alohas2r.learning.run import manifest
+from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Figures, Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
@@ -133,6 +134,7 @@ def pretrain_encoder(
     progress: Progress | None = None,
     renderer: str = "auto",
     archives: Mapping[str, tuple[str, str]] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> JsonObject:
     """Trains the colour encoder and writes its artifact to `out`/encoder.
 
@@ -150,6 +152,7 @@ def pretrain_encoder(
       progress: receives reports.
       renderer: see `rendering.registry`; "auto": that of the run that is resumed, else what suits the machine.
       archives: see `read_cifar10`.
+      loggers: who is told beside the run's folder, see `Logger`.
 
     Returns:
       "data", "method", and what `Run.train` returns; "encoder" is the artifact's folder, "metrics" are on pictures
@@ -189,5 +192,5 @@ def pretrain_encoder(
             )
         command = manifest.command("pretrain-encoder", options, overrides)
         schedule = Schedule(0, settings.checkpoints, minutes)
-        result = run.train(algorithm, command, {}, schedule, progress)
+        result = run.train(algorithm, command, {}, schedule, progress, loggers)
     return {"data": settings.data, "method": settings.method, **result}

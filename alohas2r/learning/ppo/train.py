@@ -23,6 +23,7 @@ from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.policy import for_first_arm, record_check, to_policy, with_policy
 from alohas2r.learning.ppo.presets import FollowingTrainConfig, TrainConfig, find_preset
 from alohas2r.learning.run import manifest
+from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Figures, Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.staged import StagedPolicy
@@ -140,6 +141,7 @@ def train(
     pick: str | os.PathLike[str] | None = None,
     engine: str = engines.AUTO,
     start_from: str | os.PathLike[str] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> JsonObject:
     """Trains a teacher and writes its artifact to `out`/policy.
 
@@ -161,6 +163,7 @@ def train(
         "cpu". Switch states are collected on the CPU engine in any case.
       start_from: a policy of the same task and network that training goes on with, under whatever settings; the critic
         begins anew. A teacher is taken apart. A policy of one arm drives the first of two. A random policy if None.
+      loggers: who is told beside the run's folder, see `Logger`.
 
     Returns:
       "phase", "engine", and what `Run.train` returns; "policy" is the artifact's folder.
@@ -205,6 +208,7 @@ def train(
             parents,
             Schedule(settings.evaluations, settings.checkpoints, minutes),
             progress,
+            loggers,
         )
     return {"phase": phase, "engine": engine, **result}
 

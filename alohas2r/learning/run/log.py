@@ -20,6 +20,7 @@ from alohas2r.core.progress import Meter, Progress
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run.events import TensorBoard
+from alohas2r.learning.run.loggers.base import Loggers
 
 METRICS = "metrics.jsonl"
 
@@ -41,6 +42,7 @@ class RunLog:
         label: str = "train",
         progress: Progress | None = None,
         tensorboard: bool = True,
+        loggers: Loggers | None = None,
     ) -> None:
         """Prepares the folder; nothing is written before the first entry or `resume`.
 
@@ -50,6 +52,7 @@ class RunLog:
           label: what the progress is called.
           progress: receives a Report of every entry that is shown.
           tensorboard: whether to write TensorBoard events.
+          loggers: who else is told every entry that is shown.
 
         Raises:
           ArtifactError: the folder cannot be created or written.
@@ -64,7 +67,7 @@ class RunLog:
         self._file: BinaryIO | None = None
         self._started = time.monotonic()
         self._wall_before = 0.0
-        self._wanted = tensorboard
+        self._wanted, self._loggers = tensorboard, loggers
         self._events: TensorBoard | None = None
 
     def __enter__(self) -> RunLog:
@@ -119,7 +122,7 @@ class RunLog:
         self._last = int(step), values
 
     def show(self) -> None:
-        """Reports the newest entry as progress and to TensorBoard; neither can fail."""
+        """Reports the newest entry as progress, to TensorBoard and other loggers; none of it can fail."""
         if self._last is None:
             return
         step, values = self._last
@@ -129,6 +132,8 @@ class RunLog:
                 purge = self._step + 1 if self._resumed else None
                 self._events = TensorBoard(self.folder / "tensorboard", purge)
             self._events.write(step, values)
+        if self._loggers is not None:
+            self._loggers.write(step, values)
         if self._meter is None:
             self.start()
         assert self._meter is not None

@@ -7,12 +7,13 @@ same result as an unbroken run. Saving comes before showing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import alohas2r
@@ -22,10 +23,11 @@ from alohas2r.core.progress import Progress
 from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import Json, JsonObject, PyTree
 from alohas2r.errors import ArtifactError
-from alohas2r.learning.run import manifest
+from alohas2r.learning.run import curves, manifest
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.lock import FolderLock
 from alohas2r.learning.run.log import RunLog
+from alohas2r.learning.run.loggers.base import Logger, Loggers, RunInfo
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -179,6 +181,7 @@ class Run:
         parents: Mapping[str, str | None],
         schedule: Schedule,
         progress: Progress | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> JsonObject:
         """Goes through the iterations that are left and, after the last, writes the artifacts.
 
@@ -188,6 +191,7 @@ class Run:
           parents: role -> hash of the artifacts that it learns from.
           schedule: when what else happens.
           progress: receives reports.
+          loggers: who else is told, see `Logger`.
 
         Returns:
           "steps", "finished", "wall_s", "peak_memory_gb" of this process, "out"; each artifact's folder, or None
@@ -198,9 +202,15 @@ class Run:
         """
         total = algorithm.iterations * algorithm.steps_per_iteration
         with (
-            RunLog(self.folder, total, label=algorithm.label, progress=progress) as log,
+            Loggers(loggers) as told,
+            RunLog(
+                self.folder, total, label=algorithm.label, progress=progress, loggers=told
+            ) as log,
             StopSignal.patient() as stop,
         ):
+            told.begin(
+                RunInfo(self.folder, algorithm.label, manifest.described(self.folder), self.resume)
+            )
             state, done, figures = self._begin(algorithm, log)
             if done < algorithm.iterations:
                 state, done, figures = self._iterate(
@@ -218,6 +228,9 @@ class Run:
                     command, self.settings, self.identity, parents, measured
                 )
                 written = algorithm.finish(state, trained, figures)
+            if loggers:
+                self._draw_curves()
+            told.finish("finished" if finished else "stopped", {**measured, **figures})
         return {
             "steps": measured["steps"],
             "finished": finished,
@@ -289,6 +302,11 @@ class Run:
         }
         self.checkpoint.save(algorithm.checkpointed(state), extra)
         threads.give_memory_back()
+
+    def _draw_curves(self) -> None:
+        """Draws the run for its loggers; without a picture they do as well."""
+        with contextlib.suppress(Exception):
+            curves.training_curve(self.folder, self.folder / "curves.png", str(self.folder))
 
     def _check_losses(
         self, algorithm: Algorithm[State, Data], figures: Figures, iteration: int

@@ -48,6 +48,11 @@ def recorded(folder: pathlib.Path, name: str, otherwise: str) -> str:
         return otherwise
 
 
+def described(folder: pathlib.Path) -> JsonObject:
+    """Returns what a run that has begun was started with."""
+    return json.loads((folder / NAME).read_text())
+
+
 def begin(
     folder: pathlib.Path,
     settings: DataclassInstance,
