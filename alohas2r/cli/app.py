@@ -24,6 +24,7 @@ from alohas2r.tasks.registry import task_names
 
 # Which extra brings an optional package.
 EXTRAS = {
+    "PIL": "train",
     "av": "train",
     "brax": "train",
     "flax": "train",

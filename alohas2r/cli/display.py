@@ -102,6 +102,8 @@ def report_text(report: Report) -> str:
     if report.left_s is not None and report.done < report.total:
         parts.append(f"{duration_text(report.left_s)} left")
     shown = [name for name in HEADLINES if name in report.figures] or list(report.figures)[:4]
+    # While it explores, a policy that has never succeeded yet says nothing by that.
+    shown = [name for name in shown if name != "train/success" or report.figures[name]]
     parts += [f"{name.replace('/', ' ')} {report.figures[name]:.3g}" for name in shown]
     return ", ".join(parts)
 

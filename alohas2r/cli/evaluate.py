@@ -13,7 +13,7 @@ from rich.table import Table
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show, working
 from alohas2r.cli.options import WorldParams
-from alohas2r.cli.report import EvaluationReport, ReportFolder, command_line
+from alohas2r.cli.report import EvaluationReport, ReportFolder, command_line, tell_written
 from alohas2r.cli.served import (
     Asked,
     Execute,
@@ -23,7 +23,7 @@ from alohas2r.cli.served import (
     check_server,
     evaluate_served,
 )
-from alohas2r.core.types import JsonObject
+from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.errors import ConfigError
 
 
@@ -40,7 +40,10 @@ def evaluate_policy(
     seed: Seed = 0,
     threads: Threads = 0,
     video: Annotated[
-        pathlib.Path | None, typer.Option(help="Write a video of some episodes (.mp4).")
+        pathlib.Path | None,
+        typer.Option(
+            help="Write a video of the first episodes (.mp4; .webp, an animated picture)."
+        ),
     ] = None,
     csv: Annotated[
         pathlib.Path | None, typer.Option(help="Write one line per episode (.csv).")
@@ -115,20 +118,20 @@ def evaluate_policy(
         )
         return
     if (protocol is not None or causes is not None) and (
-        world is not None or hold_out or any(x is not None for x in (video, paired))
+        world is not None or hold_out or paired is not None
     ):
         raise ConfigError(
-            "--protocol and --causes go with --episodes, --seed, --sweep, --csv and --json; leave out"
-            " the others."
+            "--protocol and --causes go with --episodes, --seed, --sweep, --video, --csv and --json; leave"
+            " out the others."
         )
     if report is not None and (hold_out or sweep is not None or paired is not None):
         raise ConfigError("--report is of one evaluation; leave out --sweep, --paired, --hold-out.")
     if world_params is not None and (
-        hold_out or any(x is not None for x in (world, sweep, video, paired))
+        hold_out or any(x is not None for x in (world, sweep, paired))
     ):
         raise ConfigError(
-            "--world-params goes with --protocol, --causes, --episodes, --seed, --csv and --json; leave"
-            " out the others."
+            "--world-params goes with --protocol, --causes, --episodes, --seed, --video, --csv and --json;"
+            " leave out the others."
         )
     if world is not None:
         if engine != "cpu" or hold_out or sweep is not None or paired is not None:
@@ -182,13 +185,15 @@ def _evaluate(
     """Evaluates a policy, and writes what was asked for."""
     evaluate, folder = library("evaluation.evaluate"), policy_folder(policy)
     plot = None if kept.causes in (None, "none") else pathlib.Path(kept.causes)
-    for path, suffix in ((kept.video, ".mp4"), (kept.csv, ".csv"), (plot, ".png")):
+    for path, suffix in ((kept.csv, ".csv"), (plot, ".png")):
         if path is not None:
             library("rendering.video").check_path(path, suffix)
     rules = None
     if kept.protocol is not None or kept.causes is not None:
         rules = evaluate.find_rules(folder, kept.protocol, kept.causes == "none")
     page = None if kept.report is None else EvaluationReport(kept.report, folder)
+    film = None if kept.video is None else _film(folder, kept.video)
+    keepers = [one for one in (film, None if page is None else page.gallery) if one is not None]
     if kept.world_params is not None:
         ranges = library("calibration.ranges")
         rules = rules or evaluate.find_rules(folder, ranges.PROTOCOL)
@@ -199,7 +204,7 @@ def _evaluate(
             progress=progress,
             engine=engine,
             protocol=rules,
-            keeper=None if page is None else page.gallery,
+            keeper=library("evaluation.filming").Keepers(keepers) if keepers else None,
         )
     if plot is not None:
         causes = library("evaluation.causes")
@@ -208,10 +213,11 @@ def _evaluate(
         causes.plot(result["causes"], plot, title, result["success"]["rate"])
     if kept.csv is not None:
         library("evaluation.report").write_csv(result, kept.csv)
-    if kept.video is not None:
-        with working("Writing the video"):
-            library("evaluation.video").write_video(folder, kept.video, seed=seed)
     show(result, f"{policy}, {episodes} episodes", as_json)
+    if film is not None:
+        with working("Writing the video"):
+            written = film.write()
+        tell_written([written])
     if page is not None:
         options = (
             {"protocol": kept.protocol, "causes": "none" if kept.causes == "none" else None}
@@ -222,6 +228,12 @@ def _evaluate(
             "evaluate", policy, episodes=episodes, seed=seed, engine=result["engine"], **options
         )
         page.write(result, policy, named)
+
+
+def _film(policy: pathlib.Path, path: pathlib.Path) -> Untyped:
+    """Returns what films the first episodes of an evaluation, once it is known that it can."""
+    spec = library("evaluation.evaluate").load_policy(policy).spec
+    return library("evaluation.video").Film(library("tasks.registry").find_task(spec.phase), path)
 
 
 def _sweep(

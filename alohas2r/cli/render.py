@@ -18,7 +18,7 @@ from alohas2r.sim import scene as scenes
 
 @command("render", "Look")
 def render(
-    out: Annotated[pathlib.Path, typer.Option(help="The picture (.png) or video (.mp4).")],
+    out: Annotated[pathlib.Path, typer.Option(help="The picture (.png) or video (.mp4, .webp).")],
     scene: Annotated[Scene | None, typer.Option(help="Draw a scene in its home position.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="Film a policy at work: its folder, such as params/pick.")
@@ -57,7 +57,6 @@ def render(
             video.write_png(out, picture)
     elif policy is not None and scene is None:
         folder = policy_folder(policy)
-        library("rendering.video").check_path(out, ".mp4")
         with working("Writing the video"):
             library("evaluation.video").write_video(folder, out, episodes=episodes, seed=seed)
     elif scene is not None and policy is None:

@@ -73,7 +73,7 @@ class EvaluationReport:
             galleries = library("evaluation.report_gallery")
             phase = library("evaluation.evaluate").load_policy(policy).spec.phase
             entry = library("tasks.registry").find_task(phase)
-            self._why = galleries.drawable(entry)
+            self._why = library("evaluation.filming").drawable(entry)
             self.gallery = None if self._why else galleries.Gallery(entry)
 
     def write(self, result: JsonObject, policy: str, command: str) -> None:

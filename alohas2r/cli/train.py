@@ -77,7 +77,7 @@ def train_teacher(
             start_from=None if start_from is None else policy_folder(start_from),
             loggers=loggers,
         )
-    show(result, f"Trained {phase} in {folder}", as_json)
+    show_run(result, f"Trained {phase} in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")
 
 
@@ -114,6 +114,29 @@ def measured_settings(world_params: pathlib.Path | None, prefix: str) -> list[st
     if world_params is None:
         return []
     return library("calibration.ranges").settings(world_params, prefix)
+
+
+def show_run(result: JsonObject, title: str, as_json: bool) -> None:
+    """Prints the result of a training; for people its reward as a curve, and of its last figures the rates alone.
+
+    Args:
+      result: of the training, with its folder ("out") and last figures ("metrics").
+      title: above the table.
+      as_json: whether all of it is printed, as JSON.
+    """
+    if as_json:
+        show(result, title, as_json)
+        return
+    rates = {
+        name: value
+        for name, value in result["metrics"].items()
+        if name.split("/")[0] in ("train", "eval") and value
+    }
+    show({**result, "metrics": rates}, title, as_json)
+    curve = library("learning.run.curves").text_curve(result["out"])
+    if curve:
+        text = "\n".join(["", "Reward per step, exploring policy", *curve])
+        Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def tell_if_stopped(result: JsonObject, how: str) -> None:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-import mujoco
 import numpy as np
 
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
-from alohas2r.envs.vision import Seen
-from alohas2r.errors import BackendUnavailable
 from alohas2r.evaluation.evaluate import Episodes
-from alohas2r.evaluation.video import greys, wrist_views
+from alohas2r.evaluation.filming import Drawing, Views
 from alohas2r.rendering import video
-from alohas2r.rendering.offscreen import Offscreen, free_camera
 from alohas2r.reporting.page import Clip
-from alohas2r.sim import scene
-from alohas2r.tasks.insert.appearance import pictured_geometry
 from alohas2r.tasks.registry import AnyTask
-from alohas2r.tasks.scoring import Table
-
-# Flags that are no stage on the way to success.
-FAULTS = ("dropped", "out", "unstable", "crossed")
+from alohas2r.tasks.scoring import FAULTS, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +48,14 @@ class Gallery:
     def __init__(self, entry: AnyTask, config: GalleryConfig | None = None):
         self._entry = entry
         self.config = GalleryConfig() if config is None else config
-        self._views: _Views | None = None
+        self._views: Views | None = None
         self._kept: Episodes | None = None
 
-    def recorder(self, first: int) -> _Views | None:
+    def recorder(self, first: int) -> Views | None:
         """Returns what receives what students see in a group of episodes; None but for the first group."""
         if first:
             return None
-        self._views = _Views(self.config.views, self.config.every)
+        self._views = Views(self.config.views, self.config.every)
         return self._views
 
     def keep(self, first: int, episodes: Episodes) -> None:
@@ -98,71 +88,10 @@ class Gallery:
         return Clip(f"Episode {episode}", caption(row), good, data, anchor(episode))
 
     def _frames(self, kept: Episodes, episode: int, steps: int) -> Iterator[np.ndarray]:
-        loaded = scene.load(self._entry.scene)
-        model = copy.copy(loaded.model)
-        model.vis.quality.offsamples = 0  # four times as fast without a GPU
-        for name, values in self._geometry(loaded, kept).items():
-            getattr(model, name)[:] = values[episode]
-        data = mujoco.MjData(model)
-        camera = free_camera(*self._entry.view)
-        with Offscreen(model, self.config.height, self.config.width, shadows=False) as view:
-            for step in range(0, steps, self.config.every):
-                data.qpos[:] = kept.qpos[step, episode]
-                video.update_kinematics(model, data)
-                parts = [view.picture(data, camera)]
-                if self._views is not None:
-                    parts += self._views.columns(step, episode, self.config.height)
-                yield np.concatenate(parts, 1)
-
-    def _geometry(self, loaded: scene.Scene, kept: Episodes) -> Mapping[str, np.ndarray]:
-        """Returns model fields [N, ...] in which the episodes' scenes differ from the nominal one."""
-        fields: dict[str, np.ndarray] = {}
-        if self._entry.sizes is not None:
-            sizes = np.repeat(loaded.model.geom_size[None], len(kept.steps), 0)
-            for geom, values in self._entry.sizes(kept.table).items():
-                sizes[:, loaded.id("geom", geom)] = values
-            fields["geom_size"] = sizes
-        if self._entry.scene == "insert":
-            fields |= pictured_geometry(kept.setting.context, kept.setting.robots)
-        return fields
-
-
-class _Views:
-    """What students saw in the first episodes, as pictures."""
-
-    def __init__(self, episodes: int, every: int):
-        self._episodes, self._every, self._seen = episodes, every, 0
-        self._rgb: list[np.ndarray] = []  # [K, 2, H, W, 3] uint8 each
-        self._depth: list[np.ndarray] = []  # [K, 2, H, W] uint8 each
-
-    def append(self, seen: Seen, /) -> None:
-        """Takes what is seen in a step."""
-        if self._seen % self._every == 0:
-            if seen.rgb is not None:
-                self._rgb.append(np.asarray(seen.rgb)[: self._episodes].copy())
-            if seen.depth is not None:
-                self._depth.append(greys(np.asarray(seen.depth)[: self._episodes]))
-        self._seen += 1
-
-    def columns(self, step: int, episode: int, height: int) -> list[np.ndarray]:
-        """Returns the pictures of a step; none where nothing was kept."""
-        place = step // self._every
-
-        def of(kept: list[np.ndarray]) -> np.ndarray | None:
-            there = place < len(kept) and episode < len(kept[place])
-            return kept[place][episode] if there else None
-
-        return wrist_views(of(self._rgb), of(self._depth), height)
-
-
-def drawable(entry: AnyTask) -> str:
-    """Returns why no films can be made here; empty where they can."""
-    try:
-        Offscreen(scene.load(entry.scene).model, 8, 8).close()
-        video.check_encoder()
-    except BackendUnavailable as error:
-        return str(error)
-    return ""
+        config = self.config
+        with Drawing(self._entry, kept, self._views, config.height, config.width) as drawing:
+            for step in range(0, steps, config.every):
+                yield drawing.picture(step, episode)
 
 
 def stages(table: Table, summary: Mapping[str, object]) -> list[str]:

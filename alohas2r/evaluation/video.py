@@ -1,24 +1,155 @@
-"""Films of episodes."""
+"""Films of episodes: the scene, what a student's cameras saw, the stages that were reached, and the time."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
 
-import mujoco
 import numpy as np
 
-from alohas2r.embodiment.camera import DEPTH_CUTOFF
-from alohas2r.envs.vision import Seen
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
+from alohas2r.errors import ConfigError
+from alohas2r.evaluation import filming
 from alohas2r.evaluation.episodes import episode_keys
-from alohas2r.evaluation.evaluate import Runner, check_episodes, load_policy, run
-from alohas2r.policies.vision import StudentPolicy
-from alohas2r.rendering import video
-from alohas2r.rendering.offscreen import Offscreen, free_camera
-from alohas2r.sim import scene
+from alohas2r.evaluation.evaluate import Episodes, Runner, check_episodes, load_policy
+from alohas2r.evaluation.filming import Drawing, Views
+from alohas2r.rendering import captions, video
+from alohas2r.rendering.captions import Word
 from alohas2r.tasks.protocol import TaskProtocol
-from alohas2r.tasks.registry import find_task
+from alohas2r.tasks.registry import AnyTask, find_task
+from alohas2r.tasks.scoring import stages_reached
+
+_STRIP = 1 / 12  # height of the lines of text, of that of the scene
+_REACHED = (90, 210, 120)
+
+
+@dataclasses.dataclass(frozen=True)
+class FilmConfig:
+    """How episodes are filmed.
+
+    Attributes:
+      episodes: how many, the first ones, side by side.
+      every: control steps per picture.
+      after_s: how long the film goes on after the last success.
+      height, width: of the scene's view (pixels).
+    """
+
+    episodes: int = 4
+    every: int = 1
+    after_s: float = 1.5
+    height: int = 240
+    width: int = 320
+
+
+def film_config(path: str | os.PathLike[str], episodes: int = 4) -> FilmConfig:
+    """Returns how a file is filmed: one episode larger than several, an animated picture (.webp) at half the rate."""
+    height, width = (360, 480) if episodes == 1 else (240, 320)
+    every = 2 if pathlib.Path(path).suffix.lower() == ".webp" else 1
+    return FilmConfig(episodes, every, height=height, width=width)
+
+
+class Film:
+    """Keeps the first episodes of an evaluation while it runs, and writes them as one video.
+
+    Each shows the scene and, of a student, what both wrist cameras saw, as noisy and late as it arrived: the left one
+    above, the right one below. A border turns green with success and is red around an episode that fails.
+
+    Args:
+      entry: the task.
+      path: the file, .mp4 or .webp.
+      config: how it is filmed; as `film_config` says if None.
+
+    Raises:
+      ConfigError: the name ends otherwise. ArtifactError: its folder cannot be written.
+      BackendUnavailable: no way to draw or to encode.
+    """
+
+    def __init__(
+        self, entry: AnyTask, path: str | os.PathLike[str], config: FilmConfig | None = None
+    ):
+        self._path = video.check_path(path, *video.FILMS)
+        filming.check_drawable(entry)
+        self._entry = entry
+        self.config = film_config(path) if config is None else config
+        self._views: Views | None = None
+        self._kept: Episodes | None = None
+
+    def recorder(self, first: int) -> Views | None:
+        """Returns what receives what students see in a group of episodes; None but for the first group."""
+        if first:
+            return None
+        self._views = Views(self.config.episodes, self.config.every)
+        return self._views
+
+    def keep(self, first: int, episodes: Episodes) -> None:
+        """Takes a group that was run."""
+        if not first:
+            self._kept = episodes
+
+    def write(self) -> pathlib.Path:
+        """Draws what was kept, and writes the file.
+
+        Raises:
+          ArtifactError: it cannot be written. BackendUnavailable: no way to draw or to encode.
+        """
+        if self._kept is None:
+            raise ConfigError("There is nothing to film: no episode was run.")
+        rate_hz = round(1 / (self.config.every * CONTROL_PERIOD_S))
+        return video.write_video(self._path, self._frames(self._kept), rate_hz)
+
+    def _frames(self, kept: Episodes) -> Iterator[np.ndarray]:
+        config = self.config
+        shown = range(min(config.episodes, len(kept.steps)))
+        last = _last_steps(kept, config.after_s)[: len(shown)]
+        reached = stages_reached(kept.scorer.reached, kept.table)
+        with Drawing(self._entry, kept, self._views, config.height, config.width) as drawing:
+            for step in range(0, int(last.max()), config.every):
+                pictures = []
+                for episode in shown:
+                    now = min(step, int(kept.steps[episode]) - 1)
+                    pictures.append(
+                        self._captioned(
+                            drawing.picture(now, episode),
+                            episode,
+                            now,
+                            {name: int(steps[episode]) for name, steps in reached.items()},
+                        )
+                    )
+                yield video.tile(np.stack(pictures))
+
+    def _captioned(
+        self, picture: np.ndarray, episode: int, step: int, reached: dict[str, int]
+    ) -> np.ndarray:
+        """Returns a picture between two lines of text, in a border.
+
+        Args:
+          picture: of an episode before a step.
+          reached: stage -> the control step that reached it, counted from 1; 0 if none did. Success comes last.
+        """
+        assert self._kept is not None
+        height, width = round(_STRIP * self.config.height), picture.shape[1]
+        above = [Word(f"episode {episode}"), Word(f"{step * CONTROL_PERIOD_S:.2f} s")]
+        if self._views is not None:
+            column = self.config.height // 2
+            above += [
+                Word(name, left=self.config.width + number * column + height // 3)
+                for number, name in enumerate(self._views.names)
+            ]
+        below = [
+            Word(name.replace("_", " "), _REACHED if 0 < since <= step else captions.FAINT)
+            for name, since in reached.items()
+        ]
+        whole = np.concatenate(
+            [captions.line(width, height, above), picture, captions.line(width, height, below)]
+        )
+        good = bool(self._kept.table["success"][episode])
+        done = good and step >= list(reached.values())[-1]
+        edge = max(1, width // 100)
+        framed = np.pad(whole, ((edge, edge), (edge, edge), (0, 0)))
+        colour = video.GREEN if done else video.GREY if good else video.RED
+        return video.border(framed, colour, edge / framed.shape[1])
 
 
 def write_video(
@@ -26,99 +157,37 @@ def write_video(
     path: str | os.PathLike[str],
     episodes: int = 9,
     seed: int = 0,
+    *,
+    threads: int = 0,
+    renderer: str = "auto",
+    protocol: TaskProtocol | None = None,
+    config: FilmConfig | None = None,
 ) -> pathlib.Path:
-    """Writes a grid of episodes as a video; a green border marks success, a red one failure.
+    """Runs the first episodes of a seed, and films them; see `Film`.
+
+    Args:
+      policy_path: the policy. path: the file, .mp4 or .webp. episodes: how many. seed: of them.
+      threads, renderer, protocol: as in `evaluate`.
+      config: how they are filmed; as `film_config` says if None.
 
     Raises:
+      ConfigError: the name ends otherwise.
       ArtifactError: the policy cannot be read, or the file cannot be written.
       BackendUnavailable: no way to render or to encode.
     """
     check_episodes(episodes)
     policy = load_policy(policy_path)
-    if isinstance(policy, StudentPolicy):
-        return write_student_video(policy, path, episodes, seed)
     entry = find_task(policy.spec.phase)
-    ran = run(policy, entry.protocol, episode_keys(seed, 0, episodes))
-    sizes = None if entry.sizes is None else entry.sizes(ran.table)
-    return video.write_rollouts(
-        path,
-        scene.load(entry.scene),
-        ran.qpos,
-        ran.table["success"],
-        sizes,
-        camera=free_camera(*entry.view),
-    )
-
-
-def write_student_video(
-    student: StudentPolicy,
-    path: str | os.PathLike[str],
-    episodes: int = 4,
-    seed: int = 0,
-    *,
-    threads: int = 0,
-    renderer: str = "auto",
-    protocol: TaskProtocol | None = None,
-    height: int = 240,
-    width: int = 320,
-) -> pathlib.Path:
-    """Films episodes: the scene, and beside it what the student sees with both wrists.
-
-    Left camera above, right camera below, colour and then depth, as noisy and delayed as they arrive. A green
-    border marks success, a red one failure.
-
-    Raises:
-      ConfigError: the name does not end in ".mp4". ArtifactError: the file cannot be written.
-      BackendUnavailable: no OpenGL, or the package av is not installed.
-    """
-    path = video.check_path(path)
-    recorded: list[Seen] = []
+    film = Film(entry, path, film_config(path, episodes) if config is None else config)
     keys = episode_keys(seed, 0, episodes)
-    runner = Runner(student, protocol, keys, threads, renderer, recorded=recorded)
-    ran = runner.run()
-    entry = find_task(student.spec.phase)
-    loaded = scene.load(entry.scene)
-    camera = free_camera(*entry.view)
-    colours = [video.GREEN if good else video.RED for good in ran.table["success"]]
-    data = mujoco.MjData(loaded.model)
-
-    def frames() -> Iterator[np.ndarray]:
-        with Offscreen(loaded.model, height, width, shadows=False) as view:
-            for positions, seen in zip(ran.qpos, recorded, strict=True):
-                pictures = []
-                for episode in range(episodes):
-                    data.qpos[:] = positions[episode]
-                    video.update_kinematics(loaded.model, data)
-                    rgb, depth = (
-                        None if kind is None else np.asarray(kind[episode])
-                        for kind in (seen.rgb, seen.depth)
-                    )
-                    columns = wrist_views(rgb, None if depth is None else greys(depth), height)
-                    whole = [view.picture(data, camera), *columns]
-                    pictures.append(video.border(np.concatenate(whole, 1), colours[episode]))
-                yield video.tile(np.stack(pictures))
-
-    return video.write_video(path, frames())
+    recorded = film.recorder(0)
+    film.keep(0, Runner(policy, protocol, keys, threads, renderer, recorded=recorded).run())
+    return film.write()
 
 
-def greys(depth: np.ndarray) -> np.ndarray:
-    """Returns depth [...] (m) as uint8: near is bright, unknown or too far is black."""
-    shown = (depth > 0) & (depth < DEPTH_CUTOFF)
-    return (255 * np.where(shown, 1 - 0.9 * depth / DEPTH_CUTOFF, 0)).astype(np.uint8)
-
-
-def wrist_views(rgb: np.ndarray | None, depth: np.ndarray | None, height: int) -> list[np.ndarray]:
-    """Returns what both wrist cameras see as columns [height, height / 2, 3], left camera above.
-
-    Args:
-      rgb: [2, H, W, 3] uint8; None for a student without.
-      depth: [2, H, W] uint8, see `greys`; likewise.
-    """
-    side = height // 2
-    columns = []
-    for views in (rgb, None if depth is None else np.repeat(depth[..., None], 3, -1)):
-        if views is None:
-            continue
-        index = (np.arange(side) * views.shape[1]) // side
-        columns.append(np.concatenate([view[index][:, index] for view in views]))
-    return columns
+def _last_steps(kept: Episodes, after_s: float) -> np.ndarray:
+    """Returns [N] the step at which each episode's film may end: some time after success, or the episode's end."""
+    success = kept.table["success"].astype(bool)
+    times = np.where(success, kept.table["time_to_success_s"], 0.0)
+    after = np.round((times + after_s) / CONTROL_PERIOD_S).astype(int)
+    return np.where(success, np.minimum(after, kept.steps), kept.steps)

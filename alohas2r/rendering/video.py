@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import os
 import pathlib
@@ -26,26 +27,27 @@ CONTROL_RATE_HZ = round(1 / joints.CONTROL_PERIOD_S)  # one frame a control step
 CAMERA = "teleoperator_pov"
 # View of episodes: point looked at (m), distance (m), azimuth and elevation (degrees).
 VIEW = ((0.0, 0.0, 0.14), 1.2, 90.0, -25.0)
+FILMS = (".mp4", ".webp")  # endings of videos
 GREEN, RED, GREY = (0, 170, 60), (200, 30, 30), (70, 70, 70)
 
 
-def check_path(path: str | os.PathLike[str], suffix: str = ".mp4") -> pathlib.Path:
+def check_path(path: str | os.PathLike[str], *suffixes: str) -> pathlib.Path:
     """Makes sure that a picture or video can be written, before the work that leads to it.
 
     Args:
       path: the file to be written; its folder is created if missing.
-      suffix: the ending that the name must have: ".mp4" or ".png".
+      suffixes: the endings that the name may have, such as ".png"; ".mp4" if none is given.
 
     Raises:
       ConfigError: the name ends otherwise.
       ArtifactError: the folder cannot be written.
       BackendUnavailable: videos cannot be encoded here.
     """
-    path = pathlib.Path(path)
-    if path.suffix.lower() != suffix:
-        raise ConfigError(f"'{path}' must end in {suffix}.")
+    path, wanted = pathlib.Path(path), suffixes or (".mp4",)
+    if path.suffix.lower() not in wanted:
+        raise ConfigError(f"'{path}' must end in {' or '.join(wanted)}.")
     make_folder(path.parent)
-    if suffix == ".mp4":
+    if path.suffix.lower() in FILMS:
         _encoder()
     return path
 
@@ -108,10 +110,10 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> pathlib.Path
 def write_video(
     path: str | os.PathLike[str], frames: Iterable[np.ndarray], rate_hz: int = CONTROL_RATE_HZ
 ) -> pathlib.Path:
-    """Writes an MP4 video (H.264, as browsers play it), whole or not at all.
+    """Writes a video, whole or not at all: MP4 (H.264, as browsers play it) or an animated picture (WebP).
 
     Args:
-      path: a name that ends in ".mp4".
+      path: a name that ends in ".mp4" or ".webp".
       frames: [H, W, 3] uint8 each, all of one size; [T, H, W, 3] or a generator, so that a long
         video need not be held in memory. An odd height or width gets one black line more.
       rate_hz: frames per second.
@@ -122,7 +124,7 @@ def write_video(
       BackendUnavailable: the package av is not installed.
       ValueError: no frames, or frames of another shape or type.
     """
-    path = check_path(path)
+    path = check_path(path, *FILMS)
     frames = iter(frames)
     try:
         first = _even(_checked(next(frames)))
@@ -137,7 +139,8 @@ def write_video(
                 raise ValueError(f"frame {frame.shape} in a video of {first.shape}")
             yield frame
 
-    return write_atomic(path, lambda file: _encode(file, rest(), first.shape, rate_hz))
+    coding = _ANIMATION if path.suffix.lower() == ".webp" else _Coding()
+    return write_atomic(path, lambda file: _encode(file, rest(), first.shape, rate_hz, coding))
 
 
 def clip(frames: Iterable[np.ndarray], rate_hz: int, quality: int = 27) -> bytes:
@@ -155,7 +158,8 @@ def clip(frames: Iterable[np.ndarray], rate_hz: int, quality: int = 27) -> bytes
     if not pictures:
         raise ValueError("a clip needs at least one frame")
     buffer = io.BytesIO()
-    _encode(buffer, iter(pictures), pictures[0].shape, rate_hz, quality, "medium")
+    coding = _Coding(options={"crf": str(quality), "preset": "medium"})
+    _encode(buffer, iter(pictures), pictures[0].shape, rate_hz, coding)
     return buffer.getvalue()
 
 
@@ -274,22 +278,37 @@ def update_kinematics(model: mujoco.MjModel, data: mujoco.MjData) -> None:
     mujoco.mj_camlight(model, data)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Coding:
+    """How a film is encoded, in FFmpeg's words."""
+
+    form: str = "mp4"
+    codec: str = "libx264"
+    options: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: {"crf": "23", "preset": "veryfast"}
+    )
+    file_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+# For ever from the start again.
+_ANIMATION = _Coding("webp", "libwebp_anim", {"quality": "60"}, {"loop": "0"})
+
+
 def _encode(
     file: BinaryIO,
     frames: Iterator[np.ndarray],
     shape: tuple[int, ...],
     rate_hz: int,
-    quality: int = 23,
-    preset: str = "veryfast",
+    coding: _Coding,
 ) -> None:
     av = _encoder()
     sink = _Sink(file)
     try:
-        with av.open(sink, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate_hz)
+        with av.open(sink, "w", format=coding.form, options=dict(coding.file_options)) as container:
+            stream = container.add_stream(coding.codec, rate=rate_hz)
             stream.height, stream.width = shape[:2]
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(quality), "preset": preset}
+            stream.options = dict(coding.options)
             for frame in frames:
                 picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
                 container.mux(stream.encode(picture))

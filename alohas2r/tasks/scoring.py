@@ -13,6 +13,8 @@ from alohas2r.envs.task import EnvState
 from alohas2r.sim.signals import Readout
 
 Table: TypeAlias = dict[str, np.ndarray]  # column -> [N], one row per episode
+# Flags that are no stage on the way to success.
+FAULTS = ("dropped", "out", "unstable", "crossed")
 
 
 class Step(NamedTuple):
@@ -33,6 +35,11 @@ class Scorer(Protocol):
     @property
     def steps(self) -> int:
         """Control steps per episode."""
+        ...
+
+    @property
+    def reached(self) -> Table:
+        """Flag -> [N] the control step that first raised it, counted from 1; 0 if none did."""
         ...
 
     def update(self, step: Step) -> None:
@@ -58,6 +65,9 @@ class Counts:
       count: episodes.
       flags: the columns, in order. "out" (ended before its time) and "unstable" (not finite) are no measures.
       measures: the measure behind a column where it has another name.
+
+    Attributes:
+      reached: see `Scorer`; of flags that measures raise.
     """
 
     def __init__(self, steps: int, count: int, flags: tuple[str, ...]):
@@ -65,6 +75,7 @@ class Counts:
         self.columns: Table = {name: np.zeros(count, bool) for name in flags}
         self.columns |= {"peak_joint_speed": np.zeros(count), "peak_contact_force": np.zeros(count)}
         self._raised = tuple(name for name in flags if name not in ("out", "unstable"))
+        self.reached: Table = {name: np.zeros(count, int) for name in self._raised}
 
     def raised(self, name: str, measures: PyTree) -> np.ndarray:
         """Returns [N] bool: whether a step's measures raise a flag."""
@@ -77,6 +88,7 @@ class Counts:
         columns["unstable"] |= step.going & ~step.finite
         for name in self._raised:
             columns[name] |= seen & self.raised(name, step.measures)
+            self.reached[name][columns[name] & (self.reached[name] == 0)] = step.number + 1
         if step.number < self.steps - 1:
             columns["out"] |= seen & step.done
         for name in ("joint_speed", "contact_force"):
@@ -125,3 +137,15 @@ class SuccessScorer(Counts):
             "stages": {name: rate_of(table[name]) for name in self._flags},
             "time_to_success_s": quantiles(table["time_to_success_s"]),
         }
+
+
+def stages_reached(reached: Table, table: Table) -> Table:
+    """Returns stage -> [N] the control step that reached it, counted from 1, 0 if none did: in order, success last.
+
+    Args:
+      reached: of the scorer. table: of the episodes.
+    """
+    success, times = table["success"].astype(bool), table["time_to_success_s"]
+    steps = np.round(np.where(success, times, 0) / CONTROL_PERIOD_S).astype(int)
+    stages = {name: first for name, first in reached.items() if name not in FAULTS}
+    return stages | {"inserted" if "inserted" in table else "success": steps}

@@ -8,6 +8,7 @@ import io
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from opengl_cases import skip_without_opengl
 from alohas2r.cli import app
 from alohas2r.core import stats
 from alohas2r.core.types import JsonObject
-from alohas2r.evaluation import evaluate, report_gallery, report_page
+from alohas2r.errors import BackendUnavailable, ConfigError
+from alohas2r.evaluation import evaluate, filming, report_gallery, report_page
+from alohas2r.evaluation.filming import Keepers
 from alohas2r.evaluation.report_gallery import Gallery, GalleryConfig
+from alohas2r.evaluation.video import Film, FilmConfig
 from alohas2r.rendering import video
 from alohas2r.reporting import charts, figures, page
 from alohas2r.reporting.page import Clip
@@ -256,19 +260,51 @@ def test_figures_of_any_shape_become_a_page(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def filmed(random_policy: pathlib.Path) -> tuple[JsonObject, Gallery]:
-    """Two short episodes of an untrained pick policy."""
+def filmed(
+    random_policy: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[JsonObject, Gallery, Film]:
+    """Two short episodes of an untrained pick policy, for a page and for a video."""
     skip_without_opengl()
+    folder = tmp_path_factory.mktemp("films")
+    entry = find_task("pick")
+    whole = Film(entry, folder / "a.mp4", FilmConfig(2, height=48, width=64))
     gallery = Gallery(find_task("pick"), GalleryConfig(failures=1, height=48, width=64))
     short = dataclasses.replace(
         EVAL_V1, name="short", pick=dataclasses.replace(EVAL_V1.pick, steps=6)
     )
-    measured = evaluate.evaluate(random_policy, 2, 7, 1, protocol=short, keeper=gallery)
-    return measured, gallery
+    keepers = Keepers([whole, gallery])
+    measured = evaluate.evaluate(random_policy, 2, 7, 1, protocol=short, keeper=keepers)
+    return measured, gallery, whole
 
 
-def test_episodes_are_filmed_while_they_run(filmed: tuple[JsonObject, Gallery]) -> None:
-    measured, gallery = filmed
+def test_the_first_episodes_are_side_by_side_in_a_video(
+    filmed: tuple[JsonObject, Gallery, Film],
+) -> None:
+    path = filmed[2].write()
+    with av.open(str(path)) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(pictures) == 6
+    # Two episodes of 64 x 48, each between lines of 4 and in a border of 1.
+    assert pictures[0].shape == (48 + 2 * 4 + 2, 2 * (64 + 2), 3)
+    for half in (pictures[0][6:-6, 2:64], pictures[0][6:-6, 68:130]):
+        assert half.std() > 10
+
+
+def test_a_video_that_cannot_be_made_is_refused_before_the_work(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"\.mp4 or \.webp"):
+        Film(find_task("pick"), tmp_path / "a.gif")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BackendUnavailable):
+        Film(find_task("pick"), tmp_path / "a.mp4")
+    assert filming.drawable(find_task("pick"))
+
+
+def test_episodes_are_filmed_while_they_run(
+    filmed: tuple[JsonObject, Gallery, Film],
+) -> None:
+    measured, gallery, _ = filmed
     clips = gallery.clips()
     assert [clip.good for clip in clips] == [False]
     assert clips[0].caption.startswith("failure")

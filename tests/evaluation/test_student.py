@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import student_cases
+from opengl_cases import skip_without_opengl
 
 from alohas2r.cli import app
 from alohas2r.core import stats
@@ -16,6 +17,7 @@ from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.vision import Seen
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import episodes, evaluate, hold_out, paired, video
+from alohas2r.evaluation.video import FilmConfig
 from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
 from alohas2r.policies.networks import vision as vision_network
@@ -193,23 +195,33 @@ def test_hold_out_table(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
         hold_out.evaluate_hold_out(saved / "nowhere")
 
 
-def test_the_video_shows_the_scene_and_both_wrist_views(tmp_path: pathlib.Path) -> None:
+def test_the_video_shows_the_scene_both_wrist_views_and_the_time(
+    saved: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     av = pytest.importorskip("av")
+    skip_without_opengl()
     short = protocol.modified(EVAL_V1, seconds=0.1)
-    path = video.write_student_video(
-        draw_student(),
+    path = video.write_video(
+        saved,
         tmp_path / "student.mp4",
         1,
         threads=1,
         renderer="exact",
         protocol=short,
-        height=96,
-        width=128,
+        config=FilmConfig(1, height=96, width=128),
     )
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 2
-    # Scene, colour, depth: left camera above, right camera below.
-    assert frames[0].shape == (96, 128 + 48 + 48, 3)
-    for part in (frames[0][4:-4, 4:128], frames[0][4:-4, 128:176], frames[0][4:-4, 176:-4]):
+    # In a border of 2 and between two lines of 8: scene, colour, depth; left camera above, right camera below.
+    assert frames[0].shape == (96 + 2 * 8 + 2 * 2, 128 + 48 + 48 + 2 * 2, 3)
+    shown = frames[0][10:-10, 2:-2]
+    for part in (shown[:, :128], shown[:, 128:176], shown[:, 176:]):
         assert part.std() > 5
+    # The time goes on: the line above is another one. What was not reached stays as it was.
+    differs = [np.abs(frames[1][rows].astype(int) - frames[0][rows]).max() for rows in _LINES]
+    assert differs[0] > 60
+    assert differs[1] < 30
+
+
+_LINES = (slice(3, 9), slice(-9, -3))  # of text, above and below

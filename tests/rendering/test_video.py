@@ -9,9 +9,11 @@ import mujoco
 import numpy as np
 import pytest
 from opengl_cases import skip_without_opengl
+from PIL import Image
 
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
-from alohas2r.rendering import video
+from alohas2r.rendering import captions, video
+from alohas2r.rendering.captions import Word
 from alohas2r.rendering.offscreen import Offscreen, free_camera
 from alohas2r.sim import scene
 
@@ -43,6 +45,32 @@ def test_video_shows_the_frames(tmp_path: pathlib.Path, height: int, width: int)
     error = np.abs(shown[:, :height, :width].astype(int) - frames)
     assert error.mean() < 4
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_animated_picture_shows_the_frames_again_and_again(tmp_path: pathlib.Path) -> None:
+    frames = moving(6, 64, 96)
+    path = video.write_video(tmp_path / "moving.webp", iter(frames), 10)
+    with Image.open(path) as animation:
+        assert animation.info["loop"] == 0
+        shown = []
+        for index in range(animation.n_frames):  # pyright: ignore[reportAttributeAccessIssue]
+            animation.seek(index)
+            shown.append(np.asarray(animation.convert("RGB")))
+            assert animation.info["duration"] == 100
+    assert len(shown) == 6
+    assert np.abs(np.stack(shown).astype(int) - frames).mean() < 4
+
+
+def test_captions_say_more_with_more_words_and_stay_in_their_place() -> None:
+    line = captions.line(120, 20, [Word("1.25 s"), Word("lifted", (0, 255, 0), left=80)])
+    assert line.shape == (20, 120, 3)
+    ink = (line != captions.BACKGROUND).any((0, 2))
+    assert ink[:70].any()
+    assert ink[80:].any()
+    assert not ink[60:80].any()
+    green = (line[..., 1] > 150) & (line[..., 0] < 60)
+    assert green[:, 80:].any()
+    assert not green[:, :80].any()
 
 
 def test_unequal_frames_and_a_full_disk_leave_the_earlier_video(tmp_path: pathlib.Path) -> None:
@@ -85,7 +113,7 @@ def test_tile_keeps_every_view_and_time(count: int) -> None:
 
 def test_bad_pictures_and_names_are_refused(tmp_path: pathlib.Path) -> None:
     picture = np.zeros((4, 4, 3), np.uint8)
-    with pytest.raises(ConfigError, match=r"must end in \.mp4"):
+    with pytest.raises(ConfigError, match=r"must end in \.mp4 or \.webp"):
         video.write_video(tmp_path / "a.gif", [picture])
     with pytest.raises(ConfigError, match=r"must end in \.png"):
         video.write_png(tmp_path / "a.jpg", picture)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
-from alohas2r.tasks.scoring import Step, SuccessScorer
+from alohas2r.tasks.scoring import Step, SuccessScorer, stages_reached
 
 
 class Measures(NamedTuple):
@@ -39,3 +39,10 @@ def test_success_is_the_first_time_and_what_holds_at_the_end_is_told_apart() -> 
     np.testing.assert_allclose(table["time_to_success_s"], [2 * CONTROL_PERIOD_S] * 2 + [np.nan])
     summary = scorer.summary(table)
     assert summary["stages"].keys() == {"held", "out", "unstable"}
+    # When each stage was reached, for films: the step is counted from 1, and 0 is never.
+    assert scorer.reached["held"].tolist() == [2, 2, 0]
+    reached = stages_reached(scorer.reached, table)
+    assert list(reached) == ["held", "success"]
+    assert reached["success"].tolist() == [2, 2, 0]
+    told = stages_reached({"crossed": np.ones(3, int)}, {**table, "inserted": table["success"]})
+    assert list(told) == ["inserted"]

@@ -1,4 +1,4 @@
-"""Pictures of runs, by matplotlib."""
+"""Pictures of runs: by matplotlib, and as text."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ _TRAINING = (
     ("loss", {"loss/imitation": "imitation", "loss/objects": "objects"}),
     ("loss", {"held/loss": "held back", "train/loss": "learnt from"}),
 )
+_BLOCKS = " ▁▂▃▄▅▆▇█"  # nothing to eight eighths of a character
 Groups = Sequence[tuple[str, dict[str, str]]]
 
 
@@ -86,6 +87,43 @@ def training_curve(
     if title:
         figure.suptitle(title, y=1.04)
     return save(figure, path)
+
+
+def text_curve(
+    run: str | os.PathLike[str], name: str = "train/reward", width: int = 60, height: int = 6
+) -> list[str]:
+    """Draws a figure of a run against its steps as text.
+
+    Args:
+      run: the run's folder.
+      name: of the figure.
+      width: characters of the curve; each is the mean of its part of the run.
+      height: lines of the curve.
+
+    Returns:
+      Lines, the steps last; none where the run has fewer than two values of that name.
+
+    Raises:
+      ArtifactError: the metrics cannot be read.
+    """
+    rows = run_log.read_metrics(pathlib.Path(run) / run_log.METRICS)
+    having = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    if len(having) < 2:
+        return []
+    steps, values = np.array(having, float).T
+    parts = np.array_split(values, min(width, len(values)))
+    means = np.array([part.mean() for part in parts])
+    low, high = float(means.min()), float(means.max())
+    # Of the lowest one there is something to see as well.
+    levels = 1 + np.round((means - low) / max(high - low, 1e-12) * (8 * height - 1)).astype(int)
+    lines = []
+    for row in reversed(range(height)):
+        label = {height - 1: f"{high:.3g}", 0: f"{low:.3g}"}.get(row, "")
+        filled = np.clip(levels - 8 * row, 0, 8)
+        lines.append(f"{label:>9} | " + "".join(_BLOCKS[eighths] for eighths in filled))
+    ends = f"{steps[0]:,.0f}", f"{steps[-1]:,.0f} steps"
+    gap = max(1, len(parts) - len(ends[0]) - len(ends[1]))
+    return [*lines, " " * 12 + ends[0] + " " * gap + ends[1]]
 
 
 def _group(groups: Groups, rows: Sequence[JsonObject]) -> tuple[str, dict[str, str]] | None:

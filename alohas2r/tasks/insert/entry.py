@@ -130,7 +130,7 @@ ENTRY = register(
             ),
         },
         second=InsertRefineConfig(),
-        view=((0.0, 0.0, 0.14), 1.2, 90.0, -25.0),
+        view=((0.0, 0.0, 0.17), 0.95, 90.0, -26.0),
         sizes=peg_sizes,
         follows=Follows(
             task="pick",
