@@ -232,6 +232,8 @@ def _evaluate(
 
 def _film(policy: pathlib.Path, path: pathlib.Path) -> Untyped:
     """Returns what films the first episodes of an evaluation, once it is known that it can."""
+    video = library("rendering.video")
+    video.check_path(path, *video.FILMS)
     spec = library("evaluation.evaluate").load_policy(policy).spec
     return library("evaluation.video").Film(library("tasks.registry").find_task(spec.phase), path)
 

@@ -56,6 +56,8 @@ def render(
             picture = gallery.looks_grid(rows, columns, scene or "insert", seed, size, looks=looks)
             video.write_png(out, picture)
     elif policy is not None and scene is None:
+        video = library("rendering.video")
+        video.check_path(out, *video.FILMS)
         folder = policy_folder(policy)
         with working("Writing the video"):
             library("evaluation.video").write_video(folder, out, episodes=episodes, seed=seed)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import dataclasses
 import pathlib
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,8 +19,6 @@ pytest.importorskip("msgpack")
 pytest.importorskip("websockets")
 
 import robot_cases
-from websockets.sync.server import ServerConnection
-from websockets.sync.server import serve as sync_serve
 
 from alohas2r.cli import app
 from alohas2r.core.types import JsonObject
@@ -29,9 +29,13 @@ from alohas2r.evaluation.episodes import episode_keys
 from alohas2r.evaluation.served import Answer, OpenPiDialect, Plan, ServedConfig
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.runtime import OnnxPolicy
-from alohas2r.policies.remote.messages import decode, encode
+from alohas2r.policies.remote.client import PolicyClient
 from alohas2r.policies.remote.server import PolicyServer, ServerConfig
 from alohas2r.tasks.protocol import EVAL_V1
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
+
+import serve_lerobot  # pyright: ignore[reportMissingImports]
 
 STEPS, COUNT, SEED = 6, 2, 5
 SHORT = dataclasses.replace(
@@ -131,23 +135,31 @@ def test_a_served_file_does_what_the_file_does(tmp_path_factory: pytest.TempPath
 
 @contextlib.contextmanager
 def openpi(requests: list[JsonObject]) -> Iterator[str]:
-    """A server of OpenPI's protocol that says nothing about itself: moves the left waist by 0.01 rad a step."""
+    """The server of LeRobot's policies, with one that moves the left waist by 0.01 rad a step."""
 
-    def talk(connection: ServerConnection) -> None:
-        connection.send(encode({}))
-        for message in connection:
-            assert isinstance(message, bytes)
-            request = decode(message)
-            requests.append(request)
-            steps = 0.01 * np.arange(1, 6)[:, None] * (np.arange(14) == 0)
-            connection.send(encode({"actions": request["state"] + steps}))
+    def infer(request: JsonObject) -> np.ndarray:
+        requests.append(request)
+        steps = 0.01 * np.arange(1, 6)[:, None] * (np.arange(14) == 0)
+        return request["state"] + steps
 
-    with sync_serve(talk, "127.0.0.1", 0, compression=None) as server:
+    with serve_lerobot.make_server(infer, {"policy": "waist"}, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
         server.shutdown()
         thread.join(30)
+
+
+def test_a_request_that_a_policy_refuses_leaves_the_connection_open() -> None:
+    with openpi([]) as url, PolicyClient(url) as client:
+        assert client.metadata == {"policy": "waist"}
+        with pytest.raises(ArtifactError, match="KeyError: 'state'"):
+            client.infer({"images": {}})
+        client.reset()
+        assert client.infer({"state": np.ones(14)}).shape == (5, 14)
+        assert client.timing["infer_ms"] >= 0
+        with urllib.request.urlopen(url.replace("ws:", "http:") + "/healthz") as answer:
+            assert answer.status == 200
 
 
 def test_servers_of_openpi_get_alohas_names_and_their_chunks_are_carried_out() -> None:
@@ -160,6 +172,7 @@ def test_servers_of_openpi_get_alohas_names_and_their_chunks_are_carried_out() -
             renderer="exact",
         )
     assert result["asked"]["speaks"] == "openpi"
+    assert result["policy"] == "waist"
     # Each answer: one step held, two carried out.
     assert len(requests) == result["asked"]["answers"] == COUNT * STEPS // 3
     assert result["asked"]["held_steps"] == len(requests)
