@@ -7,12 +7,13 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-long lint format lock system clean
+.PHONY: help demo test test-long lint docs format lock system clean
 
 help:
 	@echo "make demo    train for about a minute, then evaluate and film the shipped student"
 	@echo "make test    run the tests, with coverage, and the style and type checks"
 	@echo "make test-long  run the whole pipeline at its quick preset, several minutes"
+	@echo "make docs    build the documents as a site, in site/"
 	@echo "make format  put the source into its standard format"
 	@echo "make lock    pin the versions in $(VENV) in constraints.txt"
 	@echo "make clean   remove $(VENV), caches and build products (runs/ stays)"
@@ -46,6 +47,10 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports --no-cache || failed=1; \
 	exit $$failed
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Wrote site/index.html"
+
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -56,9 +61,11 @@ lock: $(VENV)/.test
 	mv constraints.tmp constraints.txt
 
 $(VENV)/.train: EXTRAS = train
-$(VENV)/.test: EXTRAS = train,warp,export,robot,datasets,gymnasium,loggers,dev
+$(VENV)/.test: EXTRAS = train,warp,export,robot,datasets,gymnasium,loggers,docs,dev
 
-$(VENV)/.train $(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.docs: EXTRAS = train,docs
+
+$(VENV)/.train $(VENV)/.test $(VENV)/.docs: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c constraints.txt hatchling editables
@@ -84,5 +91,5 @@ system:
 	fi
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .coverage .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

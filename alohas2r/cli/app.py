@@ -53,7 +53,6 @@ EXTRAS = {
 
 app = typer.Typer(
     name="alohas2r",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

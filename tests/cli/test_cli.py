@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -304,3 +305,46 @@ def test_names_that_a_terminal_cannot_show_are_written_otherwise(tmp_path: pathl
     assert run.returncode == 1
     assert b"\\u2713" in run.stderr
     assert b"Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("shell", "script"),
+    [
+        (
+            "bash",
+            'eval "$(alohas2r --show-completion)"; COMP_WORDS=(alohas2r train-teacher --phase p); COMP_CWORD=3;'
+            ' _alohas2r_completion alohas2r; echo "${COMPREPLY[@]}"',
+        ),
+        (
+            "fish",
+            'alohas2r --show-completion | source; complete -C "alohas2r train-teacher --phase p"',
+        ),
+        (
+            "zsh",
+            'eval "$(alohas2r --show-completion | sed /^compdef/d)";'
+            " words=(alohas2r train-teacher --phase p); CURRENT=4; _arguments() { echo $* };"
+            " _alohas2r_completion",
+        ),
+    ],
+)
+def test_shells_complete(shell: str, script: str, tmp_path: pathlib.Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    program = tmp_path / "alohas2r"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m alohas2r.cli "$@"\n')
+    program.chmod(0o755)
+    places = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(pathlib.Path(alohas2r.__file__).parents[1]),
+    }
+    run = subprocess.run(
+        [shell, "-c", script],
+        env=os.environ | places,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "pick" in run.stdout, run.stderr
+    assert "insert" not in run.stdout

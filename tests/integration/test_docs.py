@@ -42,6 +42,8 @@ def parse(words: tuple[str, ...]) -> Mapping[str, object]:
     command = program()
     context = command.make_context("alohas2r", list(words), resilient_parsing=True)
     left = list(words)
+    if left and left[0] in {option for one in command.params for option in one.opts}:
+        return {}  # such as --install-completion, which acts at once
     while hasattr(command, "commands"):
         subcommand = command.get_command(context, left[0])
         assert subcommand is not None, f"There is no command '{left[0]}'."
