@@ -61,7 +61,7 @@ lock: $(VENV)/.test
 	mv constraints.tmp constraints.txt
 
 $(VENV)/.train: EXTRAS = train
-$(VENV)/.test: EXTRAS = train,warp,export,robot,datasets,gymnasium,loggers,docs,dev
+$(VENV)/.test: EXTRAS = train,warp,export,robot,datasets,gymnasium,loggers,sweep,docs,dev
 
 $(VENV)/.docs: EXTRAS = train,docs
 

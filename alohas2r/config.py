@@ -375,17 +375,19 @@ def _split(text: str) -> list[str]:
     text = text.strip()
     if text[:1] in _BRACKETS and _closing(text) == len(text) - 1:
         text = text[1:-1].strip()
-    if not text:
-        return []
+    parts = outer_parts(text)
+    return parts if parts[-1] else parts[:-1]  # a trailing comma is allowed: (32,)
+
+
+def outer_parts(text: str) -> list[str]:
+    """Returns the parts between those commas that no brackets enclose; an empty text is one empty part."""
     parts, depth, start = [], 0, 0
     for position, letter in enumerate(text):
         depth += (letter in _BRACKETS) - (letter in _BRACKETS.values())
         if letter == "," and depth == 0:
             parts.append(text[start:position].strip())
             start = position + 1
-    if text[start:].strip():  # a trailing comma is allowed: (32,)
-        parts.append(text[start:].strip())
-    return parts
+    return [*parts, text[start:].strip()]
 
 
 def _closing(text: str) -> int:

@@ -9,7 +9,8 @@ from alohas2r.core import opengl
 opengl.import_mujoco()
 
 # In the order of the help.
-from alohas2r.cli import project, train, distill, record, evaluate, benchmark  # noqa: E402  # isort: skip
+from alohas2r.cli import project, train, distill, sweep  # noqa: E402  # isort: skip
+from alohas2r.cli import record, evaluate, benchmark  # noqa: E402  # isort: skip
 from alohas2r.cli import render, export, deploy, robot, calibrate, world  # noqa: E402  # isort: skip
 from alohas2r.cli.app import EXTRAS, main, policy_folder  # noqa: E402
 from alohas2r.cli.display import ProgressDisplay, duration_text, report_text  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "render",
     "report_text",
     "robot",
+    "sweep",
     "train",
     "world",
 ]

@@ -38,7 +38,9 @@ EXTRAS = {
     "mlflow": "loggers",
     "onnx": "train",
     "optax": "train",
+    "optuna": "sweep",
     "pyarrow": "datasets",
+    "ray": "sweep",
     "orbax": "train",
     "scipy": "train",
     "tensorboardX": "train",
@@ -171,18 +173,23 @@ def _has_device() -> bool:
         return False
 
 
-def command(name: str, panel: str = "Teach") -> Callable[[Function], Function]:
+def command(
+    name: str, panel: str = "Teach", passes_on: bool = False
+) -> Callable[[Function], Function]:
     """Registers a function as a command; its docstring is the help, a paragraph to a line.
 
     Args:
       name: of the command.
       panel: heading under which the list of commands shows it.
+      passes_on: whether options that it does not know are left in its context, for another command.
     """
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True} if passes_on else None
 
     def register(function: Function) -> Function:
         paragraphs = (inspect.getdoc(function) or "").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        return app.command(name, help=text, rich_help_panel=panel)(function)
+        registered = app.command(name, help=text, rich_help_panel=panel, context_settings=settings)
+        return registered(function)
 
     return register
 

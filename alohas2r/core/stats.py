@@ -128,3 +128,60 @@ def quantiles(values: np.ndarray) -> dict[str, float | None]:
 def rate_of(flags: np.ndarray) -> Rate:
     """Returns the rate of `flags` [N] bool with its interval."""
     return rate(int(flags.sum()), len(flags))
+
+
+class Interquartile(TypedDict):
+    """An interquartile mean and its 95% interval, which is None where a group has a single score."""
+
+    iqm: float
+    low: float | None
+    high: float | None
+
+
+def interquartile_mean(scores: Sequence[float] | np.ndarray) -> float:
+    """Returns the mean of the middle half of `scores` [n]; of fewer than four, the mean.
+
+    Raises:
+      ValueError: there is no score, or one is not finite.
+    """
+    from scipy.stats import trim_mean
+
+    values = np.asarray(scores, float)
+    if not values.size or not np.isfinite(values).all():
+        raise ValueError("an interquartile mean needs scores, all of them finite")
+    return float(trim_mean(values, 0.25))
+
+
+def interquartile(
+    groups: Sequence[Sequence[float] | np.ndarray], seed: int = 0, resamples: int = 5000
+) -> Interquartile:
+    """Returns the interquartile mean of all scores, with a stratified bootstrap interval (percentiles).
+
+    Args:
+      groups: scores of each group [n]; seeds of one configuration, say. Resampling keeps each group's size.
+      seed: of the resampling. resamples: how many, 2 at least.
+
+    Raises:
+      ValueError: there is no score, or one is not finite.
+
+    Source: R. Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice" (2021).
+    """
+    from scipy.stats import bootstrap, trim_mean
+
+    scores = [np.asarray(group, float) for group in groups if len(group)]
+    iqm = interquartile_mean(np.concatenate(scores) if scores else [])
+    if min(map(len, scores)) < 2:
+        return {"iqm": iqm, "low": None, "high": None}
+
+    def middle(*samples: np.ndarray, axis: int) -> np.ndarray:
+        return trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+    interval = bootstrap(
+        scores,
+        middle,
+        n_resamples=resamples,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {"iqm": iqm, "low": float(interval.low), "high": float(interval.high)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -304,3 +305,112 @@ def curves(
         + Markup(' <tspan class="axis">({unit})</tspan></text>').format(unit=unit)
     )
     return plot.svg(f"{escape(', '.join(series))} over time")
+
+
+class Line(NamedTuple):
+    """A line of parallel coordinates: where it crosses each axis, its result, and what it says of itself."""
+
+    values: Sequence[str]
+    result: float
+    tip: str
+
+
+def parallel_coordinates(
+    names: Sequence[str],
+    lines: Sequence[Line],
+    result: str,
+    logs: Sequence[bool],
+    maximize: bool,
+) -> Markup:
+    """Draws one line for each configuration, across one upright axis for each setting, to its result at the right.
+
+    The best are drawn last and in yellow, the worst in blue.
+
+    Args:
+      names: of the axes. lines: the configurations, one at least.
+      result: name of the last axis. logs: whether an axis is logarithmic.
+      maximize: whether more is better.
+    """
+    columns = [_Axis.of([line.values[n] for line in lines], logs[n]) for n in range(len(names))]
+    columns.append(_Axis.of([repr(line.result) for line in lines], False))
+    wide, high = 680.0, 260.0
+    plot = _Plot((0.0, float(len(names))), (0.0, 1.0), wide, high, 60.0)
+    for index, (name, axis) in enumerate(zip((*names, result), columns, strict=True)):
+        plot.path([index, index], [0.0, 1.0], "level")
+        left, _ = plot.at(index, 0.0)
+        ends = "end" if index == len(names) else "start" if index == 0 else "middle"
+        plot.add(
+            '<text class="axis" x="{x:.1f}" y="{y}" text-anchor="{ends}">{name}</text>',
+            x=left + (8 if ends == "end" else -56 if ends == "start" else 0),
+            y=high - 14 + 11 * (index % 2),  # long names do not meet
+            ends=ends,
+            name=name,
+        )
+        for place, text in axis.marks:
+            plot.add(
+                '<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="end">{text}</text>',
+                x=left - 4,
+                y=plot.at(0.0, place)[1] + 3.5,
+                text=text,
+            )
+    results = [line.result for line in lines]
+    low, high_end = min(results), max(results)
+    best_last = sorted(lines, key=lambda line: line.result, reverse=not maximize)
+    for line in best_last:
+        share = (line.result - low) / ((high_end - low) or 1.0)
+        good = share if maximize else 1 - share
+        crossed = [*line.values, repr(line.result)]
+        points = [
+            plot.at(n, axis.place(text))
+            for n, (axis, text) in enumerate(zip(columns, crossed, strict=True))
+        ]
+        way = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        plot.add(
+            '<path d="M{way}" style="fill:none;stroke-width:1.6;stroke:hsl({hue:.0f} 75% {light:.0f}%)">'
+            "<title>{tip}: {result}</title></path>",
+            way=way,
+            hue=250 - 205 * good,
+            light=50 - 4 * good,
+            tip=line.tip,
+            result=short(line.result),
+        )
+    return plot.svg(f"Parallel coordinates of {len(lines)} configurations: {', '.join(names)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """An upright axis: numbers to scale, anything else a place for each."""
+
+    places: Mapping[str, float]
+    marks: Sequence[tuple[float, str]]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], log: bool) -> _Axis:
+        """Returns the axis for some values."""
+        distinct = list(dict.fromkeys(texts))
+        try:
+            numbers = {text: float(text) for text in distinct}
+        except ValueError:
+            places = {text: _share(n, 0, len(distinct) - 1) for n, text in enumerate(distinct)}
+            return cls(places, [(place, text) for text, place in places.items()])
+        if log:
+            numbers = {text: math.log10(number) for text, number in numbers.items()}
+        low, high = min(numbers.values()), max(numbers.values())
+        places = {text: _share(number, low, high) for text, number in numbers.items()}
+        apart = np.diff(sorted(places.values()))
+        if len(distinct) <= 6 and (not apart.size or apart.min() > 0.06):
+            return cls(places, [(place, short(float(text))) for text, place in places.items()])
+        marked = [low, (low + high) / 2, high] if log else ticks(low, high, 5)
+        return cls(
+            places,
+            [(_share(one, low, high), short(10**one if log else round(one, 12))) for one in marked],
+        )
+
+    def place(self, text: str) -> float:
+        """Returns where a value stands, 0 to 1."""
+        return self.places[text]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Returns where a value stands between two others; in the middle if they are the same."""
+    return (value - low) / (high - low) if high > low else 0.5

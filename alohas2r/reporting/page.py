@@ -55,6 +55,7 @@ class Chart(NamedTuple):
     title: str
     svg: Markup
     note: str = ""
+    wide: bool = False  # across the page
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,3 +88,40 @@ def test_mcnemar_of_many_episodes_and_of_unequal_lengths() -> None:
     assert 0 < stats.mcnemar(a, b)["p"] < 1e-100
     with pytest.raises(ValueError, match="must both be"):
         stats.mcnemar([True], [True, False])
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40))
+def test_the_interquartile_mean_agrees_with_scipy_and_stays_in_the_middle(
+    scores: list[float],
+) -> None:
+    iqm = stats.interquartile_mean(scores)
+    assert iqm == pytest.approx(reference.trim_mean(scores, 0.25))
+    assert min(scores) - 1e-9 <= iqm <= max(scores) + 1e-9
+    assert stats.interquartile_mean([0.0, 1.0, 2.0, 1e9]) == 1.5
+
+
+def test_its_interval_holds_the_truth_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(0).normal(size=(150, 2, 16))
+    held = 0
+    for sample in draws:
+        measured = stats.interquartile(list(sample), resamples=200)
+        assert measured["low"] is not None
+        assert measured["high"] is not None
+        assert measured["low"] <= measured["iqm"] <= measured["high"]
+        held += measured["low"] <= 0 <= measured["high"]
+    assert 0.88 <= held / 150 <= 0.98
+
+
+def test_strata_are_resampled_within_themselves() -> None:
+    apart = [[0.0] * 4, [10.0] * 4]  # whatever is drawn within a group is the same
+    assert stats.interquartile(apart) == {"iqm": 5.0, "low": 5.0, "high": 5.0}
+    pooled = stats.interquartile([[0.0] * 4 + [10.0] * 4])
+    assert pooled["low"] == 0.0
+    assert pooled["high"] == 10.0
+
+
+def test_a_single_score_has_no_interval_and_none_no_mean() -> None:
+    assert stats.interquartile([[0.5]]) == {"iqm": 0.5, "low": None, "high": None}
+    for wrong in ([], [[]], [[float("nan"), 1.0]]):
+        with pytest.raises(ValueError, match="finite"):
+            stats.interquartile(wrong)

@@ -216,6 +216,27 @@ def rectangles(svg: str) -> list[tuple[float, float]]:
     return [(float(top), float(height)) for top, height in drawn]
 
 
+def test_parallel_coordinates_draw_each_line_through_its_values() -> None:
+    lines = [
+        charts.Line(("0.001", "relu"), 0.2, "first"),
+        charts.Line(("0.1", "<swish>"), 0.8, "second"),
+        charts.Line(("0.01", "relu"), 0.5, "third"),
+    ]
+    svg = charts.parallel_coordinates(("rate", "kind"), lines, "success", (True, False), True)
+    assert svg.count("<path d=") == 3
+    assert "&lt;swish&gt;" in svg
+    assert "<swish>" not in svg
+    # The best is drawn last; the logarithm puts the third half way up.
+    ways = [part.split('"')[0] for part in svg.split('<path d="M')[1:]]
+    starts = [float(way.split("L")[0].split()[1]) for way in ways]
+    low, middle, high = starts
+    assert low > middle > high
+    assert middle == pytest.approx((low + high) / 2, abs=0.1)
+    assert svg.index("first") < svg.index("third") < svg.index("second")
+    down = charts.parallel_coordinates(("rate", "kind"), lines, "loss", (True, False), False)
+    assert down.index("second") < down.index("third") < down.index("first")
+
+
 def test_a_histogram_counts_every_value_once() -> None:
     values = {"good": np.array([1.0, 1.0, 2.0, np.nan]), "bad": np.array([2.0, 3.0])}
     svg = charts.histogram(values, "mm")

@@ -81,6 +81,9 @@ def test_every_setting_exists() -> None:
         if not changes:
             continue
         seen += 1
+        if name == ("sweep",):
+            check_sweep(command)
+            continue
         values = parse(command.arguments)
         preset = str(values["preset"])
         if name == ("train-teacher",):
@@ -92,6 +95,19 @@ def test_every_setting_exists() -> None:
             settings = encoder.find_preset(preset, str(values["data"]), str(values["method"]))
         config.override(settings, changes)
     assert seen > 2
+
+
+def check_sweep(command: Command) -> None:
+    """Tries every value of a sweep."""
+    from alohas2r.cli.sweep import read_options
+    from alohas2r.experiments.sweep import space, trainings
+
+    context = program().commands["sweep"].make_context("sweep", list(command.arguments[1:]))
+    training = trainings.find_training(context.params["training"])
+    settings = training.settings(read_options(training.name, context.args))
+    swept = space.typed(space.parse_space(context.params["settings"]), settings)
+    for values in space.corners(swept):
+        config.override(settings, space.assignments(values))
 
 
 def _settings(words: tuple[str, ...]) -> list[str]:

@@ -95,7 +95,7 @@ def test_every_requirement_is_pinned_and_no_registry_is_named() -> None:
     extras = project["optional-dependencies"]
     groups = [
         project["dependencies"],
-        *(extras[name] for name in ("train", "export", "robot", "dev")),
+        *(extras[name] for name in ("train", "export", "robot", "sweep", "dev")),
     ]
     for requirement in (item for group in groups for item in group):
         name = requirement.split(">=")[0].split("[")[0].lower()

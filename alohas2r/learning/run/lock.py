@@ -12,6 +12,23 @@ from alohas2r.errors import ArtifactError
 NAME = ".lock"
 
 
+def in_use(folder: str | os.PathLike[str]) -> bool:
+    """Whether a run of any process owns a folder at this moment; changes nothing."""
+    try:
+        descriptor = os.open(pathlib.Path(folder) / NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class FolderLock:
     """Keeps other processes, and other runs of this one, out of a folder meanwhile.
 

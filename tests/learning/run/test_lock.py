@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from alohas2r.errors import ArtifactError
-from alohas2r.learning.run.lock import FolderLock
+from alohas2r.learning.run.lock import FolderLock, in_use
 
 HOLD = """
 import sys, time
@@ -26,8 +26,10 @@ def test_a_folder_has_one_owner_who_is_named(tmp_path: pathlib.Path) -> None:
         FolderLock(tmp_path),
     ):
         pass
+    assert not in_use(tmp_path / "nowhere")
     with FolderLock(tmp_path):  # given back, and the refusal took nothing
-        pass
+        assert in_use(tmp_path)
+    assert not in_use(tmp_path)
 
 
 def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: pathlib.Path) -> None:
