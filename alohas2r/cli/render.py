@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from alohas2r.cli.app import Scene, Seed, command, library, policy_folder
 from alohas2r.cli.display import working
+from alohas2r.core.types import Untyped
 from alohas2r.errors import BackendUnavailable, ConfigError
 from alohas2r.sim import scene as scenes
 
@@ -72,20 +74,68 @@ def render(
 
 @command("view", "Look")
 def view(
-    scene: Annotated[Scene, typer.Option(help="The scene to open.")] = "pick",
+    policy: Annotated[
+        str | None,
+        typer.Argument(
+            help="Show this policy at work: its folder, such as params/student, or an exported file.",
+            show_default=False,
+        ),
+    ] = None,
+    scene: Annotated[Scene | None, typer.Option(help="The scene to open (pick).")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Conditions of the policy, as in evaluate (eval-v1).")
+    ] = None,
+    seed: Seed = 0,
 ) -> None:
-    """Open a scene in MuJoCo's viewer: drag, pull and run it by hand."""
+    """Open a scene in MuJoCo's viewer, to drag, pull and run it by hand; or watch a policy at work.
+
+    A policy goes through the episodes of evaluate in real time, one after the other, until the window is closed.
+    """
+    if policy is None and protocol is not None:
+        raise ConfigError("--protocol is of a policy: alohas2r view POLICY --protocol NAME.")
+    if policy is not None and scene is not None:
+        raise ConfigError("Give either a policy, whose task names the scene, or --scene.")
+    shown = scene or "pick"
     if sys.platform.startswith("linux") and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):
+        instead = f"--scene {shown} --out {shown}.png" if policy is None else f"--policy {policy}"
+        instead += "" if policy is None else " --out film.mp4"
         raise BackendUnavailable(
             "The viewer needs a display, and there is none (DISPLAY is not set); "
-            f"alohas2r render --scene {scene} --out {scene}.png draws without one."
+            f"alohas2r render {instead} draws without one."
         )
     import mujoco
     import mujoco.viewer
 
-    loaded = scenes.load(scene)
-    data = mujoco.MjData(loaded.model)
-    mujoco.mj_resetDataKeyframe(loaded.model, data, loaded.id("key", "home"))
-    mujoco.viewer.launch(loaded.model, data)
+    if policy is None:
+        loaded = scenes.load(shown)
+        data = mujoco.MjData(loaded.model)
+        mujoco.mj_resetDataKeyframe(loaded.model, data, loaded.id("key", "home"))
+        mujoco.viewer.launch(loaded.model, data)
+        return
+    viewing, folder = library("evaluation.viewing"), policy_folder(policy)
+    with contextlib.ExitStack() as opened, contextlib.redirect_stdout(sys.stderr):
+
+        def show(model: mujoco.MjModel, data: mujoco.MjData) -> _Viewer:
+            handle = mujoco.viewer.launch_passive(
+                model, data, show_left_ui=False, show_right_ui=False
+            )
+            return _Viewer(opened.enter_context(handle))
+
+        good = viewing.play(folder, show, seed, protocol)
+    text = f"{sum(good)} of {len(good)} episodes succeeded."
+    Console(stderr=True).print(text, highlight=False, markup=False)
+
+
+class _Viewer:
+    """MuJoCo's viewer as a window of `evaluation.viewing`."""
+
+    def __init__(self, handle: Untyped) -> None:
+        self._handle = handle
+
+    def update(self) -> bool:
+        """Shows the present state; returns whether the window is still open."""
+        if self._handle.is_running():
+            self._handle.sync()
+        return self._handle.is_running()
