@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that a terminal cannot show is no error
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # XLA would take three quarters of a GPU's memory for itself, beside which MuJoCo Warp has to live.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     console = Console(stderr=True)
     try:
         given = sys.argv[1:] if arguments is None else arguments

@@ -60,6 +60,8 @@ def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
         (["train-teacher", "--phas", "pick"], 2, ["--phas", "--phase"]),
         (["evaluate", "x", "--episodes", "0"], 2, ["--episodes", "greater than or equal to 1"]),
         (["evaluate", "x", "--seed", "one"], 2, ["--seed", "integer"]),
+        (["evaluate", "x", "--seed", str(2**32)], 2, ["--seed", "4294967295"]),
+        (["view", "params/pick", "--scene", "pick"], 1, ["either a policy"]),
         (["evaluate", "nowhere"], 1, ["nowhere"]),
         (["evaluate", "../../etc"], 1, ["../../etc"]),
         (["evaluate", "x", "--video", "x.gif"], 1, ["must end in .mp4"]),
@@ -275,6 +277,12 @@ def test_a_shipped_file_is_found_in_any_directory(
     ("variable", "value", "command", "words"),
     [
         ("MUJOCO_GL", "nonsense", ["render", "--scene", "pick", "--out", "x.png"], "egl, osmesa"),
+        (
+            "DISPLAY",
+            "",
+            ["view", "params/student"],
+            "render --policy params/student --out film.mp4",
+        ),
         ("JAX_PLATFORMS", "cuda", ["evaluate", "params/pick", "--episodes", "1"], "JAX_PLATFORMS"),
     ],
 )
@@ -348,3 +356,32 @@ def test_shells_complete(shell: str, script: str, tmp_path: pathlib.Path) -> Non
     )
     assert "pick" in run.stdout, run.stderr
     assert "insert" not in run.stdout
+
+
+def test_memory_that_does_not_suffice_gets_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(assets, "data_path", exhausted)
+    code, out, err = run(capsys, "evaluate", "pick")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "memory of this machine" in err
+
+
+def test_a_gpus_memory_is_not_taken_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.delenv(name, raising=False)
+    run(capsys, "--version")
+    assert os.environ[name] == "false"
+    monkeypatch.setenv(name, "true")  # who wants it otherwise
+    run(capsys, "--version")
+    assert os.environ[name] == "true"
+
+
+def test_h_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "evaluate", "-h") == run(capsys, "evaluate", "--help")
