@@ -8,6 +8,8 @@ import io
 import json
 import pathlib
 import re
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -188,6 +190,31 @@ def test_files_beside_the_page_hold_the_figures(tmp_path: pathlib.Path) -> None:
     assert kept["success"] == result()["success"]
     assert "table" not in kept
     assert len(written[2].read_text().splitlines()) == COUNT + 1
+
+
+def complaints(opened: pathlib.Path, width: int) -> list[str]:
+    """Returns what the console of a browser without network says about a page; its picture is beside the page."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("needs chromium")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0")
+    shot = opened.with_suffix(f".{width}.png")
+    command = [
+        *(browser, *options, "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=2000"),
+        *(f"--user-data-dir={opened.parent / 'browser'}", f"--window-size={width},1200"),
+        *(f"--screenshot={shot}", opened.as_uri()),
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+    assert shot.stat().st_size > 1000
+    return [line for line in told.splitlines() if "CONSOLE" in line]
+
+
+def test_a_browser_opens_the_page_without_complaint(tmp_path: pathlib.Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text("<script src='https://example.org/x.js'></script><script>nothing()</script>")
+    assert complaints(bad, 800)
+    written = report_page.write(result(), tmp_path / "new", about())[0]
+    assert complaints(written, 390) == []
 
 
 def test_films_show_failures_of_each_kind_first() -> None:
