@@ -7,6 +7,7 @@ sweep_cases.py sweep OUT FLEET WORKERS [KEY=VALUES]...
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -138,5 +139,6 @@ if __name__ == "__main__":
         count(sys.argv[2:])
     else:
         folder, fleet, workers, *settings = sys.argv[2:]
-        result = run(pathlib.Path(folder), plan(*settings), fleet, int(workers))
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray says that an actor died
+            result = run(pathlib.Path(folder), plan(*settings), fleet, int(workers))
         sys.stdout.write(json.dumps(result))
