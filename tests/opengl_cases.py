@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from alohas2r.errors import BackendUnavailable
@@ -15,3 +16,9 @@ def skip_without_opengl() -> None:
         Offscreen(scene.load("pick").model, 8, 8).close()
     except BackendUnavailable as missing:
         pytest.skip(str(missing))
+
+
+def red(picture: np.ndarray) -> int:
+    """Counts the pixels of the block, which is red."""
+    channels = picture.astype(int)
+    return int((channels[..., 0] > 100 + channels[..., 1:].max(axis=-1)).sum())

@@ -292,10 +292,10 @@ def _evaluate_world(
     as_json: bool,
 ) -> None:
     """Shows how a policy does in another simulation."""
-    check_path = library("rendering.video").check_path
-    for path, ending in ((kept.video, ".mp4"), (kept.csv, ".csv")):
+    films = library("rendering.video")
+    for path, endings in ((kept.video, films.FILMS), (kept.csv, (".csv",))):
         if path is not None:
-            check_path(path, ending)
+            films.check_path(path, *endings)
     folder = policy_folder(policy)
     page = None if kept.report is None else EvaluationReport(kept.report, folder, films=False)
     with progress_display() as progress:

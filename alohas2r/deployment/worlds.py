@@ -326,7 +326,7 @@ def evaluate_world(
       world_name: a table's path, or the name of one that comes with this package.
       episodes: how many. seed: of the starts, which are those of `evaluate`.
       progress: receives counts of episodes.
-      video: a new .mp4 with the first episodes.
+      video: a new .mp4 or .webp with the first episodes.
 
     Returns:
       As `evaluate` does, with "world" and "world_hash", and what only a world tells: "deep" (eval-v1's own depth),
@@ -343,7 +343,7 @@ def evaluate_world(
     meter = Meter("evaluate", episodes, progress, unit="episodes")
     trials = WorldTrials(world, episodes, seed)
     robot = WorldRobot(world)
-    film = None if video is None else _Film(world, films.check_path(video))
+    film = None if video is None else _Film(world, films.check_path(video, *films.FILMS))
     if isinstance(policy, StagedPolicy):
         actor: Actor = StateActor(policy, trials)
         _run(actor, world, robot, trials, episodes, meter, film)

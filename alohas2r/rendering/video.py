@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import io
 import os
@@ -21,12 +20,9 @@ from alohas2r.embodiment import joints
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
 from alohas2r.rendering.offscreen import Offscreen, fixed_camera, free_camera
 from alohas2r.sim import scene as sim_scene
-from alohas2r.sim.scene import Scene
 
 CONTROL_RATE_HZ = round(1 / joints.CONTROL_PERIOD_S)  # one frame a control step
 CAMERA = "teleoperator_pov"
-# View of episodes: point looked at (m), distance (m), azimuth and elevation (degrees).
-VIEW = ((0.0, 0.0, 0.14), 1.2, 90.0, -25.0)
 FILMS = (".mp4", ".webp")  # endings of videos
 GREEN, RED, GREY = (0, 170, 60), (200, 30, 30), (70, 70, 70)
 
@@ -163,60 +159,6 @@ def clip(frames: Iterable[np.ndarray], rate_hz: int, quality: int = 27) -> bytes
     return buffer.getvalue()
 
 
-def write_rollouts(
-    path: str | os.PathLike[str],
-    scene: Scene,
-    qpos: np.ndarray,
-    success: np.ndarray | None = None,
-    half_sizes: Mapping[str, np.ndarray] | None = None,
-    *,
-    camera: str | mujoco.MjvCamera | None = None,
-    height: int = 240,
-    width: int = 320,
-) -> pathlib.Path:
-    """Films episodes side by side, one frame a control step.
-
-    Args:
-      path: a name that ends in ".mp4".
-      scene: the scene that they took place in.
-      qpos: [T, N, nq] joint positions.
-      success: [N] whether an episode succeeded: a green border, or a red one; None for grey ones.
-      half_sizes: box geom -> [N, 3] half sizes (m), where they differ between episodes.
-      camera: the view, by name or free; None for one that shows both arms closely.
-      height: of one episode's view, in pixels.
-      width: likewise.
-
-    Raises:
-      ConfigError: the name ends otherwise, an unknown camera, a size out of range.
-      ArtifactError: the file cannot be written.
-      BackendUnavailable: no OpenGL, or the package av is not installed.
-      ValueError: qpos is not [T, N, nq].
-    """
-    path = check_path(path)
-    model = copy.copy(scene.model)  # its objects take each episode's sizes in turn
-    if qpos.ndim != 3 or qpos.shape[2] != model.nq:
-        raise ValueError(f"qpos {qpos.shape} must be [T, N, {model.nq}]")
-    episodes = qpos.shape[1]
-    colours = [GREY] * episodes if success is None else [GREEN if good else RED for good in success]
-    sizes = {scene.id("geom", name): values for name, values in (half_sizes or {}).items()}
-    camera = free_camera(*VIEW) if camera is None else camera
-    data = mujoco.MjData(model)
-
-    def frames() -> Iterator[np.ndarray]:
-        with Offscreen(model, height, width, shadows=False) as view:
-            for positions in qpos:
-                pictures = []
-                for episode in range(episodes):
-                    for geom, values in sizes.items():
-                        model.geom_size[geom] = values[episode]
-                    data.qpos[:] = positions[episode]
-                    update_kinematics(model, data)
-                    pictures.append(border(view.picture(data, camera), colours[episode]))
-                yield tile(np.stack(pictures))
-
-    return write_video(path, frames())
-
-
 def write_scene(
     path: str | os.PathLike[str],
     name: str,
@@ -229,7 +171,7 @@ def write_scene(
     """Draws a scene in its home position: a picture from a camera, or a video that walks around it.
 
     Args:
-      path: a name that ends in ".png" or ".mp4".
+      path: a name that ends in ".png", ".mp4" or ".webp".
       name: of the scene.
       camera: of the picture, by name.
       height: in pixels.
@@ -245,9 +187,7 @@ def write_scene(
     loaded = sim_scene.load(name)
     fixed_camera(loaded.model, camera)
     suffix = pathlib.Path(path).suffix.lower()
-    if suffix not in (".png", ".mp4"):
-        raise ConfigError(f"'{path}' must end in .png or .mp4.")
-    path = check_path(path, suffix)
+    path = check_path(path, ".png", *FILMS)
     data = mujoco.MjData(loaded.model)
     mujoco.mj_resetDataKeyframe(loaded.model, data, loaded.id("key", "home"))
     update_kinematics(loaded.model, data)

@@ -18,19 +18,22 @@ import pytest
 pytest.importorskip("jax")
 pytest.importorskip("jinja2")
 
-from opengl_cases import skip_without_opengl
+from opengl_cases import red, skip_without_opengl
 
 from alohas2r.cli import app
 from alohas2r.core import stats
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import BackendUnavailable, ConfigError
 from alohas2r.evaluation import evaluate, filming, report_gallery, report_page
+from alohas2r.evaluation.evaluate import Episodes
 from alohas2r.evaluation.filming import Keepers
 from alohas2r.evaluation.report_gallery import Gallery, GalleryConfig
 from alohas2r.evaluation.video import Film, FilmConfig
 from alohas2r.rendering import video
 from alohas2r.reporting import charts, figures, page
 from alohas2r.reporting.page import Clip
+from alohas2r.sim import scene
+from alohas2r.tasks.pick.scoring import PickScorer
 from alohas2r.tasks.protocol import EVAL_V1
 from alohas2r.tasks.registry import find_task
 
@@ -336,6 +339,36 @@ def test_the_first_episodes_are_side_by_side_in_a_video(
     assert pictures[0].shape == (48 + 2 * 4 + 2, 2 * (64 + 2), 3)
     for half in (pictures[0][6:-6, 2:64], pictures[0][6:-6, 68:130]):
         assert half.std() > 10
+
+
+def test_a_video_shows_each_episode_with_its_block_and_outcome(tmp_path: pathlib.Path) -> None:
+    skip_without_opengl()
+    loaded = scene.load("pick")
+    qpos = np.repeat(np.repeat(loaded.home_qpos[None, None], 4, 0), 2, 1)
+    qpos[2:, 1, loaded.arms[0].object_qpos[0]] -= 10.0  # the second block leaves the picture
+    ended = {
+        "success": np.array([True, False]),
+        "time_to_success_s": np.array([0.1, np.nan]),
+        "block_half_side_mm": np.array([10.0, 30.0]),
+    }
+    scorer = PickScorer(EVAL_V1.pick, np.array([[0.01, 0.1], [0.03, 0.1]]))
+    short = FilmConfig(2, after_s=5.0, height=150, width=200)
+    whole = Film(find_task("pick"), tmp_path / "a.mp4", short)
+    steps = np.array([4, 4])
+    whole.keep(0, Episodes(ended, qpos, scorer, steps, None))  # pyright: ignore[reportArgumentType]
+    with av.open(str(whole.write())) as container:
+        frames = np.stack([one.to_ndarray(format="rgb24") for one in container.decode(video=0)])
+    # Two lines of 12, a border of 2.
+    assert frames.shape == (4, 150 + 2 * 12 + 2 * 2, 2 * (200 + 2 * 2), 3)
+    first, second = frames[:, 16:-16, 4:200], frames[:, 16:-16, 208:-4]
+    assert red(second[0]) > 1.5 * red(first[0]) > 0
+    assert red(first[3]) > 0
+    assert red(second[3]) == 0
+    left, right = frames[:, :, 0].mean(1), frames[:, :, -1].mean(1)
+    assert np.ptp(left[0]) < 20  # grey before success
+    assert left[3].argmax() == 1
+    assert left[3].max() > 100  # green then
+    assert (right.argmax(1) == 0).all()  # failure
 
 
 def test_a_video_that_cannot_be_made_is_refused_before_the_work(

@@ -8,7 +8,7 @@ import matplotlib.image
 import mujoco
 import numpy as np
 import pytest
-from opengl_cases import skip_without_opengl
+from opengl_cases import red, skip_without_opengl
 from PIL import Image
 
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
@@ -142,40 +142,6 @@ def test_missing_encoder_says_what_to_install(
 @pytest.fixture(scope="module")
 def opengl() -> None:
     skip_without_opengl()
-
-
-def red(picture: np.ndarray) -> int:
-    """Counts the pixels of the block, which is red."""
-    channels = picture.astype(int)
-    return int((channels[..., 0] > 100 + channels[..., 1:].max(axis=-1)).sum())
-
-
-@pytest.mark.usefixtures("opengl")
-def test_rollouts_show_each_episode_with_its_block_and_outcome(tmp_path: pathlib.Path) -> None:
-    loaded = scene.load("pick")
-    sizes = loaded.model.geom_size.copy()
-    qpos = np.repeat(np.repeat(loaded.home_qpos[None, None], 4, 0), 2, 1)
-    qpos[2:, 1, loaded.arms[0].object_qpos[0]] -= 10.0  # the second block leaves the picture
-    path = video.write_rollouts(
-        tmp_path / "a.mp4",
-        loaded,
-        qpos,
-        np.array([True, False]),
-        {"box": np.array([[0.048, 0.01, 0.01], [0.048, 0.03, 0.03]])},
-        height=120,
-        width=160,
-    )
-    frames = read(path)
-    assert frames.shape == (4, 120, 320, 3)
-    first, second = frames[:, 4:-4, 4:156], frames[:, 4:-4, 164:-4]
-    assert red(second[0]) > 1.5 * red(first[0]) > 0
-    assert red(first[3]) > 0
-    assert red(second[3]) == 0
-    assert frames[0, :, 0].mean(axis=0).argmax() == 1  # green: success
-    assert frames[0, :, -1].mean(axis=0).argmax() == 0  # red: failure
-    assert np.array_equal(loaded.model.geom_size, sizes)
-    with pytest.raises(ValueError, match="T, N"):
-        video.write_rollouts(tmp_path / "b.mp4", loaded, qpos[0])
 
 
 @pytest.mark.usefixtures("opengl")
