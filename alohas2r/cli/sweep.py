@@ -153,7 +153,7 @@ def _show(result: JsonObject, keys: list[str]) -> None:
     title = f"{escape(metric)} of {len(result['configurations'])} configurations"
     table = Table(title=title, title_justify="left")
     for name in ("", *keys, "interquartile mean", "95%", "seeds", ""):
-        table.add_column(escape(name), no_wrap=name == "95%")
+        table.add_column(escape(name), no_wrap=name == "95%", overflow="fold")
     best = result["best"] or {"configuration": None}
     for row in result["configurations"]:
         ends = "best" if row["configuration"] == best["configuration"] else row["state"]

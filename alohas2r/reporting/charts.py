@@ -350,7 +350,7 @@ def parallel_coordinates(
             plot.add(
                 '<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="end">{text}</text>',
                 x=left - 4,
-                y=plot.at(0.0, place)[1] + 3.5,
+                y=plot.at(0.0, place)[1] + (-4 if place < 0.9 else 11),  # beside the lines
                 text=text,
             )
     results = [line.result for line in lines]

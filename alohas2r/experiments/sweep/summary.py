@@ -214,14 +214,17 @@ def _means(result: JsonObject, metric: str) -> list[Section]:
     for key, rows in result["values"].items():
         known = [row for row in rows if row["iqm"] is not None]
         if known:
-            sections.append(Section(key, [_bars({row["value"]: row for row in known})], note))
+            sections.append(
+                Section(key, [_bars({row["value"]: row for row in known}, metric)], note)
+            )
             note = ""
     return sections
 
 
-def _bars(rows: Mapping[str, JsonObject]) -> page.Rates | page.Table:
+def _bars(rows: Mapping[str, JsonObject], metric: str) -> page.Rates | page.Table:
     """Returns means as bars where they are shares, else as a table."""
-    if all(0 <= row["iqm"] <= 1 for row in rows.values()):
+    share = metric.startswith("eval/") or metric.endswith("accuracy")
+    if share and all(0 <= row["iqm"] <= 1 for row in rows.values()):
         bars = []
         for name, row in rows.items():
             known = row["low"] is not None
