@@ -343,3 +343,20 @@ def test_the_sensitivity_sweeps_have_settings_that_exist() -> None:
         plan, configurations = prepared(asked, training.settings(options))
         assert len(space.varied(plan.space)) == 5
         assert len(configurations) == 11
+
+
+@pytest.mark.long
+def test_the_worst_are_stopped_saved_and_stay_stopped(tmp_path: pathlib.Path) -> None:
+    asked = sweep_cases.plan("rate=0.5,0.6,0.7,0.8,1.5", "pause=0.4", stop_worst=0.5)
+    result = sweep_cases.run(tmp_path, asked)
+    assert result["finished"]
+    states = {row["settings"]["rate"]: row["state"] for row in result["configurations"]}
+    assert states["0.5"] == "done"
+    assert states["1.5"] == "stopped"
+    assert result["best"]["settings"]["rate"] == "0.5"
+    assert result["runs"]["open"] == result["runs"]["failed"] == 0
+    assert result["runs"]["stopped"] >= 1
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")}
+    again = sweep_cases.run(tmp_path, asked)
+    assert again["configurations"] == result["configurations"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*")} == before
