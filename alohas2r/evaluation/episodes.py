@@ -25,7 +25,7 @@ from alohas2r.tasks.registry import AnyTask
 from alohas2r.tasks.scoring import Scorer, Step
 
 SEEDS = 2**32  # the generator takes 32 bits of a seed
-MAX_ENVS = 2048  # episodes simulated at once; results do not depend on it
+MAX_ENVS = 2048  # episodes simulated at once; what is drawn for each does not depend on it
 
 
 class Actor(Protocol):

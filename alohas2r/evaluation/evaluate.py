@@ -250,7 +250,8 @@ def evaluate(
     Args:
       policy_path: a policy artifact, or an exported file (.onnx).
       episodes: how many.
-      seed: episode i of a seed is the same whatever else is evaluated.
+      seed: what is drawn for episode i (start, physics, noise, looks) depends on the seed and i alone. What comes of
+        it agrees to rounding: products of matrices are summed in another order in another number of episodes.
       threads: of the physics; 0 for all cores.
       progress: receives counts of episodes.
       protocol: the distributions and thresholds; that of the policy's task if None.

@@ -103,7 +103,7 @@ def test_progress_counts_episodes(pick: Result) -> None:
     assert {(report.total, report.unit) for report in pick.reports} == {(EPISODES, "episodes")}
 
 
-def test_an_episode_is_the_same_whatever_is_evaluated_beside_it(
+def test_an_episode_is_the_same_to_rounding_whatever_is_evaluated_beside_it(
     pick: Result, loose: dict[str, np.ndarray]
 ) -> None:
     scored = ("success", "precise", "time_to_success_s")

@@ -1,0 +1,110 @@
+"""What the documents tell a reader to run is run, at a size that takes seconds to minutes: make test-long."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import docs_cases
+import pytest
+from docs_cases import ROOT, Command
+
+pytestmark = pytest.mark.long
+
+# What keeps a command from being run here, by its first word or by a sign in it; anything else is run.
+ELSEWHERE = {
+    "a robot": (
+        *(
+            "setup-arms",
+            "setup-robot",
+            "monitor",
+            "measure-delay",
+            "check-cameras",
+            "record-camera",
+        ),
+        *("torque-off", "excite", "calibrate"),
+    ),
+    "a display": ("view",),
+    "somebody who ends it": ("serve", "emulate-robot"),
+    "a run of the reader's": ("replay",),
+    "the reader's shell": ("--install-completion",),
+    "minutes, and has a long test of its own": ("pipeline", "sweep", "bench-gpu", "contamination"),
+}
+SIGNS = {
+    "a robot": ("--robot aloha", "/dev/tty", "--soak-hours", "--fuzz-runs"),
+    "a server": ("--server",),
+    "a file of the reader's": (
+        *("POLICY", "FILE", "student.onnx", "runs/handover/policy", "--world-params", "gpu.json"),
+    ),
+    "files of another package": ("gym-aloha", "menagerie", "cifar10"),
+}
+# Options that make a command small.
+SMALL = {
+    "train-teacher": {"--preset": "quick", "--minutes": "0"},
+    "distill": {"--preset": "quick", "--minutes": "0"},
+    "pretrain-encoder": {"--preset": "quick", "--minutes": "0"},
+    "evaluate": {"--episodes": "2"},
+    "record": {"--episodes": "2"},
+    "deploy": {"--episodes": "1", "--seconds": "2"},
+    "bench-sim": {"--seconds": "1"},
+    "bench-policy": {"--seconds": "1"},
+    "bench-render": {"--envs": "16", "--seconds": "0.2", "--no-ratios": "", "--no-physics": ""},
+}
+WRITES = ("--out", "--report")  # options that name what is written
+TRAINED = {"pick": "pick", "insert": "teacher", "student": "student", "encoder": "encoder"}
+
+
+def where_else(words: tuple[str, ...]) -> str | None:
+    """Returns what a command needs that is not here; None if nothing."""
+    line = " ".join(words)
+    for need, names in ELSEWHERE.items():
+        if words[0] in names:
+            return need
+    return next((need for need, signs in SIGNS.items() if any(s in line for s in signs)), None)
+
+
+def small(words: tuple[str, ...]) -> list[str]:
+    """Returns a command with the options that make it small, and shipped policies for what a reader has trained."""
+    options = SMALL.get(words[0], {})
+    kept, left = [words[0]], list(words[1:])
+    while left:
+        word = left.pop(0)
+        if word in options:
+            if options[word]:
+                left.pop(0)
+        elif word == "--grid":
+            kept += [word, "1x1"]
+            left.pop(0)
+        elif word.startswith("runs/") and kept[-1] not in WRITES:
+            kept.append("params/" + next(TRAINED[kind] for kind in TRAINED if kind in word))
+        else:
+            kept.append(word)
+    return kept + [word for option in options.items() for word in option if word]
+
+
+def runnable() -> list[Command]:
+    """Returns the commands that can be run here, each once."""
+    seen: dict[tuple[str, ...], Command] = {}
+    for command in docs_cases.commands():
+        if command.whole and where_else(command.arguments) is None:
+            seen.setdefault(command.arguments, command)
+    return list(seen.values())
+
+
+def test_most_commands_are_run() -> None:
+    assert len(runnable()) > 30
+
+
+@pytest.mark.parametrize("command", runnable(), ids=lambda c: f"{c.where} {' '.join(c.arguments)}")
+def test_a_documented_command_runs(command: Command, tmp_path: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "alohas2r.cli", *small(command.arguments)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
