@@ -16,7 +16,7 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import plain, show, working
-from alohas2r.cli.options import API_KEY, Cameras, Ports, RobotFile
+from alohas2r.cli.options import API_KEY, Cameras, Ports, RobotFile, or_shipped
 from alohas2r.cli.report import ReportFolder, check_report, command_line, tell_written
 from alohas2r.cli.run_display import live
 from alohas2r.cli.soak import run_soak
@@ -36,7 +36,7 @@ def deploy(
         ),
     ],
     policy: Annotated[
-        pathlib.Path | None, typer.Option(help="The exported policy (.onnx).")
+        pathlib.Path | None, typer.Option(help="The exported policy (.onnx).", callback=or_shipped)
     ] = None,
     server: Annotated[
         str | None,
@@ -275,7 +275,8 @@ def replay(
         pathlib.Path | None, typer.Option(help="Folder for plots and video (beside the log).")
     ] = None,
     policy: Annotated[
-        pathlib.Path | None, typer.Option(help="The exported policy, if not where the log says.")
+        pathlib.Path | None,
+        typer.Option(help="The exported policy, if not where the log says.", callback=or_shipped),
     ] = None,
     report: ReportFolder = None,
     export: Annotated[
@@ -322,7 +323,8 @@ def replay(
 @command("doctor", "Deploy")
 def doctor(
     policy: Annotated[
-        pathlib.Path | None, typer.Option(help="An exported policy that must be sound.")
+        pathlib.Path | None,
+        typer.Option(help="An exported policy that must be sound.", callback=or_shipped),
     ] = None,
     ports: Annotated[
         tuple[str, str] | None,

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from alohas2r.cli.app import policy_folder
 from alohas2r.learning.run.loggers.registry import logger_names
+
+
+def or_shipped(policy: pathlib.Path | None) -> pathlib.Path | None:
+    """Returns the path of an option, or the shipped policy of that name, as other commands find it."""
+    return None if policy is None else policy_folder(str(policy))
+
 
 # Where the policy server's key is taken from; on a command line everybody on the machine sees it.
 API_KEY = "ALOHAS2R_API_KEY"

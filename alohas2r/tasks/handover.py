@@ -34,11 +34,11 @@ HALF_SIZE = (0.070, 0.012, 0.012)  # m, of the block, as in the MJCF
 GIVER_GRIP = 0.035  # m, from the block's centre to the giver's grip point, along -x
 # The raised giver (rad): its gripper 0.15 m above the table, before the middle; how far starts lie about that.
 RAISED_ARM, SPREAD = np.array([0.0, -0.332, 0.958, 0, 0, 0]), np.array([0.15, 0.06, 0.06, 0, 0, 0])
-# Either arm (rad) that holds its end of the block in the meeting place.
-GIVING = np.array([0.0, -0.173, 0.813, 0, -0.19, 0])
+GIVING = np.array([0.0, -0.173, 0.813, 0, -0.19, 0])  # either arm where they meet (rad)
 FINGERS_ON_BLOCK = 0.0205  # m of travel at which the fingers touch the block's sides
 WAIST, DIRECTION_DEG, YAW_DEG = 0.1, 14.5, 5.0  # half ranges about the home pose
 REACH = 0.03  # m, farthest that a grip may be from its point
+PPO = ("ppo.entropy=0.01,0.002", "ppo.reward_scale=0.05", "ppo.target_kl=0.02,0.008")
 FLAGS = ("grasped", "lifted", "both_held", "received", "dropped", "out", "unstable")
 
 
@@ -175,12 +175,11 @@ class HandoverTask:
         giving = giving + 6 * (holding[0] | lifted) * bring * (1 + lifted * near[1])
         total = jnp.where(received, 22 + 6 * jnp.minimum(apart[0] / limits.clear, 1), giving)
         progress = jnp.where(state.best < 0, 0.0, jnp.maximum(total - state.best, 0.0))
-        alone = jnp.where(clear, state.alone + 1, 0)
+        alone, best = jnp.where(clear, state.alone + 1, 0), jnp.maximum(total, state.best)
         success = alone >= limits.hold_steps
         dropped, step = state.lifted & (position[2] < 0.5 * limits.height), state.step + 1
         each = 0.02 * (holding[0] & lifted) + 0.1 * (holding[1] & lifted) + 1.0 * clear
         reward = progress + each + 0.005 * slow_joints(signals.qvel).sum() - 2.0 * dropped
-        best = jnp.maximum(total, state.best)
         new = HandoverState(step, state.stage, best, state.lifted | lifted, alone)
         flags = (holding[0], lifted, holding.all(), clear, success, dropped)
         measures = HandoverMeasures(*flags, jnp.abs(signals.qvel[:, :6]).max(), forces.max())
@@ -225,7 +224,7 @@ ENTRY = register(
     TaskEntry(
         name="handover",
         scene="handover",
-        config=HandoverConfig(raised=0.7),
+        config=HandoverConfig(raised=0.5),
         noise=NoiseConfig(),
         task=HandoverTask,
         randomize=_randomize,
@@ -237,7 +236,7 @@ ENTRY = register(
         ),
         watched=("success", "held_at_end", "grasped", "lifted", "both_held", "dropped"),
         presets={
-            "default": ("total_steps=24e6", "ppo.entropy=0.01,0.002", "ppo.reward_scale=0.05"),
+            "default": ("total_steps=12e6", "ppo.learning_rate=3e-4", *PPO),
             "quick": (
                 *("total_steps=100e3", "ppo.num_envs=128", "checkpoints=5"),
                 *("evaluations=1", "evaluation_episodes=32"),

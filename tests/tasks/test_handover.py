@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from alohas2r.core import assets
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvConfig
 from alohas2r.errors import ConfigError
+from alohas2r.evaluation import evaluate
 from alohas2r.sim import scene
 from alohas2r.tasks import handover
 from alohas2r.tasks.building import build
@@ -153,3 +155,10 @@ def test_it_trains_and_its_policy_is_evaluated(
     assert result["protocol"] == "handover-v1"
     assert result["protocol_hash"] == HASH
     assert set(result["stages"]) == set(handover.FLAGS)
+
+
+def test_the_shipped_policy_hands_over() -> None:
+    result = evaluate.evaluate(assets.data_path("params") / "handover", 16, seed=7)
+    assert result["protocol_hash"] == HASH
+    assert result["stages"]["lifted"]["rate"] == 1
+    assert result["success"]["rate"] >= 0.8
