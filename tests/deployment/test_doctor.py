@@ -172,7 +172,7 @@ def test_a_policy_is_loaded_and_verified(
     assert line.status == "fail"
 
 
-@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("as_json", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_command_exits_by_what_it_finds(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

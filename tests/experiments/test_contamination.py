@@ -15,6 +15,7 @@ from alohas2r.learning.run import log as run_log
 pytestmark = pytest.mark.compiles
 
 
+@pytest.mark.long
 def test_both_ways_are_trained_for_equal_steps_and_drawn(tmp_path: pathlib.Path) -> None:
     result = contamination.run(tmp_path, steps=512, num_envs=8)
     assert set(result) == set(contamination.LABELS)

@@ -101,7 +101,9 @@ def test_a_teacher_of_insertion(lifting: pathlib.Path, tmp_path: pathlib.Path) -
     assert_seed_matters(arguments, "teacher", tmp_path)
 
 
-@pytest.mark.parametrize("method", ["supervised", "contrastive"])
+@pytest.mark.parametrize(
+    "method", ["supervised", pytest.param("contrastive", marks=pytest.mark.long)]
+)
 def test_an_encoder(tmp_path: pathlib.Path, method: str) -> None:
     arguments = ["pretrain-encoder", "--preset", "quick", "--method", method, "--renderer", "exact"]
     arguments += ["--threads", "1", "--seed", "3", *chosen(student_cases.TINY_ENCODER)]
@@ -115,7 +117,7 @@ def test_an_encoder(tmp_path: pathlib.Path, method: str) -> None:
     [
         pytest.param("rgbd", "given", (), marks=pytest.mark.long),
         ("rgbd", "params/encoder", ()),
-        ("rgb", "finetune", ()),
+        pytest.param("rgb", "finetune", (), marks=pytest.mark.long),
         pytest.param("rgb", "none", ("hold_out.probability=(0.2, 0.3)",), marks=pytest.mark.long),
         pytest.param("depth", None, ("cameras.size=32",), marks=pytest.mark.long),
         ("state", None, ()),

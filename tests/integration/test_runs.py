@@ -124,7 +124,7 @@ def test_a_command_killed_before_its_first_checkpoint_resumes(
     assert "add --resume" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [encoder, student])
+@pytest.mark.parametrize("arguments", [encoder, pytest.param(student, marks=pytest.mark.long)])
 def test_a_resume_does_not_switch_the_renderer_unseen(
     arguments: Callable[..., list[str]], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

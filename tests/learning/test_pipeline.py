@@ -69,6 +69,7 @@ def kill(out: pathlib.Path, when: Callable[[], bool]) -> None:
     assert process.returncode == -signal.SIGKILL, complaints
 
 
+@pytest.mark.long
 def test_a_killed_pipeline_goes_on_where_it_was(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

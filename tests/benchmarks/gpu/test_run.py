@@ -409,7 +409,7 @@ def test_wrong_usage_is_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtu
         assert f"alohas2r {name}" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_gpu_the_script_says_so_and_ends_with_1(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("warp", reason="MuJoCo Warp is not installed")
     script = ROOT / "benchmarks" / "gpu.sh"
