@@ -50,6 +50,7 @@ def expected() -> dict[str, object]:
     return json.loads(json.dumps(pinned_cases.figures()))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [TOGETHER, *(pytest.param(one, marks=pytest.mark.long) for one in SETTINGS)]

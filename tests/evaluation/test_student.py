@@ -111,6 +111,7 @@ def test_a_student_gets_the_rows_and_the_starts_of_a_teacher(
         np.testing.assert_array_equal(again[name], column, err_msg=name)
 
 
+@pytest.mark.long
 def test_a_gripper_that_closes_where_nothing_is_is_counted() -> None:
     keys = episodes.episode_keys(5, 0, EPISODES)
     closing, still = draw_student(-10.0), draw_student(-10.0)

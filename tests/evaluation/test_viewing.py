@@ -33,6 +33,7 @@ class Watching:
         return len(self.states) < self._most
 
 
+@pytest.mark.long
 def test_it_shows_the_episodes_of_an_evaluation_until_it_is_closed(
     random_policy: pathlib.Path,
 ) -> None:

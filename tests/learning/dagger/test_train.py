@@ -86,6 +86,7 @@ def leaves(out: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(
     paths: Paths,
     unbroken: pathlib.Path,
@@ -285,6 +286,7 @@ def test_a_state_outlives_the_next_collection_and_samples_the_update(
         jax.tree.map(np.testing.assert_array_equal, samples, copied(data.samples))
 
 
+@pytest.mark.long
 def test_several_threads_collect_what_one_does(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:

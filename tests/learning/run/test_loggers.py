@@ -194,6 +194,7 @@ def test_mlflow_keeps_one_run_over_both_parts(tmp_path: pathlib.Path) -> None:
     assert {"config.json", "metrics.jsonl"} <= files
 
 
+@pytest.mark.long
 def test_wandb_keeps_one_run_offline_over_both_parts(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
