@@ -67,12 +67,13 @@ $(VENV)/.test: EXTRAS = train,warp,export,robot,datasets,gymnasium,loggers,sweep
 
 $(VENV)/.docs: EXTRAS = train,docs
 
-# Python compiles what it imports when it does so; to compile all of it beforehand takes half a minute.
+# Python compiles what it imports when it does so; only many tests, in processes of their own, repay compiling beforehand.
+$(VENV)/.train $(VENV)/.docs: COMPILE = --no-compile
 $(VENV)/.train $(VENV)/.test $(VENV)/.docs: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --no-compile -c constraints.txt hatchling editables
-	$(PIP) install --quiet --no-compile -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PIP) install --quiet $(COMPILE) -c constraints.txt hatchling editables
+	$(PIP) install --quiet $(COMPILE) -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
 
 # Libraries of the system: for pictures (EGL), RealSense cameras (libusb), environments (venv).

@@ -14,6 +14,8 @@ TRIALS = {"alohas2r.deployment.trials", "alohas2r.deployment.worlds"}
 
 def modules() -> list[str]:
     files = [path for name in WITHOUT for path in (ROOT / "alohas2r" / name).rglob("*.py")]
+    # What `init` copies for its user is no module of the package.
+    files = [path for path in files if "project_files" not in path.parts]
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     names = {name.removesuffix(".__init__") for name in names}
     return sorted(
