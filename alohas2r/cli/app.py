@@ -16,6 +16,7 @@ import typer.exceptions
 from rich.console import Console
 from rich.markup import escape
 
+from alohas2r.core import assets
 from alohas2r.core.types import Untyped
 from alohas2r.core.version import __version__
 from alohas2r.errors import Alohas2rError
@@ -215,21 +216,8 @@ def _root(
 
 
 def policy_folder(name: str) -> pathlib.Path:
-    """Returns the folder or file of a policy: the path as given or, if there is none, the shipped one.
-
-    So "params/pick", "pick" and "params/student/policy.onnx" work in any directory, also from an installed package.
-    """
-    path = pathlib.Path(name).expanduser()
-    if not path.exists():
-        from alohas2r.core.assets import data_path
-        from alohas2r.errors import ModelError
-
-        relative = pathlib.Path(*path.parts[1:]) if path.parts[:1] == ("params",) else path
-        with contextlib.suppress(ModelError):
-            shipped = data_path("params") / relative
-            if relative.parts and not relative.is_absolute() and shipped.exists():
-                return shipped
-    return path
+    """Returns the folder or file of a policy; see `core.assets.policy_path`."""
+    return assets.policy_path(name)
 
 
 def library(name: str) -> Untyped:

@@ -23,7 +23,7 @@ from alohas2r.cli.served import (
     check_server,
     evaluate_served,
 )
-from alohas2r.core.types import JsonObject, Untyped
+from alohas2r.core.types import JsonObject
 from alohas2r.errors import ConfigError
 
 
@@ -188,15 +188,20 @@ def _evaluate(
     for path, suffix in ((kept.csv, ".csv"), (plot, ".png")):
         if path is not None:
             library("rendering.video").check_path(path, suffix)
+    if kept.video is not None:
+        films = library("rendering.video")
+        films.check_path(kept.video, *films.FILMS)
+    phase = evaluate.load_policy(folder).spec.phase
     rules = None
     if kept.protocol is not None or kept.causes is not None:
-        rules = evaluate.find_rules(folder, kept.protocol, kept.causes == "none")
-    page = None if kept.report is None else EvaluationReport(kept.report, folder)
-    film = None if kept.video is None else _film(folder, kept.video)
+        rules = evaluate.find_rules(phase, kept.protocol, kept.causes == "none")
+    entry = library("tasks.registry").find_task(phase)
+    page = None if kept.report is None else EvaluationReport(kept.report, folder, entry)
+    film = None if kept.video is None else library("evaluation.video").Film(entry, kept.video)
     keepers = [one for one in (film, None if page is None else page.gallery) if one is not None]
     if kept.world_params is not None:
         ranges = library("calibration.ranges")
-        rules = rules or evaluate.find_rules(folder, ranges.PROTOCOL)
+        rules = rules or evaluate.find_rules(phase, ranges.PROTOCOL)
         rules = ranges.of_robot(rules, kept.world_params)
     with progress_display() as progress:
         result = evaluate.evaluate(
@@ -228,14 +233,6 @@ def _evaluate(
             "evaluate", policy, episodes=episodes, seed=seed, engine=result["engine"], **options
         )
         page.write(result, policy, named)
-
-
-def _film(policy: pathlib.Path, path: pathlib.Path) -> Untyped:
-    """Returns what films the first episodes of an evaluation, once it is known that it can."""
-    video = library("rendering.video")
-    video.check_path(path, *video.FILMS)
-    spec = library("evaluation.evaluate").load_policy(policy).spec
-    return library("evaluation.video").Film(library("tasks.registry").find_task(spec.phase), path)
 
 
 def _sweep(
@@ -297,7 +294,7 @@ def _evaluate_world(
         if path is not None:
             films.check_path(path, *endings)
     folder = policy_folder(policy)
-    page = None if kept.report is None else EvaluationReport(kept.report, folder, films=False)
+    page = None if kept.report is None else EvaluationReport(kept.report, folder)
     with progress_display() as progress:
         result = library("deployment.worlds").evaluate_world(
             folder, world, episodes, seed, progress, kept.video

@@ -69,7 +69,8 @@ def record(
     folder = policy_folder(policy)
     rules = None
     if protocol is not None:
-        rules = library("evaluation.evaluate").find_rules(folder, protocol)
+        evaluate = library("evaluation.evaluate")
+        rules = evaluate.find_rules(evaluate.load_policy(folder).spec.phase, protocol)
     with progress_display() as progress:
         recording = library("datasets.record").record(
             *(folder, episodes, seed),

@@ -58,21 +58,21 @@ class EvaluationReport:
       gallery: is shown the episodes, for films; None where none can be made.
     """
 
-    def __init__(self, folder: pathlib.Path, policy: pathlib.Path, films: bool = True) -> None:
+    def __init__(
+        self, folder: pathlib.Path, policy: pathlib.Path, entry: Untyped | None = None
+    ) -> None:
         """Tries what the page needs.
 
         Args:
           folder: of the page. policy: its path.
-          films: whether the page shows episodes.
+          entry: the task whose episodes the page shows; None to show none.
         """
         check_report(folder)
         self._folder, self._policy = folder, policy
         self.gallery: Untyped = None
         self._why = "the episodes were not filmed."
-        if films:
+        if entry is not None:
             galleries = library("evaluation.report_gallery")
-            phase = library("evaluation.evaluate").load_policy(policy).spec.phase
-            entry = library("tasks.registry").find_task(phase)
             self._why = library("evaluation.filming").drawable(entry)
             self.gallery = None if self._why else galleries.Gallery(entry)
 

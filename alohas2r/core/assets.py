@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 
@@ -29,3 +30,19 @@ def data_path(kind: str) -> pathlib.Path:
     raise ModelError(
         f"The folder {kind}/ was not found at {' or '.join(map(str, candidates))}; reinstall alohas2r."
     )
+
+
+def policy_path(name: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder or file of a policy: the path as given or, if there is none, the shipped one.
+
+    So "params/pick", "pick" and "params/student/policy.onnx" work in any directory, also from an installed package.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.exists():
+        return path
+    relative = pathlib.Path(*path.parts[1:]) if path.parts[:1] == ("params",) else path
+    with contextlib.suppress(ModelError):
+        shipped = data_path("params") / relative
+        if relative.parts and not relative.is_absolute() and shipped.exists():
+            return shipped
+    return path

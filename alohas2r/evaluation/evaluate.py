@@ -304,19 +304,17 @@ def evaluate(
     }
 
 
-def find_rules(
-    policy_path: str | os.PathLike[str], name: str | None, nominal: bool = False
-) -> TaskProtocol:
-    """Returns a protocol of a policy's task.
+def find_rules(phase: str, name: str | None, nominal: bool = False) -> TaskProtocol:
+    """Returns a protocol of a task.
 
     Args:
-      policy_path: the policy. name: of the protocol; the task's own if None.
+      phase: the task. name: of the protocol; the task's own if None.
       nominal: whether nothing of what the protocol draws differs from the nominal robot.
 
     Raises:
-      ConfigError: the task has no such protocol, or it draws nothing. ArtifactError: no such policy.
+      ConfigError: the task has no such protocol, or it draws nothing.
     """
-    entry = find_task(load_policy(policy_path).spec.phase)
+    entry = find_task(phase)
     rules = entry.protocol if name is None else entry.find_protocol(name)
     if not nominal:
         return rules

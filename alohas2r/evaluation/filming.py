@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 import mujoco
 import numpy as np
@@ -64,7 +62,7 @@ class Views:
 class Drawing:
     """Draws steps of episodes: the scene with the objects that an episode had, beside it what the student saw.
 
-    Use it in one thread, as a context manager.
+    Use it in one thread, and close it.
 
     Args:
       entry: the task.
@@ -88,16 +86,7 @@ class Drawing:
         self._camera = free_camera(*entry.view)
         self._view = Offscreen(self._model, height, width, shadows=False)
 
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Frees the OpenGL context."""
         self._view.close()
 
@@ -111,6 +100,36 @@ class Drawing:
         if self._views is not None:
             parts += self._views.columns(step, episode, self._height)
         return np.concatenate(parts, 1)
+
+
+class FirstGroup:
+    """Keeps the first group of episodes of an evaluation: the `Keeper` that films need.
+
+    Args:
+      views: of so many episodes, the first ones, it keeps what a student sees.
+      every: control steps from one kept picture to the next.
+
+    Attributes:
+      views: what was seen; None before the evaluation, and of policies that see nothing.
+      episodes: what was run; None before.
+    """
+
+    def __init__(self, views: int, every: int):
+        self._count, self._every = views, every
+        self.views: Views | None = None
+        self.episodes: Episodes | None = None
+
+    def recorder(self, first: int) -> Views | None:
+        """Returns what receives what students see in a group of episodes; None but for the first group."""
+        if first:
+            return None
+        self.views = Views(self._count, self._every)
+        return self.views
+
+    def keep(self, first: int, episodes: Episodes) -> None:
+        """Takes a group that was run."""
+        if not first:
+            self.episodes = episodes
 
 
 class Keepers:

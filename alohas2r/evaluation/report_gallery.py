@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.evaluation.evaluate import Episodes
-from alohas2r.evaluation.filming import Drawing, Views
+from alohas2r.evaluation.filming import Drawing, FirstGroup
 from alohas2r.rendering import video
 from alohas2r.reporting.page import Clip
 from alohas2r.tasks.registry import AnyTask
@@ -37,7 +38,7 @@ class GalleryConfig:
     width: int = 320
 
 
-class Gallery:
+class Gallery(FirstGroup):
     """Keeps what films of the first group of episodes are made of, and makes them.
 
     Args:
@@ -46,22 +47,9 @@ class Gallery:
     """
 
     def __init__(self, entry: AnyTask, config: GalleryConfig | None = None):
-        self._entry = entry
         self.config = GalleryConfig() if config is None else config
-        self._views: Views | None = None
-        self._kept: Episodes | None = None
-
-    def recorder(self, first: int) -> Views | None:
-        """Returns what receives what students see in a group of episodes; None but for the first group."""
-        if first:
-            return None
-        self._views = Views(self.config.views, self.config.every)
-        return self._views
-
-    def keep(self, first: int, episodes: Episodes) -> None:
-        """Takes a group that was run."""
-        if not first:
-            self._kept = episodes
+        super().__init__(self.config.views, self.config.every)
+        self._entry = entry
 
     def clips(self) -> list[Clip]:
         """Returns the films, failures first.
@@ -69,13 +57,13 @@ class Gallery:
         Raises:
           BackendUnavailable: no way to draw or to encode.
         """
-        if self._kept is None:
+        if self.episodes is None:
             return []
-        chosen = choose(self._kept.table, self.config)
+        chosen = choose(self.episodes.table, self.config)
         return [self._clip(episode) for episode in chosen]
 
     def _clip(self, episode: int) -> Clip:
-        kept, config = self._kept, self.config
+        kept, config = self.episodes, self.config
         assert kept is not None
         row = {name: values[episode] for name, values in kept.table.items()}
         good, time_s = bool(row["success"]), float(row["time_to_success_s"])
@@ -89,7 +77,8 @@ class Gallery:
 
     def _frames(self, kept: Episodes, episode: int, steps: int) -> Iterator[np.ndarray]:
         config = self.config
-        with Drawing(self._entry, kept, self._views, config.height, config.width) as drawing:
+        drawing = Drawing(self._entry, kept, self.views, config.height, config.width)
+        with contextlib.closing(drawing):
             for step in range(0, steps, config.every):
                 yield drawing.picture(step, episode)
 

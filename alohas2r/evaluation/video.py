@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -14,7 +15,7 @@ from alohas2r.errors import ConfigError
 from alohas2r.evaluation import filming
 from alohas2r.evaluation.episodes import episode_keys
 from alohas2r.evaluation.evaluate import Episodes, Runner, check_episodes, load_policy
-from alohas2r.evaluation.filming import Drawing, Views
+from alohas2r.evaluation.filming import Drawing, FirstGroup
 from alohas2r.rendering import captions, video
 from alohas2r.rendering.captions import Word
 from alohas2r.tasks.protocol import TaskProtocol
@@ -50,7 +51,7 @@ def film_config(path: str | os.PathLike[str], episodes: int = 4) -> FilmConfig:
     return FilmConfig(episodes, every, height=height, width=width)
 
 
-class Film:
+class Film(FirstGroup):
     """Keeps the first episodes of an evaluation while it runs, and writes them as one video.
 
     Each shows the scene and, of a student, what both wrist cameras saw, as noisy and late as it arrived: the left one
@@ -71,22 +72,9 @@ class Film:
     ):
         self._path = video.check_path(path, *video.FILMS)
         filming.check_drawable(entry)
-        self._entry = entry
         self.config = film_config(path) if config is None else config
-        self._views: Views | None = None
-        self._kept: Episodes | None = None
-
-    def recorder(self, first: int) -> Views | None:
-        """Returns what receives what students see in a group of episodes; None but for the first group."""
-        if first:
-            return None
-        self._views = Views(self.config.episodes, self.config.every)
-        return self._views
-
-    def keep(self, first: int, episodes: Episodes) -> None:
-        """Takes a group that was run."""
-        if not first:
-            self._kept = episodes
+        super().__init__(self.config.episodes, self.config.every)
+        self._entry = entry
 
     def write(self) -> pathlib.Path:
         """Draws what was kept, and writes the file.
@@ -94,17 +82,18 @@ class Film:
         Raises:
           ArtifactError: it cannot be written. BackendUnavailable: no way to draw or to encode.
         """
-        if self._kept is None:
+        if self.episodes is None:
             raise ConfigError("There is nothing to film: no episode was run.")
         rate_hz = round(1 / (self.config.every * CONTROL_PERIOD_S))
-        return video.write_video(self._path, self._frames(self._kept), rate_hz)
+        return video.write_video(self._path, self._frames(self.episodes), rate_hz)
 
     def _frames(self, kept: Episodes) -> Iterator[np.ndarray]:
         config = self.config
         shown = range(min(config.episodes, len(kept.steps)))
         last = _last_steps(kept, config.after_s)[: len(shown)]
         reached = stages_reached(kept.scorer.reached, kept.table)
-        with Drawing(self._entry, kept, self._views, config.height, config.width) as drawing:
+        drawing = Drawing(self._entry, kept, self.views, config.height, config.width)
+        with contextlib.closing(drawing):
             for step in range(0, int(last.max()), config.every):
                 pictures = []
                 for episode in shown:
@@ -128,14 +117,14 @@ class Film:
           picture: of an episode before a step.
           reached: stage -> the control step that reached it, counted from 1; 0 if none did. Success comes last.
         """
-        assert self._kept is not None
+        assert self.episodes is not None
         height, width = round(_STRIP * self.config.height), picture.shape[1]
         above = [Word(f"episode {episode}"), Word(f"{step * CONTROL_PERIOD_S:.2f} s")]
-        if self._views is not None:
+        if self.views is not None:
             column = self.config.height // 2
             above += [
                 Word(name, left=self.config.width + number * column + height // 3)
-                for number, name in enumerate(self._views.names)
+                for number, name in enumerate(self.views.names)
             ]
         below = [
             Word(name.replace("_", " "), _REACHED if 0 < since <= step else captions.FAINT)
@@ -144,7 +133,7 @@ class Film:
         whole = np.concatenate(
             [captions.line(width, height, above), picture, captions.line(width, height, below)]
         )
-        good = bool(self._kept.table["success"][episode])
+        good = bool(self.episodes.table["success"][episode])
         done = good and step >= list(reached.values())[-1]
         edge = max(1, width // 100)
         framed = np.pad(whole, ((edge, edge), (edge, edge), (0, 0)))

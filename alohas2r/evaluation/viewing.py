@@ -59,7 +59,7 @@ def play(
     """
     policy = load_policy(policy_path)
     entry = find_task(policy.spec.phase)
-    rules = find_rules(policy_path, protocol)
+    rules = find_rules(policy.spec.phase, protocol)
     runner = Runner(policy, rules, episode_keys(seed, 0, 1))
     loaded = scene.load(entry.scene)
     model = copy.copy(loaded.model)  # its objects take the episode's sizes

@@ -39,6 +39,7 @@ FINGERS_ON_BLOCK = 0.0205  # m of travel at which the fingers touch the block's 
 WAIST, DIRECTION_DEG, YAW_DEG = 0.1, 14.5, 5.0  # half ranges about the home pose
 REACH = 0.03  # m, farthest that a grip may be from its point
 PPO = ("ppo.entropy=0.01,0.002", "ppo.reward_scale=0.05", "ppo.target_kl=0.02,0.008")
+QUICK = ("evaluations=1", "evaluation_episodes=32")
 FLAGS = ("grasped", "lifted", "both_held", "received", "dropped", "out", "unstable")
 
 
@@ -196,9 +197,10 @@ def _raised(scene: Scene, count: int = 256) -> np.ndarray:
     home, low = scene.home_qpos[receiver.qpos], scene.ctrl_low[receiver.ctrl[6]]
     for number in range(count):
         # Shares of the giver's way to the meeting place, and of the receiver's to the block; there both may hold it.
-        up, noise = min(random.uniform(0, 3), 1.0) * (number > 0), random.uniform(-1, 1, 6)
-        near = np.clip(random.uniform(-0.2, 1.6), 0, 1) * (up == 1)
-        joints = RAISED_ARM + up * (GIVING - RAISED_ARM) + (1 - up) * (number > 0) * noise * SPREAD
+        giving, noise = min(random.uniform(0, 3), 1.0) * (number > 0), random.uniform(-1, 1, 6)
+        taking = np.clip(random.uniform(-0.2, 1.6), 0, 1) * (giving == 1)
+        joints = RAISED_ARM + giving * (GIVING - RAISED_ARM)
+        joints = joints + (1 - giving) * (number > 0) * noise * SPREAD
         data.qpos[giver.qpos] = [*joints, FINGERS_ON_BLOCK, FINGERS_ON_BLOCK]
         mujoco.mj_kinematics(model, data)
         turn = data.site_xmat[gripper].reshape(3, 3)
@@ -206,8 +208,9 @@ def _raised(scene: Scene, count: int = 256) -> np.ndarray:
         block, quat = turn @ level.T, np.empty(4)
         mujoco.mju_mat2Quat(quat, block.ravel())
         centre = data.site_xpos[tips].mean(0) + block @ (GIVER_GRIP, 0, 0)
-        fingers, target = (FINGERS_ON_BLOCK, low) if near == 1 else (home[6], home[6])
-        other = home[:6] + near * (GIVING - home[:6]) + (1 - near) * WAIST * noise * np.eye(6)[0]
+        fingers, target = (FINGERS_ON_BLOCK, low) if taking == 1 else (home[6], home[6])
+        other = home[:6] + taking * (GIVING - home[:6])
+        other = other + (1 - taking) * WAIST * noise * np.eye(6)[0]
         rows.append([*data.qpos[giver.qpos], *other, fingers, fingers, *centre, *quat, target])
     return np.array(rows)
 
@@ -237,10 +240,7 @@ ENTRY = register(
         watched=("success", "held_at_end", "grasped", "lifted", "both_held", "dropped"),
         presets={
             "default": ("total_steps=12e6", "ppo.learning_rate=3e-4", *PPO),
-            "quick": (
-                *("total_steps=100e3", "ppo.num_envs=128", "checkpoints=5"),
-                *("evaluations=1", "evaluation_episodes=32"),
-            ),
+            "quick": ("total_steps=100e3", "ppo.num_envs=128", "checkpoints=5", *QUICK),
         },
         second=SecondStage(),
         view=((0.0, 0.0, 0.12), 1.2, 90.0, -25.0),

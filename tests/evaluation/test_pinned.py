@@ -51,10 +51,7 @@ def expected() -> dict[str, object]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings", [TOGETHER, *(pytest.param(one, marks=pytest.mark.long) for one in SETTINGS)]
-)
+@pytest.mark.parametrize("settings", [TOGETHER, *SETTINGS])
 def test_ambient_settings_do_not_change_the_episodes(
     settings: dict[str, str], expected: dict[str, object]
 ) -> None:

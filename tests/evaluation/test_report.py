@@ -198,8 +198,7 @@ def test_files_beside_the_page_hold_the_figures(tmp_path: pathlib.Path) -> None:
 def complaints(opened: pathlib.Path, width: int) -> list[str]:
     """Returns what the console of a browser without network says about a page; its picture is beside the page."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("needs chromium")
+    assert browser is not None, "Chromium is needed: apt-get install chromium"
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0")
     shot = opened.with_suffix(f".{width}.png")
     command = [
@@ -212,6 +211,7 @@ def complaints(opened: pathlib.Path, width: int) -> list[str]:
     return [line for line in told.splitlines() if "CONSOLE" in line]
 
 
+@pytest.mark.long  # needs Chromium, which `make test` does not ask for
 def test_a_browser_opens_the_page_without_complaint(tmp_path: pathlib.Path) -> None:
     bad = tmp_path / "bad.html"
     bad.write_text("<script src='https://example.org/x.js'></script><script>nothing()</script>")

@@ -7,7 +7,7 @@ import pathlib
 import tomllib
 
 import alohas2r
-from alohas2r.core.assets import data_path
+from alohas2r.core.assets import policy_path
 from alohas2r.deployment.worlds import evaluate_world
 from alohas2r.tasks.protocol import EVAL_V1, modified
 
@@ -21,9 +21,7 @@ def main() -> None:
     parser.add_argument("--policy", default=settings["policy"])
     parser.add_argument("--episodes", type=int, default=settings["episodes"])
     given = parser.parse_args()
-    policy = pathlib.Path(given.policy)
-    if not policy.exists() and policy.parts[:1] == ("params",):
-        policy = data_path(given.policy)
+    policy = policy_path(given.policy)
     seed = settings["seed"]
     print(f"{given.policy}, {given.episodes} episodes each, 95% intervals")
     for peg_mm in settings["peg_mm"]:

@@ -59,10 +59,8 @@ def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     seed = int(np.random.default_rng((plan.sampler_seed, number)).integers(2**32))
     if plan.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    with (
-        warnings.catch_warnings()
-    ):  # which of these are experimental changes from version to version
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which of these are experimental changes with the version
         return optuna.samplers.TPESampler(
             seed=seed,
             n_startup_trials=min(10, max(3, plan.trials // 3)),
