@@ -16,20 +16,24 @@ name=${1:-}
 sweep() {
   exec "$python" -m alohas2r.cli sweep "$@"
 }
-# What both teachers' sweeps try.
-teacher() {
-  sweep train-teacher --phase "$name" --sampler each --out "runs/sensitivity/$name" \
+case $name in
+pick)
+  sweep train-teacher --phase pick --sampler each --out "runs/sensitivity/$name" \
+    --set total_steps=3e6 --set refine.steps=6.75e6 \
     --set "ppo.target_kl=(0.015,0.008),(0.008,0.004),(0.03,0.015)" \
     --set ppo.discount=0.97,0.95,0.99 \
     --set "ppo.entropy=(0.01,0.003),(0.003,0.001),(0.03,0.01)" \
+    --set ppo.num_envs=1024,512,2048 \
     --set refine.discount=0.995,0.99,0.998 "$@"
-}
-case $name in
-pick)
-  teacher --set total_steps=3e6 --set refine.steps=6.75e6 --set ppo.num_envs=1024,512,2048 "$@"
   ;;
 insert)
-  teacher --set total_steps=1e6 --set refine.steps=1.25e6 --set ppo.reward_scale=0.04,0.02,0.08 "$@"
+  sweep train-teacher --phase insert --sampler each --out "runs/sensitivity/$name" \
+    --set total_steps=1e6 --set refine.steps=1.25e6 \
+    --set "ppo.target_kl=(0.015,0.008),(0.008,0.004),(0.03,0.015)" \
+    --set ppo.discount=0.97,0.95,0.99 \
+    --set "ppo.entropy=(0.01,0.003),(0.003,0.001),(0.03,0.01)" \
+    --set ppo.reward_scale=0.04,0.02,0.08 \
+    --set refine.discount=0.995,0.99,0.998 "$@"
   ;;
 distill)
   sweep distill --sampler each --out "runs/sensitivity/$name" \

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -127,6 +127,7 @@ def machine() -> Iterator[Line]:
 
 def packages() -> Iterator[Line]:
     """Looks at which packages are installed, extra by extra."""
+    distributions = importlib.metadata.packages_distributions()  # reads every installed file list
     for extra, names in PACKAGES.items():
         missing = [name for name in names if importlib.util.find_spec(name) is None]
         label = f"packages [{extra}]" if extra else "packages"
@@ -135,11 +136,11 @@ def packages() -> Iterator[Line]:
             status: Status = "warn" if extra else "fail"
             yield Line(label, status, f"missing: {', '.join(missing)}", f"pip install '{wanted}'")
         else:
-            yield Line(label, "pass", ", ".join(_version(name) for name in names))
+            yield Line(label, "pass", ", ".join(_version(name, distributions) for name in names))
 
 
-def _version(module: str) -> str:
-    known = importlib.metadata.packages_distributions().get(module, [module])
+def _version(module: str, distributions: Mapping[str, list[str]]) -> str:
+    known = distributions.get(module, [module])
     try:
         return f"{module} {importlib.metadata.version(known[0])}"
     except importlib.metadata.PackageNotFoundError:
