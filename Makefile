@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-long lint docs format lock system clean
+.PHONY: help demo test test-alone test-beside test-long lint docs format lock system clean
 
 help:
 	@echo "make demo    train for about a minute, then evaluate and film the shipped student"
@@ -27,15 +27,27 @@ demo: $(VENV)/.train
 	$(BIN)/alohas2r evaluate params/student --episodes 64 --seed 7 --video $(RUN)/insertion.mp4 || \
 	  $(BIN)/alohas2r evaluate params/student --episodes 64 --seed 7
 
-# Everything runs even if one part fails; the tests' closing lines come last. Tests that measure time run first and by
-# themselves, one after the other: beside them the other workers would have to wait.
+# Everything runs even if one part fails. Tests that measure time run one after the other; style checks and the other
+# tests run beside them, with what those leave idle (nice).
 test: $(VENV)/.test
+	@rm -f .coverage .coverage.*; failed=0; \
+	$(MAKE) --no-print-directory --jobs=2 --keep-going test-alone test-beside || failed=1; \
+	$(BIN)/python -m coverage combine --quiet; \
+	$(BIN)/python -m coverage report --fail-under=93 || failed=1; \
+	exit $$failed
+
+# Shown when it is over, so that it does not mingle with what runs beside it.
+test-alone: $(VENV)/.test
+	@log=$$(mktemp); failed=0; \
+	COVERAGE_FILE=.coverage.alone $(BIN)/python -m pytest -m "alone and not long" --cov --cov-report= $(PYTEST) \
+	  > $$log 2>&1 || [ $$? -eq 5 ] || failed=1; \
+	cat $$log; rm -f $$log; exit $$failed
+
+test-beside: $(VENV)/.test
 	@failed=0; \
-	$(MAKE) --no-print-directory lint || failed=1; \
-	$(BIN)/python -m pytest -m "alone and not long" --cov --cov-report= $(PYTEST) \
-	  || [ $$? -eq 5 ] || failed=1; \
-	$(BIN)/python -m pytest -m "not alone and not long" -n $(WORKERS) --dist worksteal \
-	  --cov --cov-append --cov-report=term --cov-fail-under=93 $(PYTEST) || failed=1; \
+	nice -n 19 $(MAKE) --no-print-directory lint || failed=1; \
+	COVERAGE_FILE=.coverage.beside nice -n 19 $(BIN)/python -m pytest -m "not alone and not long" -n $(WORKERS) \
+	  --dist worksteal --cov --cov-report= $(PYTEST) || failed=1; \
 	exit $$failed
 
 test-long: $(VENV)/.test

@@ -116,7 +116,7 @@ def test_an_encoder(tmp_path: pathlib.Path, method: str) -> None:
     ("observation", "encoder", "more"),
     [
         pytest.param("rgbd", "given", (), marks=pytest.mark.long),
-        ("rgbd", "params/encoder", ()),
+        pytest.param("rgbd", "params/encoder", (), marks=pytest.mark.long),
         pytest.param("rgb", "finetune", (), marks=pytest.mark.long),
         pytest.param("rgb", "none", ("hold_out.probability=(0.2, 0.3)",), marks=pytest.mark.long),
         pytest.param("depth", None, ("cameras.size=32",), marks=pytest.mark.long),

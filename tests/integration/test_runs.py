@@ -145,7 +145,7 @@ def test_two_commands_in_a_folder(tmp_path: pathlib.Path) -> None:
         [*PYTHON, *pick(out, updates=3000)], env=environment(), stdout=subprocess.DEVNULL
     )
     wait_for(first, out, 3)
-    for more in ([], ["--resume"], ["--seed", "1"]):
+    for more in ([], ["--resume"]):
         second = subprocess.run(
             [*PYTHON, *pick(out, *more, updates=3000)],
             env=environment(),
@@ -221,7 +221,14 @@ def test_nothing_can_be_shown_at_all(tmp_path: pathlib.Path) -> None:
     assert (out / "policy" / "policy.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.long),
+    ],
+)
 def test_other_signals_stop_a_command_cleanly(
     tmp_path: pathlib.Path, number: signal.Signals
 ) -> None:
