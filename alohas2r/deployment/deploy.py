@@ -63,7 +63,7 @@ def deploy(
       RobotFault: arms or cameras are missing or not as expected; the pre-flight check fails.
     """
     with contextlib.ExitStack() as stack:
-        policy = stack.enter_context(open_policy(file, server, api_key))
+        policy = stack.enter_context(open_policy(file, server, api_key, rig.stepped))
         wants = terms(policy)
         if not any_delay:
             require_trained(rig.delays, wants.delays)

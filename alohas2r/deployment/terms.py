@@ -18,7 +18,7 @@ from alohas2r.embodiment.joints import JOINTS, SIDES
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.delays import Delays, delays_from, trained_delays
 from alohas2r.policies.onnx.interface import Interface
-from alohas2r.policies.remote.served import ServedPolicy
+from alohas2r.policies.remote.served import ANSWER_S, STEPPED_ANSWER_S, ServedPolicy
 from alohas2r.policies.switch import Switch
 from alohas2r.sim import scene
 
@@ -175,9 +175,18 @@ def _scale(name: str, action: Mapping[str, object]) -> float:
 
 
 def open_policy(
-    file: str | os.PathLike[str] | None, server: str | None, api_key: str = ""
+    file: str | os.PathLike[str] | None,
+    server: str | None,
+    api_key: str = "",
+    stepped: bool = False,
 ) -> contextlib.AbstractContextManager[OnnxPolicy | ServedPolicy]:
     """Returns a policy to be entered, from an ONNX file or a server.
+
+    Args:
+      file: the exported policy.
+      server: address of a policy server, instead of `file`.
+      api_key: if the server wants one.
+      stepped: whether time stands still until the server has answered.
 
     Raises:
       ConfigError: neither or both are given.
@@ -187,7 +196,7 @@ def open_policy(
     if (file is None) == (server is None):
         raise ConfigError("Give one of --policy FILE and --server URL.")
     if server is not None:
-        return ServedPolicy(server, api_key)
+        return ServedPolicy(server, api_key, STEPPED_ANSWER_S if stepped else ANSWER_S)
     return contextlib.nullcontext(load_policy(file or ""))
 
 

@@ -41,7 +41,7 @@ from alohas2r.embodiment import joints
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.embodiment.poses import SLEEP_POSE
 from alohas2r.errors import Alohas2rError
-from alohas2r.policies.remote.served import ServedPolicy
+from alohas2r.policies.remote.served import ANSWER_S, STEPPED_ANSWER_S, ServedPolicy
 from alohas2r.robots.base import Camera
 from alohas2r.robots.dynamixel.arm import IDS, DynamixelConfig
 from alohas2r.robots.dynamixel.driver import DynamixelRobot
@@ -253,7 +253,7 @@ class Soak:
     def _stage(self, stack: contextlib.ExitStack, robot: WatchedRobot, seams: Seams) -> Stage:
         policy = self._policy.fork()
         if self._server is not None:
-            timeout_s = 1.0 if self.config.stepped else 0.04
+            timeout_s = STEPPED_ANSWER_S if self.config.stepped else ANSWER_S
             source = stack.enter_context(
                 ServedPolicy(f"ws://127.0.0.1:{self._server.port}", timeout_s=timeout_s)
             )

@@ -15,6 +15,11 @@ from alohas2r.errors import ArtifactError, BackendUnavailable
 TERMS = ("policy", "interface", "actions", "action_horizon", "switch", "cameras")
 
 
+# How long an action may take (s): within a control step, and where time stands still until it is there.
+ANSWER_S = 0.04
+STEPPED_ANSWER_S = 5.0
+
+
 class ServedPolicy:
     """A policy on a server, asked at most for as long as a control step can wait.
 
@@ -32,7 +37,7 @@ class ServedPolicy:
 
     RETRY_S = 0.2
 
-    def __init__(self, url: str, api_key: str = "", timeout_s: float = 0.04) -> None:
+    def __init__(self, url: str, api_key: str = "", timeout_s: float = ANSWER_S) -> None:
         """Connects.
 
         Args:
