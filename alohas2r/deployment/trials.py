@@ -113,7 +113,8 @@ class Trials:
         actuators = np.concatenate([arm.ctrl for arm in env.engine.scene.arms])
         self.targets = np.asarray(readout.ctrl, np.float64)[:, actuators]
         self._world = world
-        self._state, self._readout = state, readout
+        # On the host: taking one episode's part of JAX's arrays compiles anew for each.
+        self._state, self._readout = jax.tree.map(np.asarray, (state, readout))
         self._context = context
         self._task: PyTree = None
         self._episode, self._step = 0, 0
@@ -127,7 +128,8 @@ class Trials:
             return env.task.step(env.extract(readout), task, context)
 
         self._judge = judge
-        self._measure(0, jax.tree.map(lambda x: x[0], state.task))  # compiles
+        # Compiles all that judging a step needs: in the first step it would take longer than servos wait for a command.
+        self._take(self.start_of(0), 0, 0, InsertScorer(protocol.insert, context[:1, 0]))
 
     def wait(self) -> None:
         """Returns when the next control step is due."""
@@ -162,13 +164,9 @@ class Trials:
         if self._world.advance is not None:
             self._world.advance()
             self._ahead = True
-        outcome = self._measure(self._episode, self._task)
+        scorer = self._scorers[self._episode]
+        outcome = self._take(self._task, self._episode, self._step, scorer)
         self._task = outcome.state
-        alone = jax.tree.map(lambda x: np.asarray(x)[None], outcome)
-        episode, every = slice(self._episode, self._episode + 1), np.ones(1, bool)
-        state, readout = jax.tree.map(lambda x: x[episode], (self._state, self._readout))
-        step = Step(self._step, every, state, readout, alone.done, every, alone.measures)
-        self._scorers[self._episode].update(step)
         self._step += 1
         return bool(outcome.done)
 
@@ -191,6 +189,15 @@ class Trials:
             "time_to_success_s": float(np.median(times)) if times else None,
             "table": columns,
         }
+
+    def _take(self, task: PyTree, number: int, step: int, scorer: InsertScorer) -> Outcome:
+        """Scores the world's present state as an episode's step, and counts it."""
+        outcome = self._measure(number, task)
+        alone = jax.tree.map(lambda x: np.asarray(x)[None], outcome)
+        episode, every = slice(number, number + 1), np.ones(1, bool)
+        state, readout = jax.tree.map(lambda x: x[episode], (self._state, self._readout))
+        scorer.update(Step(step, every, state, readout, alone.done, every, alone.measures))
+        return outcome
 
     @evaluation_episodes.pinned()
     def _measure(self, episode: int, task: PyTree) -> Outcome:
