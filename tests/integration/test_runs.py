@@ -77,6 +77,15 @@ def lines(out: pathlib.Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def handling(number: signal.Signals, how: str, *command: str) -> list[str]:
+    """Returns the command that runs another with a signal left to the system ("SIG_DFL") or ignored ("SIG_IGN").
+
+    In a process of its own: Python code between fork and exec may deadlock beside JAX's threads.
+    """
+    code = f"import os, signal, sys; signal.signal({int(number)}, signal.{how}); os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", code, *command]
+
+
 def wait_for(process: subprocess.Popen[bytes], out: pathlib.Path, count: int) -> None:
     while lines(out) < count:
         assert process.poll() is None, "ended early"
@@ -166,12 +175,9 @@ def test_ctrl_c_with_a_pipe_that_is_interrupted_as_well(tmp_path: pathlib.Path) 
     out = tmp_path / "run"
     words = " ".join(f"'{word}'" for word in [*PYTHON, *pick(out, updates=5000)])
     process = subprocess.Popen(
-        f"{words} 2>&1 | tee {tmp_path}/log",
-        shell=True,
-        executable="/bin/bash",
+        handling(signal.SIGINT, "SIG_DFL", "/bin/bash", "-c", f"{words} 2>&1 | tee {tmp_path}/log"),
         env=environment(),
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
     )
     wait_for(process, out, 4)
@@ -191,13 +197,12 @@ def test_a_terminal_that_is_gone(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "run"
     keeper, terminal = pty.openpty()
     process = subprocess.Popen(
-        [*PYTHON, *pick(out)],
+        handling(signal.SIGHUP, "SIG_IGN", *PYTHON, *pick(out)),
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     os.close(terminal)
     os.set_blocking(keeper, False)
@@ -234,10 +239,9 @@ def test_other_signals_stop_a_command_cleanly(
 ) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [*PYTHON, *pick(out, "--json", updates=5000)],
+        handling(signal.SIGHUP, "SIG_DFL", *PYTHON, *pick(out, "--json", updates=5000)),
         env=environment(),
         stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     wait_for(process, out, 3)
     for _ in range(2):
