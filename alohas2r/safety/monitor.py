@@ -36,6 +36,7 @@ STREAMS = ("colour", "depth")
 DARK = 8  # grey levels; a colour picture without a brighter pixel shows nothing
 LEAST_KNOWN = 0.01  # share of a depth picture; the gripper alone covers more
 FAR_M = 20.0  # a depth beyond this is in another unit
+CLEARLY = 1.5  # times as much as another picture a picture of a moving arm changes, at least
 FROZEN_STEPS = 3  # a camera at 30 Hz may show a picture twice at 20 Hz
 
 
@@ -239,9 +240,13 @@ class Monitor:
         return None
 
     def _swapped(self, moved: np.ndarray, changes: np.ndarray) -> bool:
-        """Counts, for steps in which one arm alone moves, whether the other's picture changed."""
+        """Counts, for steps in which one arm alone moves, whether the other's picture changed.
+
+        Only where one picture changes clearly more than the other: noise alone says nothing.
+        """
         mover = int(moved.argmax())
-        if moved[mover] > 0.008 and moved[mover] > 4 * moved[1 - mover] and changes.max() > 0:
+        alone = moved[mover] > 0.008 and moved[mover] > 4 * moved[1 - mover]
+        if alone and changes.max() > CLEARLY * changes.min():
             self._votes.append(bool(changes[1 - mover] > changes[mover]))
         return len(self._votes) >= 6 and sum(self._votes) > 0.75 * len(self._votes)
 

@@ -164,6 +164,21 @@ def test_pictures_tell_swapped_cameras_during_the_approach_only() -> None:
             assert "serial numbers are swapped, or the arms' serial ports" in found[0].text
 
 
+def test_pictures_of_noise_swap_nothing() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(100):  # approaches
+        monitor, position = Monitor(), HOME.copy()
+        for step in range(12):
+            position = position.copy()
+            position[0] += 0.02
+            frames = {}
+            for side in ("left", "right"):
+                rgb = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                depth = rng.uniform(0.1, 0.3, (8, 8)).astype(np.float32)
+                frames[side] = Frame(rgb, depth, 0.05 * step, step)
+            assert monitor.frames(frames, position, 0.05 * step) == []
+
+
 @pytest.mark.parametrize("kind", ["torque lost", "pair disagrees", "motor fault"])
 def test_a_fault_of_the_hardware_ends_a_retreat_in_a_hold(kind: str) -> None:
     reactions = Reactions()
