@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -37,6 +38,11 @@ def test_a_few_runs_with_faults_at_random_moments() -> None:
 @pytest.mark.long
 def test_many_runs_with_faults_at_random_moments() -> None:
     fuzz(RUNS or 100, 4)
+
+
+def test_a_signal_between_two_runs_ends_them_and_keeps_the_result() -> None:
+    result = soak(fuzz_config(50, 3), STUDENT, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert result["runs"] == 1
 
 
 def test_what_is_not_as_it_should_be_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_server_and_published_client_act_as_the_file(
         }
         starts = np.array([bool(step.values["episode_start"]) for step in steps])
         assert starts.sum() >= EPISODES
-        np.savez(tmp_path / "steps.npz", episode_start=starts, **seen)
+        np.savez(tmp_path / "steps.npz", allow_pickle=False, episode_start=starts, **seen)
         environment = tmp_path / "environment"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
         python = str(environment / "bin" / "python")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.core import stop as core_stop
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import DeployConfig
 from alohas2r.deployment.loop import Deployment
@@ -386,11 +387,15 @@ def soak(
     policy = load_policy(file)
     rows: list[Row] = []
     seconds = 0.0
-    with Emulator(EmulatorConfig(not config.stepped, config.seed, set_up=True)) as emulator:
+    with (
+        Emulator(EmulatorConfig(not config.stepped, config.seed, set_up=True)) as emulator,
+        # For signals between two runs; within one they are the run's own.
+        core_stop.StopSignal.patient() as stop,
+    ):
         runner = Soak(config, policy, emulator)
         begun_s = time.monotonic()
         try:
-            while (
+            while not stop and (
                 len(rows) < config.runs
                 if config.runs is not None
                 else seconds < 3600 * (config.hours or 0)
