@@ -26,7 +26,7 @@ def test_no_step_compiles_so_that_none_is_late() -> None:
     compiled: list[str] = []
     listening = True
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: object) -> None:
         if listening and "compile" in event:
             compiled.append(event)
 
