@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class Alohas2rError(Exception):
@@ -24,6 +25,22 @@ class ArtifactError(Alohas2rError):
 
 class BackendUnavailable(Alohas2rError):
     """An optional package, a device or a driver is missing; the message says how to get it."""
+
+
+class Interrupted(Alohas2rError):
+    """Work was asked to stop, or could not go on, before all of it was done.
+
+    Args:
+      done, total, unit: how far it came.
+      result: what the part that was done came to, as the whole would have been returned; None of nothing.
+      why: it could not go on; empty where it was asked to stop.
+    """
+
+    def __init__(
+        self, done: int, total: int, unit: str, result: dict[str, Any] | None, why: str = ""
+    ):
+        self.done, self.total, self.unit, self.result, self.why = done, total, unit, result, why
+        super().__init__(f"{why or 'Interrupted.'} {done} of {total} {unit} had ended.")
 
 
 class RobotFault(Alohas2rError):

@@ -19,6 +19,7 @@ import numpy as np
 from alohas2r.benchmarks.rendering_plot import published
 from alohas2r.benchmarks.timing import CALLS, repeat, take_turns
 from alohas2r.config import check
+from alohas2r.core import threads as core_threads
 from alohas2r.core.machine import describe_machine, forget_peak, peak_mb
 from alohas2r.core.types import Array, JsonObject
 from alohas2r.embodiment import camera as camera_contract
@@ -297,7 +298,7 @@ def _physics(name: str, poses: np.ndarray, threads: int) -> Callable[[], np.ndar
         model, substeps = cartpole().compile(), 1
     else:
         model, substeps = scene.load(FILES.get(name, name)).model, scene.SUBSTEPS
-    batch = mujoco.batch.Batch(model, len(poses), threads or len(os.sched_getaffinity(0)))
+    batch = mujoco.batch.Batch(model, len(poses), threads or len(core_threads.cores()))
     qpos, ctrl = batch.bind("qpos"), batch.bind("ctrl")
     qpos[:] = poses
     if name != "cartpole":

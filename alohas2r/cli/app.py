@@ -81,8 +81,22 @@ Seed = Annotated[
     int,
     typer.Option(min=0, max=2**32 - 1, help="Random seed; the same seed gives the same result."),
 ]
+
+
+def _bound_xla(threads: int) -> int:
+    """Keeps XLA to so many threads as well, which it reads when it first computes; 0 leaves it as it is."""
+    if threads:
+        os.environ["NPROC"] = str(threads)
+    return threads
+
+
 Threads = Annotated[
-    int, typer.Option(min=0, help="CPU threads for the simulation; 0 takes all cores.")
+    int,
+    typer.Option(
+        min=0,
+        callback=_bound_xla,
+        help="CPU threads of physics, ray caster and XLA, each; 0 takes all cores.",
+    ),
 ]
 
 

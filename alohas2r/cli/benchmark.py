@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from alohas2r.cli.app import Benchmark, Json, Seed, Threads, command, library, policy_folder
-from alohas2r.cli.display import plain, progress_display, show
+from alohas2r.cli.display import progress_display, show
 from alohas2r.cli.export import check_file
 from alohas2r.cli.options import Engine
 from alohas2r.cli.report import ReportFolder, check_report, command_line, tell_written
+from alohas2r.core.plain import plain
 from alohas2r.core.progress import Report
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError

@@ -15,11 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, command, library
-from alohas2r.cli.display import plain, show, working
+from alohas2r.cli.display import show, working
 from alohas2r.cli.options import API_KEY, Cameras, Ports, RobotFile, or_shipped
 from alohas2r.cli.report import ReportFolder, check_report, command_line, tell_written
 from alohas2r.cli.run_display import live
 from alohas2r.cli.soak import run_soak
+from alohas2r.core.plain import plain
 from alohas2r.core.types import Untyped
 from alohas2r.errors import ConfigError, RobotFault
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 import typer.exceptions
 from rich.console import Console
@@ -17,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from alohas2r.core.plain import plain
 from alohas2r.core.progress import Report
 
 # Figures that the progress shows, of all that a run writes to its metrics.
@@ -155,27 +154,3 @@ def _rows(figures: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str
             yield label, f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
         else:
             yield label, str(value)
-
-
-@runtime_checkable
-class _Listable(Protocol):
-    """An array or a scalar of numpy or jax."""
-
-    def tolist(self) -> object:
-        """Returns it as plain numbers, in lists where it has axes."""
-        ...
-
-
-def plain(value: object) -> object:
-    """Turns what the library may report into what JSON has; a number that is not finite is null."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, _Listable):  # arrays and scalars of numpy and jax
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
 import typer
@@ -12,6 +14,7 @@ from rich.table import Table
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, policy_folder
 from alohas2r.cli.display import progress_display, show, working
+from alohas2r.cli.interrupted import shown_if_interrupted
 from alohas2r.cli.options import WorldParams
 from alohas2r.cli.report import EvaluationReport, ReportFolder, command_line, tell_written
 from alohas2r.cli.served import (
@@ -23,7 +26,8 @@ from alohas2r.cli.served import (
     check_server,
     evaluate_served,
 )
-from alohas2r.core.types import JsonObject
+from alohas2r.core.stop import StopSignal
+from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.errors import ConfigError
 
 
@@ -49,6 +53,20 @@ def evaluate_policy(
         pathlib.Path | None, typer.Option(help="Write one line per episode (.csv).")
     ] = None,
     report: ReportFolder = None,
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep episodes and rates in a folder, 100 episodes at a time, as --resume needs them.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the evaluation in that folder, to the result of an unbroken one.",
+        ),
+    ] = False,
     server: Server = None,
     execute: Execute = 0,
     inference_ms: InferenceMs = None,
@@ -107,11 +125,16 @@ def evaluate_policy(
     Rates come with their 95% Wilson intervals. The protocol's name and hash go with every
     result; only results of the same protocol can be compared. A student is measured with
     pictures, unseen looks and all noise.
+
+    Interrupted, it shows the rates of the episodes that have ended (exit code 130): of whole groups,
+    which are 100 episodes with --out and 2,048 without.
     """
     asked = Asked(execute, inference_ms, picture_size)
     other = engine != "cpu" or hold_out
     other |= any(x is not None for x in (video, sweep, paired, causes, world))
     check_server(policy, server, asked, other)
+    alone = hold_out or any(x is not None for x in (server, world, sweep, paired))
+    _check_kept(out, resume, video, alone)
     if server is not None:
         evaluate_served(
             *(server, episodes, seed, threads, protocol, asked, csv, report, as_json),
@@ -158,7 +181,7 @@ def evaluate_policy(
             )
         _sweep(policy, sweep, episodes, seed, threads, protocol, as_json)
     else:
-        kept = Kept(video, csv, report, protocol, causes, world_params)
+        kept = Kept(video, csv, report, protocol, causes, world_params, out, resume)
         _evaluate(policy, episodes, seed, threads, engine, kept, as_json)
 
 
@@ -171,6 +194,36 @@ class Kept(NamedTuple):
     protocol: str | None = None
     causes: str | None = None
     world_params: pathlib.Path | None = None
+    out: pathlib.Path | None = None
+    resume: bool = False
+
+
+def _check_kept(
+    out: pathlib.Path | None, resume: bool, video: pathlib.Path | None, alone: bool
+) -> None:
+    """Raises ConfigError for options that do not go together; `alone`: whether any that --out excludes is given."""
+    if resume and out is None:
+        raise ConfigError("--resume goes on with what --out DIR holds; give --out as well.")
+    if out is not None and alone:
+        raise ConfigError(
+            "--out keeps the evaluation of one policy in this package's own simulation; leave out --server, --world,"
+            " --sweep, --paired and --hold-out."
+        )
+    if resume and video is not None:
+        raise ConfigError(
+            "--video films the first episodes, which were run before --resume; leave it out, and film them by"
+            " themselves: --episodes 4 --video FILE."
+        )
+
+
+@contextlib.contextmanager
+def _folder(kept: Kept) -> Iterator[Untyped]:
+    """Gives the folder of --out; None without."""
+    if kept.out is None:
+        yield None
+        return
+    with library("evaluation.folder").EvaluationFolder(kept.out, kept.resume) as folder:
+        yield folder
 
 
 def _evaluate(
@@ -191,25 +244,38 @@ def _evaluate(
     if kept.video is not None:
         films = library("rendering.video")
         films.check_path(kept.video, *films.FILMS)
-    phase = evaluate.load_policy(folder).spec.phase
+    loaded = evaluate.load_policy(folder)
+    phase = loaded.spec.phase
     rules = None
     if kept.protocol is not None or kept.causes is not None:
         rules = evaluate.find_rules(phase, kept.protocol, kept.causes == "none")
     entry = library("tasks.registry").find_task(phase)
-    page = None if kept.report is None else EvaluationReport(kept.report, folder, entry)
+    page = None
+    if kept.report is not None:  # the first episodes, which it films, were run before --resume
+        page = EvaluationReport(kept.report, folder, None if kept.resume else entry)
     film = None if kept.video is None else library("evaluation.video").Film(entry, kept.video)
     keepers = [one for one in (film, None if page is None else page.gallery) if one is not None]
     if kept.world_params is not None:
         ranges = library("calibration.ranges")
         rules = rules or evaluate.find_rules(phase, ranges.PROTOCOL)
         rules = ranges.of_robot(rules, kept.world_params)
-    with progress_display() as progress:
+    hint = "with --out DIR they are kept as they come, and --resume goes on"
+    if kept.out is not None:
+        hint = "the same command with --resume goes on"
+    with (
+        shown_if_interrupted(policy, as_json, kept.csv, hint),
+        _folder(kept) as where,
+        progress_display() as progress,
+        StopSignal.patient() as stop,
+    ):
         result = evaluate.evaluate(
-            *(folder, episodes, seed, threads),
+            *(loaded, episodes, seed, threads),
             progress=progress,
             engine=engine,
             protocol=rules,
             keeper=library("evaluation.filming").Keepers(keepers) if keepers else None,
+            folder=where,
+            stop=stop,
         )
     if plot is not None:
         causes = library("evaluation.causes")
@@ -245,9 +311,13 @@ def _sweep(
     as_json: bool,
 ) -> None:
     """Evaluates a policy under several conditions."""
-    with progress_display() as progress:
+    with (
+        shown_if_interrupted(policy, as_json, show=_show_sweep),
+        progress_display() as progress,
+        StopSignal.patient() as stop,
+    ):
         swept = library("evaluation.sweep").sweep(
-            policy_folder(policy), name, episodes, seed, threads, progress, protocol
+            policy_folder(policy), name, episodes, seed, threads, progress, protocol, stop
         )
     _show_sweep(swept, policy, as_json)
 
@@ -295,9 +365,13 @@ def _evaluate_world(
             films.check_path(path, *endings)
     folder = policy_folder(policy)
     page = None if kept.report is None else EvaluationReport(kept.report, folder)
-    with progress_display() as progress:
+    with (
+        shown_if_interrupted(policy, as_json, kept.csv),
+        progress_display() as progress,
+        StopSignal.patient() as stop,
+    ):
         result = library("deployment.worlds").evaluate_world(
-            folder, world, episodes, seed, progress, kept.video
+            folder, world, episodes, seed, progress, kept.video, stop
         )
     if kept.csv is not None:
         library("evaluation.report").write_csv(result, kept.csv)
@@ -312,22 +386,27 @@ def _evaluate_student(
 ) -> None:
     """Shows a paired evaluation, or one with missing objects if there is no other policy."""
     folder = policy_folder(policy)
-    with progress_display() as progress:
+    with (
+        shown_if_interrupted(policy, as_json),
+        progress_display() as progress,
+        StopSignal.patient() as stop,
+    ):
         if other is None:
             result = library("evaluation.hold_out").evaluate_hold_out(
-                folder, episodes, seed, threads, progress
+                folder, episodes, seed, threads, progress, stop=stop
             )
             title = f"{policy} with one object missing, {episodes} episodes"
         else:
             second = policy_folder(other)
             result = library("evaluation.paired").paired(
-                folder, second, episodes, seed, threads, progress
+                folder, second, episodes, seed, threads, progress, stop=stop
             )
             title = f"{policy} against {other}, {episodes} episodes"
     show(result, title, as_json)
 
 
 def _show_sweep(swept: JsonObject, policy: str, as_json: bool) -> None:
+    """Prints the rows of a sweep."""
     if as_json:
         typer.echo(json.dumps(swept))
         return

@@ -10,8 +10,10 @@ import typer
 
 from alohas2r.cli.app import library
 from alohas2r.cli.display import progress_display, show
+from alohas2r.cli.interrupted import shown_if_interrupted
 from alohas2r.cli.options import API_KEY
 from alohas2r.cli.report import check_report, command_line, tell_written
+from alohas2r.core.stop import StopSignal
 from alohas2r.errors import ConfigError
 
 Server = Annotated[
@@ -83,13 +85,18 @@ def evaluate_served(
     if protocol is not None:
         rules = library("tasks.registry").find_task("insert").find_protocol(protocol)
     config = served.ServedConfig(asked.execute, asked.inference_ms, asked.size)
-    with progress_display() as progress:
+    with (
+        shown_if_interrupted(server, as_json, csv),
+        progress_display() as progress,
+        StopSignal.patient() as stop,
+    ):
         result = served.evaluate_server(
             *(server, episodes, seed, threads),
             progress=progress,
             protocol=rules,
             config=config,
             api_key=os.environ.get(API_KEY, ""),
+            stop=stop,
         )
     if csv is not None:
         library("evaluation.report").write_csv(result, csv)

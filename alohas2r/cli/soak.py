@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from alohas2r.cli.app import library
-from alohas2r.cli.display import plain, show
+from alohas2r.cli.display import show
+from alohas2r.core.plain import plain
 from alohas2r.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import platform
 import resource
+import sys
 
+from alohas2r.core import threads
 from alohas2r.core.types import JsonObject
 
 
@@ -25,7 +26,7 @@ def describe_machine() -> JsonObject:
     """Returns what something ran on: "processor", "cores" that this process may use, "python"."""
     return {
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(threads.cores()),
         "python": platform.python_version(),
     }
 
@@ -46,9 +47,11 @@ def peak_mb() -> float:
                 return int(line.split()[1]) / 1024
     except OSError:
         pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return 1000 * peak_memory_gb()
 
 
 def peak_memory_gb() -> float:
     """Returns the most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    # Source: getrusage(2): in KiB on Linux, in bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

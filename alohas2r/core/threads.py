@@ -66,6 +66,9 @@ def spread() -> Iterator[None]:
 
     Left to itself, the system wakes several of them on one core and takes some 20 ms to part them.
     """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
     available, before = cores(), dict[int, set[int]]()
     try:
         for index, thread in enumerate(_xla_threads()):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -98,11 +98,16 @@ def record(
     def run() -> Iterator[Episode]:
         meter = Meter("record", episodes, progress, unit="episodes")
         count = at_once(episodes, entry.conditions(rules).task.steps, size, depth)
+        runner: Runner | None = None
+        look: Look | None = None
         for first in range(0, episodes, count):
             keys = episode_keys(seed, first, min(count, episodes - first))
-            runner = Runner(policy, rules, keys, threads, renderer)
+            # What is compiled for the first group serves them all.
+            runner = Runner(policy, rules, keys, threads, renderer, after=runner)
             spec = camera_spec(policy, size, depth)
-            kept = _Steps(runner.setting, Eyes(spec, runner.setting, threads, renderer, conditions))
+            eyes = Eyes(spec, runner.setting, threads, renderer, conditions)
+            look = look or look_with(eyes)
+            kept = _Steps(runner.setting, eyes, look)
             kept.reset(keys)
             ran = runner.run(meter, first, watch=kept.take)
             for index in range(len(keys)):
@@ -141,16 +146,35 @@ class _Seen(NamedTuple):
     vector: np.ndarray  # [N, 32]
 
 
+# (step, state of the senses, what is drawn) -> the senses' new state, what is seen.
+Look: TypeAlias = Callable[[Acted, SensesState, PyTree], tuple[SensesState, Seen]]
+
+
+def look_with(eyes: Eyes) -> Look:
+    """Returns how a step is seen, compiled: with any eyes of the same camera, conditions and task."""
+    env, senses = eyes.env, eyes.senses
+    assert senses is not None
+
+    @jax.jit
+    def look(acted: Acted, sense: SensesState, drawn: PyTree) -> tuple[SensesState, Seen]:
+        signals = env.extract(acted.readout)
+        felt = env.felt(acted.before, signals)
+        frames, told = drawn
+        return senses.perceive(sense, frames, told, felt, acted.before.held)
+
+    return look
+
+
 class _Steps:
     """What N episodes measured, commanded and saw, step by step.
 
     Args:
-      setting: the episodes. eyes: what is recorded of them.
+      setting: the episodes. eyes: what is recorded of them. look: how.
     """
 
-    def __init__(self, setting: Setting, eyes: Eyes):
+    def __init__(self, setting: Setting, eyes: Eyes, look: Look):
         self._env = env = setting.env
-        self._eyes = eyes
+        self._eyes, self._look = eyes, look
         self._sense: SensesState | None = None
         self._seen: list[_Seen] = []
         self._actions: list[np.ndarray] = []
@@ -159,17 +183,6 @@ class _Steps:
         self._actuators = np.concatenate([arm.ctrl for arm in loaded.arms])
         self._joints = np.concatenate([arm.qvel[:PER_ARM] for arm in loaded.arms])
         self._limits = loaded.ctrl_low[self._actuators], loaded.ctrl_high[self._actuators]
-        senses = self._eyes.senses
-        assert senses is not None
-
-        @jax.jit
-        def look(acted: Acted, sense: SensesState, drawn: PyTree) -> tuple[SensesState, Seen]:
-            signals = env.extract(acted.readout)
-            felt = env.felt(acted.before, signals)
-            frames, told = drawn
-            return senses.perceive(sense, frames, told, felt, acted.before.held)
-
-        self._look = look
 
     @pinned()
     def reset(self, keys: jax.Array) -> None:

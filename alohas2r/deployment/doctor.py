@@ -32,6 +32,9 @@ PACKAGES = {
     "train": ("av", "brax", "flax", "jax", "matplotlib", "onnx", "optax", "orbax", "tensorboardX"),
     "export": ("jax2onnx",),
     "robot": ("dynamixel_sdk", "msgpack", "pyrealsense2", "websockets"),
+    "datasets": ("h5py", "pyarrow"),
+    "loggers": ("mlflow", "wandb"),
+    "sweep": ("optuna", "ray"),
 }
 ADAPTERS = adapter.ADAPTERS
 PLACE_M = 0.01  # how far the arms may be from where the simulated ones are

@@ -18,6 +18,7 @@ import numpy as np
 from alohas2r.core import stats
 from alohas2r.core.progress import Meter, Progress
 from alohas2r.core.stats import quantiles
+from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject, PyTree
 from alohas2r.deployment.observation import observe
 from alohas2r.deployment.terms import terms
@@ -27,7 +28,7 @@ from alohas2r.embodiment.control import next_target
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, GRIPPERS, SIDES, two_fingers
 from alohas2r.envs.noise import exact
 from alohas2r.envs.task import Outcome
-from alohas2r.errors import ArtifactError, RobotFault
+from alohas2r.errors import ArtifactError, Interrupted, RobotFault
 from alohas2r.policies import artifact
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.protocol import select
@@ -317,6 +318,7 @@ def evaluate_world(
     seed: int = 0,
     progress: Progress | None = None,
     video: str | os.PathLike[str] | None = None,
+    stop: StopSignal | None = None,
 ) -> JsonObject:
     """Runs a policy's episodes in a foreign world, one after the other.
 
@@ -327,6 +329,7 @@ def evaluate_world(
       episodes: how many. seed: of the starts, which are those of `evaluate`.
       progress: receives counts of episodes.
       video: a new .mp4 or .webp with the first episodes.
+      stop: ends the work after the episode that is running.
 
     Returns:
       As `evaluate` does, with "world" and "world_hash", and what only a world tells: "deep" (eval-v1's own depth),
@@ -336,6 +339,7 @@ def evaluate_world(
     Raises:
       ConfigError, BackendUnavailable: the world cannot be opened.
       ArtifactError: the policy cannot be read, or is none for a world.
+      Interrupted: a stop was asked for; with the result of the episodes that had ended, and no video.
     """
     started = time.monotonic()
     policy = _policy(policy_path)
@@ -346,23 +350,26 @@ def evaluate_world(
     film = None if video is None else _Film(world, films.check_path(video, *films.FILMS))
     if isinstance(policy, StagedPolicy):
         actor: Actor = StateActor(policy, trials)
-        _run(actor, world, robot, trials, episodes, meter, film)
+        done = _run(actor, world, robot, trials, episodes, meter, film, stop)
     else:
         wants = terms(policy)
         with WorldView(world, wants.size, wants.fovy_deg) as view:
-            _run(PixelActor(policy, robot, view), world, robot, trials, episodes, meter, film)
+            actor = PixelActor(policy, robot, view)
+            done = _run(actor, world, robot, trials, episodes, meter, film, stop)
+    if not done:
+        raise Interrupted(0, episodes, "episodes", None)
     table = trials.table()
-    if film is not None:
+    if film is not None and done == episodes:
         film.write(table["success"])
     summary = find_task("insert").scorer(REACHABLE, np.zeros((1, 2))).summary(table)
-    return {
+    result = {
         "protocol": REACHABLE.name,
         "protocol_hash": REACHABLE.hash,
         "world": world.name,
         "world_hash": world.digest,
         "policy": policy.hash,
         "phase": "insert",
-        "episodes": episodes,
+        "episodes": done,
         "seed": seed,
         **summary,
         "deep": stats.rate_of(table["deep"]),
@@ -375,6 +382,9 @@ def evaluate_world(
         "wall_s": round(time.monotonic() - started, 2),
         "table": table,
     }
+    if done < episodes:
+        raise Interrupted(done, episodes, "episodes", result | {"of": episodes})
+    return result
 
 
 def _policy(path: str | os.PathLike[str]) -> OnnxPolicy | StagedPolicy:
@@ -399,9 +409,13 @@ def _run(
     episodes: int,
     meter: Meter,
     film: _Film | None,
-) -> None:
+    stop: StopSignal | None,
+) -> int:
+    """Runs episodes until a stop is asked for; returns how many."""
     robot.enable()
     for episode in range(episodes):
+        if stop:
+            return episode
         command = trials.begin(episode)
         actor.reset()
         switched = np.array(False)
@@ -426,6 +440,7 @@ def _run(
             except RobotFault:  # it has diverged: the episode is lost
                 break
         meter.update(episode + 1)
+    return episodes
 
 
 class _Film:

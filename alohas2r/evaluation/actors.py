@@ -39,9 +39,16 @@ class Recorder(Protocol):
 
 
 class StateActor:
-    """A teacher: a policy of one task, or a staged one, on the noisy state."""
+    """A teacher: a policy of one task, or a staged one, on the noisy state.
 
-    def __init__(self, env: Env, policy: StatePolicy | StagedPolicy):
+    Args:
+      env: where it acts. policy: the teacher.
+      after: the same teacher in other environments; what it has compiled serves this one as well.
+    """
+
+    def __init__(
+        self, env: Env, policy: StatePolicy | StagedPolicy, after: StateActor | None = None
+    ):
         def act(state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
             state, features, _ = env.observe(state, readout)
             if isinstance(policy, StagedPolicy):
@@ -50,7 +57,7 @@ class StateActor:
                 actions = policy.apply(features, jnp)
             return env.control(state, readout, actions)
 
-        self._act = jax.jit(act)
+        self._act = jax.jit(act) if after is None else after._act
 
     def reset(self, keys: jax.Array) -> None:
         """Does nothing: the environments hold what is remembered."""
@@ -118,9 +125,17 @@ class VisionActor:
     Args:
       eyes: what they perceive. spec: their description.
       recorded: receives what they observe in each step, for videos; None for no record.
+      after: students of the same specification and conditions in other environments; what they have compiled serves
+        these as well.
     """
 
-    def __init__(self, eyes: Eyes, spec: StudentSpec, recorded: Recorder | None = None):
+    def __init__(
+        self,
+        eyes: Eyes,
+        spec: StudentSpec,
+        recorded: Recorder | None = None,
+        after: VisionActor | None = None,
+    ):
         self.eyes, self.recorded = eyes, recorded
         self.weights: Mapping[str, jax.Array] = {}
         self._sense: SensesState | None = None
@@ -138,7 +153,7 @@ class VisionActor:
             state, ctrl = eyes.env.control(state, readout, actions)
             return state, sense, seen, ctrl
 
-        self._step = jax.jit(step)
+        self._step = jax.jit(step) if after is None else after._step
 
     def use(self, weights: Mapping[str, np.ndarray]) -> None:
         """Lets a student of these weights act."""
@@ -167,6 +182,11 @@ class ExportedActor:
     """An ONNX file: measuring and control stay compiled, and between them its network runs for all episodes at once.
 
     Random numbers are those that the artifact gets which the file was made from.
+
+    Args:
+      env: where it acts. policy: the file. eyes: what it perceives; None for one that sees nothing.
+      recorded: receives what it observes in each step, for videos.
+      after: the same file in other environments; what it has compiled serves this one as well.
     """
 
     def __init__(
@@ -175,9 +195,13 @@ class ExportedActor:
         policy: ExportedPolicy,
         eyes: Eyes | None = None,
         recorded: Recorder | None = None,
+        after: ExportedActor | None = None,
     ):
         self._policy, self._eyes, self._recorded = policy, eyes, recorded
         self._sense: SensesState | None = None
+        if after is not None:
+            self._observe, self._control, self._look = after._observe, after._control, after._look
+            return
         self._observe, self._control = jax.jit(env.observe), jax.jit(env.control)
         self._look = None if eyes is None else jax.jit(eyes.observe)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from alohas2r.config import check
 from alohas2r.core.progress import Meter
+from alohas2r.core.stop import StopSignal
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
@@ -80,6 +81,21 @@ class Acted(NamedTuple):
     readout: Readout  # of the physics that was acted on
     before: EnvState  # the state that was acted on
     after: EnvState  # the same with what the policy's action changed in it
+
+
+class Halted(Exception):
+    """A group of episodes was left before its end."""
+
+
+def halting(stop: StopSignal | None) -> Callable[[Acted], None]:
+    """Returns a watcher of episodes that leaves them, by raising Halted, once a stop is asked for."""
+
+    def watch(acted: Acted) -> None:
+        del acted
+        if stop:
+            raise Halted
+
+    return watch
 
 
 class Played(NamedTuple):

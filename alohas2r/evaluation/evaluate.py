@@ -18,9 +18,10 @@ from alohas2r.config import check
 from alohas2r.core import progress as core_progress
 from alohas2r.core.progress import Meter
 from alohas2r.core.stats import quantiles
+from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject
 from alohas2r.envs.vision import EVALUATION, SensesConfig
-from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.errors import ArtifactError, ConfigError, Interrupted
 from alohas2r.evaluation import causes
 from alohas2r.evaluation.actors import (
     ExportedActor,
@@ -34,17 +35,20 @@ from alohas2r.evaluation.episodes import (
     MAX_ENVS,
     Acted,
     Actor,
+    Halted,
     Setting,
     draws_digest,
     episode_keys,
+    halting,
     pinned,
     run_episodes,
     set_up,
 )
+from alohas2r.evaluation.folder import AT_ONCE, EvaluationFolder
 from alohas2r.policies import artifact
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.exported import ExportedPolicy
-from alohas2r.policies.spec import StudentSpec
+from alohas2r.policies.spec import PolicySpec, StudentSpec
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.vision import StudentPolicy
@@ -66,31 +70,37 @@ def load_policy(path: str | os.PathLike[str]) -> Evaluable:
     policy: Evaluable
     if pathlib.Path(path).suffix.lower() == ".onnx" or pathlib.Path(path).is_file():
         policy = exported.load(path)
-        single = policy.kind == "state"
     else:
         loaded = artifact.load(path)
         assert isinstance(loaded, StatePolicy | StagedPolicy | StudentPolicy)
         policy = loaded
-        single = isinstance(policy, StatePolicy)
+    _check_evaluable(policy, str(path))
+    return policy
+
+
+def _check_evaluable(policy: Evaluable, name: str) -> None:
+    """Raises ArtifactError unless a policy can be evaluated; `name` is what the message calls it."""
     if isinstance(policy.spec, StudentSpec):
-        return policy
+        return
     try:
         entry = find_task(policy.spec.phase)
     except ConfigError as error:
         raise ArtifactError(
-            f"{path} is a policy of a task that is not known here: {error}"
+            f"{name} is a policy of a task that is not known here: {error}"
         ) from None
+    single = isinstance(policy, StatePolicy)
+    if isinstance(policy, ExportedPolicy):
+        single = policy.kind == "state"
     if single and entry.follows is not None:
         raise ArtifactError(
-            f"{path} is a policy for '{entry.name}' alone; evaluate the teacher that holds it"
+            f"{name} is a policy for '{entry.name}' alone; evaluate the teacher that holds it"
             f" and a policy for '{entry.follows.task}'."
         )
     expected = tuple((part.name, part.size, part.unit) for part in policy.spec.observation)
     if expected != entry.task(scene.load_physics(entry.scene), entry.config).observation_spec:
         raise ArtifactError(
-            f"{path} expects other observations than this version of alohas2r gives."
+            f"{name} expects other observations than this version of alohas2r gives."
         )
-    return policy
 
 
 class Episodes(NamedTuple):
@@ -131,6 +141,8 @@ class Runner:
       conditions: noise and randomization of what a student observes; those of the protocol if None.
       setting: the environments and the scorer, if they are not those of the task.
       recorded: receives what a student observes in each step, for videos.
+      after: another of the same policy, protocol, renderer and conditions; what it has compiled serves this one as
+        well.
     """
 
     @pinned()
@@ -146,6 +158,7 @@ class Runner:
         conditions: SensesConfig | None = None,
         setting: Setting | None = None,
         recorded: Recorder | None = None,
+        after: Runner | None = None,
     ):
         spec = policy if isinstance(policy, StudentSpec) else policy.spec
         if setting is None:
@@ -156,18 +169,25 @@ class Runner:
         if conditions is None:
             conditions = student_conditions(protocol)
         self.setting, self.keys = setting, keys
+        earlier = None
+        if after is not None:
+            setting.env.share(after.setting.env)
+            earlier = after.actor
         eyes = None
         if isinstance(spec, StudentSpec):
             eyes = Eyes(spec, setting, threads, renderer, conditions)
         self._student: VisionActor | None = None
         if isinstance(policy, ExportedPolicy):
-            self.actor: Actor = ExportedActor(setting.env, policy, eyes, recorded)
+            compiled = earlier if isinstance(earlier, ExportedActor) else None
+            self.actor: Actor = ExportedActor(setting.env, policy, eyes, recorded, compiled)
         elif eyes is not None and isinstance(spec, StudentSpec):
-            self.actor = self._student = VisionActor(eyes, spec, recorded)
+            compiled = earlier if isinstance(earlier, VisionActor) else None
+            self.actor = self._student = VisionActor(eyes, spec, recorded, compiled)
             if isinstance(policy, StudentPolicy):
                 self._student.use(policy.weights)
         elif isinstance(policy, StatePolicy | StagedPolicy):
-            self.actor = StateActor(setting.env, policy)
+            compiled = earlier if isinstance(earlier, StateActor) else None
+            self.actor = StateActor(setting.env, policy, compiled)
 
     def run(
         self,
@@ -221,11 +241,11 @@ def check_episodes(episodes: int) -> None:
     check(1 <= episodes <= 1_000_000, f"episodes must be in 1..1000000, not {episodes}.")
 
 
-def chunks(seed: int, episodes: int) -> list[tuple[int, jax.Array]]:
+def chunks(seed: int, episodes: int, size: int = MAX_ENVS) -> list[tuple[int, jax.Array]]:
     """Returns the episodes of a seed in groups that are simulated at once: the first one's number, and the keys."""
     return [
-        (first, episode_keys(seed, first, min(MAX_ENVS, episodes - first)))
-        for first in range(0, episodes, MAX_ENVS)
+        (first, episode_keys(seed, first, min(size, episodes - first)))
+        for first in range(0, episodes, size)
     ]
 
 
@@ -235,7 +255,7 @@ def join(tables: list[Table]) -> Table:
 
 
 def evaluate(
-    policy_path: str | os.PathLike[str],
+    policy: str | os.PathLike[str] | Evaluable,
     episodes: int = 1000,
     seed: int = 0,
     threads: int = 0,
@@ -244,11 +264,14 @@ def evaluate(
     renderer: str = "auto",
     engine: str = "cpu",
     keeper: Keeper | None = None,
+    *,
+    folder: EvaluationFolder | None = None,
+    stop: StopSignal | None = None,
 ) -> JsonObject:
     """Runs exactly `episodes` fresh episodes, one per environment, and says how they went.
 
     Args:
-      policy_path: a policy artifact, or an exported file (.onnx).
+      policy: a policy, or the path of an artifact or an exported file (.onnx).
       episodes: how many.
       seed: what is drawn for episode i (start, physics, noise, looks) depends on the seed and i alone. What comes of
         it agrees to rounding: products of matrices are summed in another order in another number of episodes.
@@ -257,7 +280,9 @@ def evaluate(
       protocol: the distributions and thresholds; that of the policy's task if None.
       renderer: of a student's pictures; see `rendering.registry`.
       engine: "cpu"; "warp", for teachers; or "auto": "warp" for teachers where there is CUDA.
-      keeper: is shown each group of episodes, for films.
+      keeper: is shown each group of episodes that is run, for films.
+      folder: where episodes are kept, `folder.AT_ONCE` at a time, and taken from if they are there already.
+      stop: ends the work where it is.
 
     Returns:
       Protocol, "draws" (see `draws_digest`), rates with Wilson intervals, quantiles of errors and times, and "table":
@@ -265,43 +290,134 @@ def evaluate(
 
     Raises:
       ArtifactError: the policy cannot be read or is none for this protocol.
-      ConfigError: a number out of range.
+      ConfigError: a number out of range, or a folder of another evaluation.
+      Interrupted: a stop was asked for, or the folder could not be written; with the result of the groups of
+        episodes that had ended, in which "of" is how many it should have been.
     """
-    started = time.monotonic()
     check_episodes(episodes)
-    policy = load_policy(policy_path)
-    entry = find_task(policy.spec.phase)
+    if isinstance(policy, str | os.PathLike):
+        loaded, name = load_policy(policy), str(policy)
+    else:
+        loaded, name = policy, "The policy"
+        _check_evaluable(loaded, name)
+    entry = find_task(loaded.spec.phase)
     rules: TaskProtocol = entry.protocol if protocol is None else protocol
-    engine = _engine(engine, policy, policy_path)
-    meter = Meter("evaluate", episodes, progress, unit="episodes")
-    tables: list[Table] = []
-    scorer: Scorer | None = None
-    for first, keys in chunks(seed, episodes):
-        recorded = None if keeper is None else keeper.recorder(first)
-        part = Runner(policy, rules, keys, threads, renderer, engine, recorded=recorded).run(
-            meter, first
-        )
-        if keeper is not None:
-            keeper.keep(first, part)
-        tables.append(part.table)
-        scorer = scorer or part.scorer
-    assert scorer is not None
-    table = join(tables)
-    return {
+    engine = _engine(engine, loaded, name)
+    about: JsonObject = {
         "protocol": rules.name,
         "protocol_hash": rules.hash,
-        "policy": policy.hash,
-        "phase": policy.spec.phase,
+        "policy": loaded.hash,
+        "phase": loaded.spec.phase,
         "engine": engine,
         "episodes": episodes,
         "seed": seed,
         "draws": draws_digest(entry, seed),
-        **scorer.summary(table),
-        "peak_joint_speed_rad_s": quantiles(table["peak_joint_speed"]),
-        "peak_contact_force_n": quantiles(table["peak_contact_force"]),
-        "wall_s": round(time.monotonic() - started, 2),
-        "table": table,
     }
+    size = MAX_ENVS if folder is None or engine == "warp" else AT_ONCE
+    if folder is not None:
+        folder.begin({**about, "renderer": renderer, "at_once": size})
+    meter = Meter("evaluate", episodes, progress, unit="episodes")
+    ended = _Ended(about, loaded.spec, rules, folder)
+    runner: Runner | None = None
+    try:
+        for first, keys in chunks(seed, episodes, size):
+            if not ended.take(first, len(keys)):
+                if stop:  # before it is compiled
+                    raise Halted
+                recorded = None if keeper is None else keeper.recorder(first)
+                runner = Runner(
+                    *(loaded, rules, keys, threads, renderer, engine),
+                    recorded=recorded,
+                    after=runner,
+                )
+                part = runner.run(meter, first, watch=halting(stop))
+                ended.add(first, part)
+                if keeper is not None:
+                    keeper.keep(first, part)
+            meter.update(first + len(keys), {"success": ended.success})
+    except Halted:
+        raise Interrupted(ended.count, episodes, "episodes", ended.result()) from None
+    result = ended.result()
+    assert result is not None
+    return result
+
+
+class _Ended:
+    """The groups of an evaluation that have ended, in memory and, where there is one, in a folder."""
+
+    def __init__(
+        self,
+        about: JsonObject,
+        spec: PolicySpec | StudentSpec,
+        rules: TaskProtocol,
+        folder: EvaluationFolder | None,
+    ):
+        self._about, self._spec, self._rules, self._folder = about, spec, rules, folder
+        self._tables: list[Table] = []
+        self._scorer: Scorer | None = None
+        self._started, self._earlier_s = time.monotonic(), 0.0
+        self._since = self._started  # when the running group began
+
+    @property
+    def count(self) -> int:
+        """How many episodes have ended."""
+        return sum(len(table["success"]) for table in self._tables)
+
+    @property
+    def success(self) -> float:
+        """The share of them that succeeded."""
+        return sum(int(table["success"].sum()) for table in self._tables) / max(self.count, 1)
+
+    def take(self, first: int, count: int) -> bool:
+        """Takes a group from the folder; returns whether it is there."""
+        kept = None if self._folder is None else self._folder.load(first, count)
+        self._since = time.monotonic()
+        if kept is None:
+            return False
+        self._tables.append(kept.table)
+        self._earlier_s += kept.wall_s
+        return True
+
+    def add(self, first: int, part: Episodes) -> None:
+        """Takes a group that was run, and keeps it.
+
+        Raises:
+          Interrupted: it cannot be kept.
+        """
+        self._tables.append(part.table)
+        self._scorer = part.scorer
+        if self._folder is None:
+            return
+        try:
+            self._folder.add(first, part.table, time.monotonic() - self._since)
+            self._folder.tell(self.result())
+        except ArtifactError as error:
+            of = self._about["episodes"]
+            result = self.result()
+            raise Interrupted(self.count, of, "episodes", result, str(error)) from error
+
+    def result(self) -> JsonObject | None:
+        """Returns what they came to; None of none."""
+        if not self._tables:
+            return None
+        table, scorer = join(self._tables), self._scorer or self._make_scorer()
+        about = self._about
+        if self.count < about["episodes"]:
+            about = about | {"episodes": self.count, "of": about["episodes"]}
+        return {
+            **about,
+            **scorer.summary(table),
+            "peak_joint_speed_rad_s": quantiles(table["peak_joint_speed"]),
+            "peak_contact_force_n": quantiles(table["peak_contact_force"]),
+            "wall_s": round(self._earlier_s + time.monotonic() - self._started, 2),
+            "table": table,
+        }
+
+    def _make_scorer(self) -> Scorer:
+        """Returns one that has counted nothing, where no episode was run: it sums up what was kept."""
+        entry, keys = find_task(self._spec.phase), episode_keys(self._about["seed"], 0, 1)
+        memory, scale = memory_of(self._spec), self._spec.action.scale
+        return set_up(entry, self._rules, memory, keys, 1, scale=scale).scorer()
 
 
 def find_rules(phase: str, name: str | None, nominal: bool = False) -> TaskProtocol:
@@ -325,7 +441,7 @@ def find_rules(phase: str, name: str | None, nominal: bool = False) -> TaskProto
     return without_causes(rules)
 
 
-def _engine(name: str, policy: Evaluable, path: str | os.PathLike[str]) -> str:
+def _engine(name: str, policy: Evaluable, path: str) -> str:
     """Returns the engine to run on; students and exported files have no choice."""
     teacher = isinstance(policy, StatePolicy | StagedPolicy)
     chosen = "cpu" if name == engines.AUTO and not teacher else engines.choose(name)

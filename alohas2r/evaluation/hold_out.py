@@ -10,11 +10,20 @@ import numpy as np
 
 from alohas2r.core import progress as core_progress
 from alohas2r.core import stats
+from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
+from alohas2r.errors import Interrupted
 from alohas2r.evaluation.actors import memory_of
-from alohas2r.evaluation.episodes import Setting, draws_digest, pinned, set_up
+from alohas2r.evaluation.episodes import (
+    Halted,
+    Setting,
+    draws_digest,
+    halting,
+    pinned,
+    set_up,
+)
 from alohas2r.evaluation.evaluate import Runner, check_episodes, chunks, join
 from alohas2r.policies import artifact
 from alohas2r.policies.spec import StudentSpec
@@ -107,6 +116,7 @@ def evaluate_hold_out(
     progress: core_progress.Progress | None = None,
     protocol: Protocol = EVAL_V1,
     renderer: str = "auto",
+    stop: StopSignal | None = None,
 ) -> JsonObject:
     """Evaluates a student with one object missing in every episode.
 
@@ -116,33 +126,47 @@ def evaluate_hold_out(
 
     Raises:
       ArtifactError: the student cannot be read, or is none. ConfigError: a number out of range.
+      Interrupted: a stop was asked for; with the result of the groups of episodes that had ended.
     """
     started = time.monotonic()
     check_episodes(episodes)
     student = artifact.load(policy_path, StudentPolicy)
     meter = core_progress.Meter("evaluate", episodes, progress, unit="episodes")
-    tables = []
-    for first, keys in chunks(seed, episodes):
-        setting = set_up_hold_out(student.spec, protocol, keys, threads)
-        runner = Runner(student, protocol, keys, threads, renderer, setting=setting)
-        tables.append(runner.run(meter, first).table)
-    table = join(tables)
+    tables: list[Table] = []
+
+    def result() -> JsonObject:
+        wall_s = round(time.monotonic() - started, 2)
+        return _result(student, protocol, seed, join(tables)) | {"wall_s": wall_s}
+
+    try:
+        for first, keys in chunks(seed, episodes):
+            setting = set_up_hold_out(student.spec, protocol, keys, threads)
+            runner = Runner(student, protocol, keys, threads, renderer, setting=setting)
+            tables.append(runner.run(meter, first, watch=halting(stop)).table)
+    except Halted:
+        done = sum(len(table["success"]) for table in tables)
+        part = result() | {"of": episodes} if tables else None
+        raise Interrupted(done, episodes, "episodes", part) from None
+    return result()
+
+
+def _result(student: StudentPolicy, protocol: Protocol, seed: int, table: Table) -> JsonObject:
+    """Returns the rates of a table of episodes."""
     left = table["missing_left"]
 
     def rate(name: str, where: np.ndarray) -> stats.Rate:
         return stats.rate(int(table[name][where].sum()), int(where.sum()))
 
-    every = np.ones(episodes, bool)
+    every = np.ones(len(left), bool)
     return {
         "protocol": f"{protocol.name}+hold-out",
         "policy": student.hash,
-        "episodes": episodes,
+        "episodes": len(left),
         "seed": seed,
         "draws": draws_digest(find_task(student.spec.phase), seed),
         "closed_on_air": rate("closed_on_air", every),
         "left": rate("closed_on_air", left),
         "right": rate("closed_on_air", ~left),
         "other_lifted": rate("other_lifted", every),
-        "wall_s": round(time.monotonic() - started, 2),
         "table": table,
     }

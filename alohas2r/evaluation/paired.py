@@ -7,8 +7,9 @@ import os
 
 from alohas2r.core import progress as core_progress
 from alohas2r.core import stats
+from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject
-from alohas2r.errors import ArtifactError
+from alohas2r.errors import ArtifactError, Interrupted
 from alohas2r.evaluation import evaluate
 from alohas2r.tasks.protocol import TaskProtocol
 
@@ -22,6 +23,7 @@ def paired(
     progress: core_progress.Progress | None = None,
     protocol: TaskProtocol | None = None,
     renderer: str = "auto",
+    stop: StopSignal | None = None,
 ) -> JsonObject:
     """Runs two policies of one task in the same episodes, a student and its teacher say.
 
@@ -31,17 +33,25 @@ def paired(
 
     Raises:
       ArtifactError: a policy cannot be read, or they are of two tasks. ConfigError: a number out of range.
+      Interrupted: a stop was asked for; with the result of the first policy, if it was done.
     """
     results, success = [], []
     evaluate.check_episodes(episodes)
-    first, second = (evaluate.load_policy(path).spec.phase for path in (policy_path, other_path))
+    policies = [evaluate.load_policy(path) for path in (policy_path, other_path)]
+    first, second = (policy.spec.phase for policy in policies)
     if first != second:
         raise ArtifactError(
             f"{policy_path} is a policy for '{first}', {other_path} one for '{second}'; a paired"
             " evaluation needs two of the same task."
         )
-    for path in (policy_path, other_path):
-        result = evaluate.evaluate(path, episodes, seed, threads, progress, protocol, renderer)
+    for policy in policies:
+        try:
+            result = evaluate.evaluate(
+                policy, episodes, seed, threads, progress, protocol, renderer, stop=stop
+            )
+        except Interrupted:
+            done = {"first": results[0]} if results else None
+            raise Interrupted(len(results), 2, "policies", done) from None
         success.append(result.pop("table")["success"])
         results.append(result)
     tested = stats.mcnemar(*success)

@@ -20,6 +20,7 @@ import numpy as np
 from alohas2r.config import check, from_dict
 from alohas2r.core.progress import Meter, Progress
 from alohas2r.core.stats import quantiles
+from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject
 from alohas2r.embodiment.aloha import CAMERAS, INSERT_TASK, from_units, to_units
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
@@ -28,9 +29,16 @@ from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM, SIDES
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
 from alohas2r.envs.vision import Seen, SensesState
-from alohas2r.errors import ArtifactError
+from alohas2r.errors import ArtifactError, BackendUnavailable, Interrupted
 from alohas2r.evaluation.actors import Eyes
-from alohas2r.evaluation.episodes import draws_digest, episode_keys, run_episodes, set_up
+from alohas2r.evaluation.episodes import (
+    Halted,
+    draws_digest,
+    episode_keys,
+    halting,
+    run_episodes,
+    set_up,
+)
 from alohas2r.evaluation.evaluate import check_episodes, join, student_conditions
 from alohas2r.policies.remote.client import PolicyClient
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig, StudentSpec, make_spec
@@ -308,6 +316,18 @@ class ServedActor:
         return Answer(actions, took if fixed is None else fixed / 1000)
 
 
+class _Group(NamedTuple):
+    """Episodes that were run side by side."""
+
+    table: Table
+    answers_s: list[float]
+    held: int
+    steps: int
+    scorer: Scorer
+    dialect: Dialect
+    said: JsonObject  # by the server about itself
+
+
 def evaluate_server(
     url: str,
     episodes: int = 100,
@@ -318,19 +338,22 @@ def evaluate_server(
     config: ServedConfig | None = None,
     api_key: str = "",
     renderer: str = "auto",
+    stop: StopSignal | None = None,
 ) -> JsonObject:
     """Measures a policy that a server runs, in the episodes in which `evaluate` measures a file.
 
     Args:
-      url: "ws://host:port". episodes, seed, threads, progress, protocol, renderer: as `evaluate`.
+      url: "ws://host:port". episodes, seed, threads, progress, protocol, renderer, stop: as `evaluate`.
       config: how it is asked. api_key: if the server wants one.
 
     Returns:
       As `evaluate` does, with "server", "asked" (what the server speaks, chunks, time per answer, steps held).
 
     Raises:
-      BackendUnavailable: no server there, or it is gone. ArtifactError: it refuses, or is no policy for these arms.
+      BackendUnavailable: no server there. ArtifactError: it refuses, or is no policy for these arms.
       ConfigError: a number out of range.
+      Interrupted: a stop was asked for, or the server is gone; with the result of the groups of episodes that had
+        ended.
     """
     started = time.monotonic()
     check_episodes(episodes)
@@ -338,52 +361,69 @@ def evaluate_server(
     entry = find_task(_TASK)
     rules: TaskProtocol = entry.protocol if protocol is None else protocol
     meter = Meter("evaluate", episodes, progress, unit="episodes")
-    tables: list[Table] = []
-    answers: list[float] = []
-    held, steps = 0, 0
-    scorer: Scorer | None = None
-    said: JsonObject = {}
-    dialect: Dialect | None = None
-    for first in range(0, episodes, AT_ONCE):
-        keys = episode_keys(seed, first, min(AT_ONCE, episodes - first))
-        with contextlib.ExitStack() as stack:
-            clients = [
-                stack.enter_context(PolicyClient(url, api_key, config.timeout_s))
-                for _ in range(len(keys))
-            ]
-            said, dialect = clients[0].metadata, dialect_of(clients[0], config)
-            setting = set_up(*(entry, rules, HistoryConfig(()), keys, threads), scale=dialect.scale)
-            eyes = Eyes(dialect.spec, setting, threads, renderer, student_conditions(rules))
-            actor = ServedActor(setting.env, eyes, dialect, clients, config)
-            scorer = setting.scorer()
-            played = run_episodes(setting.env, actor, scorer, keys, meter, first)
-        tables.append(scorer.table())
-        answers += actor.answers_s
-        held, steps = held + actor.held, steps + int(played.steps.sum())
-    assert scorer is not None
-    table = join(tables)
+    groups: list[_Group] = []
+
+    def result() -> JsonObject:
+        wall_s = round(time.monotonic() - started, 2)
+        about = {"draws": draws_digest(entry, seed), "wall_s": wall_s}
+        return _result(url, rules, config, seed, groups) | about
+
+    try:
+        for first in range(0, episodes, AT_ONCE):
+            keys = episode_keys(seed, first, min(AT_ONCE, episodes - first))
+            with contextlib.ExitStack() as stack:
+                clients = [
+                    stack.enter_context(PolicyClient(url, api_key, config.timeout_s))
+                    for _ in range(len(keys))
+                ]
+                dialect = dialect_of(clients[0], config)
+                setting = set_up(
+                    *(entry, rules, HistoryConfig(()), keys, threads), scale=dialect.scale
+                )
+                eyes = Eyes(dialect.spec, setting, threads, renderer, student_conditions(rules))
+                actor = ServedActor(setting.env, eyes, dialect, clients, config)
+                scorer = setting.scorer()
+                watch = halting(stop)
+                played = run_episodes(setting.env, actor, scorer, keys, meter, first, watch)
+                counts = actor.held, int(played.steps.sum())
+                said = clients[0].metadata
+            groups.append(_Group(scorer.table(), actor.answers_s, *counts, scorer, dialect, said))
+    except (Halted, BackendUnavailable) as error:
+        why = "" if isinstance(error, Halted) else str(error)
+        if why and not groups:
+            raise
+        done = sum(len(group.table["success"]) for group in groups)
+        part = result() | {"of": episodes} if groups else None
+        raise Interrupted(done, episodes, "episodes", part, why) from None
+    return result()
+
+
+def _result(
+    url: str, rules: TaskProtocol, config: ServedConfig, seed: int, groups: Sequence[_Group]
+) -> JsonObject:
+    """Returns what groups of episodes came to."""
+    table, last = join([group.table for group in groups]), groups[-1]
+    answers = [took for group in groups for took in group.answers_s]
     return {
         "protocol": rules.name,
         "protocol_hash": rules.hash,
-        "policy": str(said.get("policy", "not said")),
+        "policy": str(last.said.get("policy", "not said")),
         "server": url,
         "phase": _TASK,
         "engine": "cpu",
-        "episodes": episodes,
+        "episodes": len(table["success"]),
         "seed": seed,
-        "draws": draws_digest(entry, seed),
-        **scorer.summary(table),
+        **last.scorer.summary(table),
         "asked": {
-            "speaks": "alohas2r" if isinstance(dialect, OwnDialect) else "openpi",
+            "speaks": "alohas2r" if isinstance(last.dialect, OwnDialect) else "openpi",
             "execute": config.execute or "all",
             "inference_ms": "as measured" if config.inference_ms is None else config.inference_ms,
             "answers": len(answers),
-            "held_steps": held,
-            "steps": steps,
+            "held_steps": sum(group.held for group in groups),
+            "steps": sum(group.steps for group in groups),
         },
         "answer_ms": quantiles(1000 * np.array(answers)),
         "peak_joint_speed_rad_s": quantiles(table["peak_joint_speed"]),
         "peak_contact_force_n": quantiles(table["peak_contact_force"]),
-        "wall_s": round(time.monotonic() - started, 2),
         "table": table,
     }

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from alohas2r import config
 from alohas2r.core import assets, files
 from alohas2r.core import progress as core_progress
+from alohas2r.core.lock import FolderLock
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.evaluation import evaluate
@@ -25,7 +26,6 @@ from alohas2r.learning.encoder import train as pretrain
 from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo import train as teacher
 from alohas2r.learning.run import manifest
-from alohas2r.learning.run.lock import FolderLock
 from alohas2r.learning.run.loggers.base import Logger, Loggers, RunInfo
 from alohas2r.policies.onnx import export as onnx_export
 from alohas2r.sim.engines import registry as engines

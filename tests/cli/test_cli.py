@@ -389,5 +389,29 @@ def test_a_gpus_memory_is_not_taken_whole(
     assert os.environ[name] == "true"
 
 
+THREADS = """
+import pathlib, sys
+from alohas2r.cli import app
+
+assert app.main(["evaluate", "nowhere", "--threads", sys.argv[1]]) == 1
+import jax, jax.numpy as jnp
+
+jnp.dot(jnp.ones((512, 512)), jnp.ones((512, 512))).block_until_ready()
+names = [(task / "comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+print(sum("XLAEigen" in name for name in names))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_threads_bounds_xla() -> None:
+    """To more than there are cores as well, so that it tells on any machine."""
+    clean = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    counted = [
+        int(subprocess.check_output([sys.executable, "-c", THREADS, count], env=clean, text=True))
+        for count in ("1", "7")
+    ]
+    assert counted == [1, 7]
+
+
 def test_h_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "evaluate", "-h") == run(capsys, "evaluate", "--help")

@@ -8,12 +8,13 @@ import pathlib
 import numpy as np
 import pytest
 import robot_cases
+from stop_cases import StopAfter
 from world_cases import write_foreign
 
 from alohas2r.cli import app
 from alohas2r.core.assets import data_path
 from alohas2r.deployment.worlds import REACHABLE, WorldTrials, evaluate_world
-from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.errors import ArtifactError, ConfigError, Interrupted
 from alohas2r.robots.worlds.world import World
 from alohas2r.tasks.protocol import EVAL_V1
 
@@ -25,7 +26,12 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def test_the_teacher_does_elsewhere_what_it_does_at_home(foreign: pathlib.Path) -> None:
     teacher = data_path("params") / "teacher"
-    home, abroad = (evaluate_world(teacher, world, 1, seed=7) for world in ("own-contact", foreign))
+    home = evaluate_world(teacher, "own-contact", 1, seed=7)
+    with pytest.raises(Interrupted, match="1 of 3 episodes") as caught:
+        evaluate_world(teacher, foreign, 3, seed=7, stop=StopAfter(1))
+    abroad = caught.value.result
+    assert abroad is not None
+    assert abroad["of"] == 3
     assert (home["world"], abroad["world"]) == ("own-contact", "foreign")
     assert home["world_hash"] != abroad["world_hash"]
     for result in (home, abroad):

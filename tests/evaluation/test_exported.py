@@ -108,6 +108,23 @@ def test_a_student_sees_and_moves_alike(tmp_path_factory: pytest.TempPathFactory
     assert np.ptp(of_file, axis=0).max() > 0.001
 
 
+def test_what_is_compiled_for_one_group_of_episodes_serves_another(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """To the bit, of the artifact and of its file: objects, looks and physics of the other group are its own."""
+    first, second = (episodes.episode_keys(7, number, 2) for number in (0, 2))
+    for path in onnx_cases.exported("student", tmp_path_factory):
+        policy = evaluate.load_policy(path)
+        before = evaluate.Runner(policy, shortened(4), first, 1, "exact")
+        moved = before.run().qpos
+        after = evaluate.Runner(policy, shortened(4), second, 1, "exact", after=before).run()
+        alone = evaluate.run(policy, shortened(4), second, 1, "exact")
+        np.testing.assert_array_equal(after.qpos, alone.qpos)
+        assert (after.qpos[-1] != moved[-1]).any(axis=1).all()
+        for name, column in alone.table.items():
+            np.testing.assert_array_equal(after.table[name], column, err_msg=name)
+
+
 def test_a_file_without_a_valid_description_is_refused(
     staged_file: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:

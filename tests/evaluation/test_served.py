@@ -19,11 +19,14 @@ pytest.importorskip("msgpack")
 pytest.importorskip("websockets")
 
 import robot_cases
+from stop_cases import StopAfter
 
 from alohas2r.cli import app
+from alohas2r.core.progress import Progress, Report
+from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject
 from alohas2r.embodiment.aloha import CAMERAS, from_units, to_units
-from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError
+from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError, Interrupted
 from alohas2r.evaluation import evaluate, served
 from alohas2r.evaluation.episodes import episode_keys
 from alohas2r.evaluation.served import Answer, OpenPiDialect, Plan, ServedConfig
@@ -181,6 +184,45 @@ def test_servers_of_openpi_get_alohas_names_and_their_chunks_are_carried_out() -
         assert all(one.shape == (3, 16, 16) for one in request["images"].values())
         assert request["state"].shape == (14,)
         assert "peg" in request["prompt"]
+
+
+def test_what_had_ended_is_told_when_a_stop_is_asked_for_or_the_server_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(served, "AT_ONCE", 1)
+    with serve_lerobot.make_server(
+        lambda request: request["state"][None], {"policy": "still"}, "127.0.0.1", 0
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+
+        def run(stop: StopSignal | None, progress: Progress) -> Interrupted:
+            with pytest.raises(Interrupted) as caught:
+                served.evaluate_server(
+                    *(url, 3, SEED, 1),
+                    progress=progress,
+                    protocol=SHORT,
+                    config=ServedConfig(inference_ms=0, size=16),
+                    renderer="exact",
+                    stop=stop,
+                )
+            return caught.value
+
+        def go(report: Report) -> None:
+            if report.done == 1 and thread.is_alive():
+                server.shutdown()
+                thread.join(30)
+
+        stopped, gone = run(StopAfter(STEPS), lambda report: None), run(None, go)
+    for error in (stopped, gone):
+        assert (error.done, error.total) == (1, 3)
+        assert error.result is not None
+        assert (error.result["episodes"], error.result["of"]) == (1, 3)
+        assert error.result["asked"]["answers"] == STEPS
+        assert error.result["success"]["rate"] == 0
+    assert stopped.why == ""
+    assert "No policy server" in gone.why
 
 
 def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

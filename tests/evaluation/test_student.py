@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import student_cases
 from opengl_cases import skip_without_opengl
+from stop_cases import StopAfter
 
 from alohas2r.cli import app
 from alohas2r.core import stats
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.vision import Seen
-from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.errors import ArtifactError, ConfigError, Interrupted
 from alohas2r.evaluation import episodes, evaluate, hold_out, paired, video
 from alohas2r.evaluation.video import FilmConfig
 from alohas2r.policies import artifact
@@ -165,16 +166,20 @@ def test_the_interval_of_a_difference_by_hand(monkeypatch: pytest.MonkeyPatch) -
     """30 episodes of 100 only the first solved, 10 only the second."""
     success = {"a": np.arange(100) < 50, "b": (np.arange(100) >= 30) & (np.arange(100) < 60)}
 
-    def result(path: str, *_: Any) -> dict[str, Any]:
+    policies = {name: student_cases.staged() for name in success}
+
+    def result(policy: object, *_: Any, **named: Any) -> dict[str, Any]:
+        del named
+        (name,) = (name for name, one in policies.items() if one is policy)
         return {
-            "table": {"success": success[path]},
+            "table": {"success": success[name]},
             "protocol": "p",
             "protocol_hash": "h",
             "draws": "d",
         }
 
     monkeypatch.setattr(evaluate, "evaluate", result)
-    monkeypatch.setattr(evaluate, "load_policy", lambda *_: student_cases.staged())
+    monkeypatch.setattr(evaluate, "load_policy", policies.__getitem__)
     found = paired.paired("a", "b", 100)
     assert found["mcnemar"]["only_a"] == 30
     assert found["mcnemar"]["only_b"] == 10
@@ -183,13 +188,24 @@ def test_the_interval_of_a_difference_by_hand(monkeypatch: pytest.MonkeyPatch) -
     assert found["difference"]["high"] - 0.2 == pytest.approx(margin)
 
 
-def test_hold_out_table(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_hold_out_table(
+    saved: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opening = save(draw_student(10.0), tmp_path)
     result = hold_out.evaluate_hold_out(opening, EPISODES, 3, 1, protocol=SHORT, renderer="exact")
     assert result["protocol"] == "eval-v1+seconds=1+hold-out"
     assert result["closed_on_air"] == stats.rate(0, EPISODES)
     table = result["table"]
     assert result["left"] == stats.rate(0, int(table["missing_left"].sum()))
+    monkeypatch.setattr(
+        hold_out, "chunks", lambda seed, count: evaluate.chunks(seed, count, EPISODES)
+    )
+    with pytest.raises(Interrupted, match="2 of 3 episodes") as caught:
+        hold_out.evaluate_hold_out(
+            *(opening, EPISODES + 1, 3, 1), protocol=SHORT, renderer="exact", stop=StopAfter(STEPS)
+        )
+    assert caught.value.result is not None
+    assert caught.value.result["left"] == result["left"]
     with pytest.raises(ConfigError, match="episodes"):
         hold_out.evaluate_hold_out(saved, 0)
     with pytest.raises(ArtifactError):

@@ -20,12 +20,12 @@ pytest.importorskip("brax")
 import sweep_cases
 
 from alohas2r.cli import app
+from alohas2r.core.lock import FolderLock, in_use
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.experiments.sweep import space, state, summary
 from alohas2r.experiments.sweep.state import Trial
 from alohas2r.experiments.sweep.trainings import Training
-from alohas2r.learning.run.lock import FolderLock, in_use
 from alohas2r.learning.run.log import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

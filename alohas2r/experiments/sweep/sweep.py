@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from alohas2r import config
 from alohas2r.core import files, threads
+from alohas2r.core.lock import FolderLock, in_use
 from alohas2r.core.progress import Meter, Progress
 from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject
@@ -34,7 +35,6 @@ from alohas2r.experiments.sweep.fleet import (
 from alohas2r.experiments.sweep.state import Plan, SweepState
 from alohas2r.experiments.sweep.trainings import Options, Training, check_metric
 from alohas2r.learning.run import manifest
-from alohas2r.learning.run.lock import FolderLock, in_use
 from alohas2r.learning.run.log import METRICS, read_metrics
 
 if TYPE_CHECKING:

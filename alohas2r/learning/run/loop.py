@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import alohas2r
 from alohas2r.core import files, threads
+from alohas2r.core.lock import FolderLock
 from alohas2r.core.machine import peak_memory_gb
 from alohas2r.core.progress import Progress
 from alohas2r.core.stop import StopSignal
@@ -25,7 +26,6 @@ from alohas2r.core.types import Json, JsonObject, PyTree
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run import curves, manifest
 from alohas2r.learning.run.checkpoint import Checkpoint
-from alohas2r.learning.run.lock import FolderLock
 from alohas2r.learning.run.log import RunLog
 from alohas2r.learning.run.loggers.base import Logger, Loggers, RunInfo
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import mujoco.batch
 import numpy as np
 
+from alohas2r.core import threads as core_threads
 from alohas2r.errors import ModelError
 from alohas2r.sim.scene import SUBSTEPS, Scene
 from alohas2r.sim.signals import Readout
@@ -55,7 +55,7 @@ class CpuEngine:
         self.scene = scene
         self.num_envs = num_envs
         self.substeps = substeps
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or len(core_threads.cores())
         # Left to itself MuJoCo restarts a diverged simulation in silence from its default pose; it must be seen.
         model = copy.copy(scene.model)
         model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)

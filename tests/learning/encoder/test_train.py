@@ -29,6 +29,8 @@ from alohas2r.learning.encoder import train as pretrain
 from alohas2r.learning.encoder.config import PretrainConfig
 from alohas2r.learning.encoder.learner import Pretrainer
 from alohas2r.learning.encoder.pictures import Pictures
+from alohas2r.learning.run import curves
+from alohas2r.learning.run.log import METRICS, read_metrics
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
 from alohas2r.rendering import visual_randomization
@@ -128,7 +130,9 @@ def test_an_archive_that_would_run_code_is_refused(tmp_path: pathlib.Path) -> No
     assert not (tmp_path / "touched").exists()
 
 
-def test_an_encoder_can_be_trained_on_cifar10(tmp_path: pathlib.Path) -> None:
+def test_an_encoder_can_be_trained_on_cifar10_and_its_run_be_plotted(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archives = write_archive(tmp_path, "binary")
     settings = ("filters=4,4,8", "rounds=60", "batch=10", "learning_rate=0.01", "checkpoints=1")
     result = pretrain.pretrain_encoder(
@@ -143,6 +147,28 @@ def test_an_encoder_can_be_trained_on_cifar10(tmp_path: pathlib.Path) -> None:
     assert found.trained["metrics"]["held/accuracy"] == pytest.approx(
         result["metrics"]["held/accuracy"], abs=1e-3
     )
+    left, right = curves_of(tmp_path / "run", monkeypatch)
+    assert left.keys() == {"right, held back", "right, learnt from"}
+    assert right.keys() == {"held back", "learnt from"}
+    rows = read_metrics(tmp_path / "run" / METRICS)
+    assert left["right, held back"] == [
+        row["held/accuracy"] for row in rows if "held/accuracy" in row
+    ]
+    assert right["learnt from"] == [row["train/loss"] for row in rows]
+
+
+def curves_of(
+    run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, list[float]], ...]:
+    """Returns what `plot` draws of a run, side by side: label -> values."""
+    figures: list[Any] = []
+    monkeypatch.setattr(curves, "save", lambda figure, path: figures.append(figure) or path)
+    assert app.main(["plot", str(run), "--out", str(run / "curve.png")]) == 0
+    (figure,) = figures
+    return tuple(
+        {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+        for axis in figure.axes[:2]
+    )
 
 
 def tiny(out: pathlib.Path, *more: str) -> list[str]:
@@ -152,10 +178,16 @@ def tiny(out: pathlib.Path, *more: str) -> list[str]:
 
 
 def test_a_stopped_pretraining_resumes_to_the_same_bits(
-    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert app.main(tiny(tmp_path / "whole")) == 0
     assert json.loads(capsys.readouterr().out)["finished"] is True
+    assert any(
+        len(values) == 2 for values in curves_of(tmp_path / "whole", monkeypatch)[1].values()
+    )
+    capsys.readouterr()
     assert app.main(tiny(tmp_path / "parts", "--minutes", "0")) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["finished"] is False

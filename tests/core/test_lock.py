@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
+from alohas2r.core.lock import FolderLock, in_use
 from alohas2r.errors import ArtifactError
-from alohas2r.learning.run.lock import FolderLock, in_use
 
 HOLD = """
 import sys, time
-from alohas2r.learning.run.lock import FolderLock
+from alohas2r.core.lock import FolderLock
 with FolderLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
