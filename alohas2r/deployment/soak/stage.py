@@ -112,9 +112,14 @@ class WatchedRobot:
         self._seams.cross()
         self.commands += 1
         wrong = self._wrong(ctrl)
+        try:
+            sent = self._robot.command(ctrl)
+        except RobotFault:
+            if wrong and not self._robot.stopped:  # what stopped servos are told is not sent
+                self.beyond.append(wrong)
+            raise
         if wrong:
             self.beyond.append(wrong)
-        sent = self._robot.command(ctrl)
         self._last = sent
         return sent
 
@@ -143,21 +148,34 @@ class WatchedRobot:
         """Commands begin anew, from where the arms are."""
         self._last = None
 
+    def _before(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns [14] the lowest and the highest of what a command may start from.
+
+        That is the command before. After torque went on it is where the servos hold the arms, or a guard's reading of
+        where they are, a little below.
+        """
+        if self._last is not None:
+            return self._last, self._last
+        held, position = self._robot.goals(), self._robot.read().position
+        held = np.where(np.isnan(held), position, held)
+        return np.minimum(held, position), np.maximum(held, position)
+
     def _wrong(self, ctrl: np.ndarray) -> str:
         """Returns in which way a command is beyond the limits; "" if it is not."""
         if not np.isfinite(ctrl).all():
             return f"not finite: {ctrl}"
         first = self._last is None
-        before = self._last if self._last is not None else self._robot.read().position
-        step = np.abs(np.where(IS_GRIPPER & first, 0.0, ctrl - before)).max()
+        lowest, highest = self._before()
+        steps = np.maximum(lowest - ctrl, ctrl - highest)
+        step = np.where(IS_GRIPPER & first, 0.0, steps).max()
         # Guards may begin from a reading a moment older than this one.
         if step > self._most + (0.01 if first else _TOLERANCE):
             return f"a step of {step:.4f}, not at most {self._most:.4f}"
-        low, high = np.minimum(self._low, before), np.maximum(self._high, before)
+        low, high = np.minimum(self._low, lowest), np.maximum(self._high, highest)
         if (ctrl < low - _TOLERANCE).any() or (ctrl > high + _TOLERANCE).any():
             return f"beyond the joints' ranges: {ctrl}"
         slack = self._model.clearance(ctrl).slack
-        least = min(0.0, self._model.clearance(before).slack)
+        least = min(0.0, *(self._model.clearance(start).slack for start in (lowest, highest)))
         if slack < least - (1e-3 if first else _TOLERANCE):
             return f"{1000 * slack:.1f} mm closer than allowed, {1000 * least:.1f} mm before"
         return ""

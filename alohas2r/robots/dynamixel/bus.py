@@ -32,7 +32,6 @@ class Bus:
       reply_timeout_s: how long to wait for an answer beyond its time on the wire.
       counts: how often a packet went "unanswered", came "damaged" or was "repeated".
       alerts: ids of the servos whose last answer had the alert bit set.
-      last_packet_s: when the last instruction was sent (monotonic clock).
     """
 
     def __init__(
@@ -42,7 +41,8 @@ class Bus:
         self.port = port
         self.counts: collections.Counter[str] = collections.Counter()
         self.alerts: set[int] = set()
-        self.last_packet_s = -math.inf
+        self._last_packet_s = -math.inf
+        self._longest_pause_s = 0.0
         self.baudrate = baudrate
         self.reply_timeout_s = reply_timeout_s
         self._retries = retries
@@ -232,6 +232,12 @@ class Bus:
         if reason:
             raise RobotFault(f"{self.port}: nothing could be sent ({reason}).")
 
+    def take_pause_s(self) -> float:
+        """Returns the longest time without an instruction since this was asked last (s), the present one included."""
+        longest = max(self._longest_pause_s, time.monotonic() - self._last_packet_s)
+        self._longest_pause_s = 0.0
+        return longest
+
     def read_all(
         self, ids: Iterable[int], register: Register, retries: int | None = None
     ) -> dict[int, int]:
@@ -324,7 +330,9 @@ class Bus:
             if self._expect_late:  # let what still comes pass by; sending clears it away
                 time.sleep(self.reply_timeout_s)
                 self._expect_late = False
-            self.last_packet_s = time.monotonic()
+            now_s = time.monotonic()
+            self._longest_pause_s = max(self._longest_pause_s, now_s - self._last_packet_s)
+            self._last_packet_s = now_s
             yield
         except (OSError, termios.error) as error:
             raise RobotFault(

@@ -202,6 +202,11 @@ class DynamixelRobot:
             raise faults[0]
         return sent.copy()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the servos have stopped by their watchdogs; commands are refused until `rearm`."""
+        return self._tripped
+
     def stop(self) -> None:
         """Holds both arms where they are. A bus that is gone is left to its servos' watchdogs."""
         if not self.enabled or self._tripped:
@@ -429,13 +434,14 @@ class DynamixelRobot:
         units = round(self.config.watchdog_s / WATCHDOG_UNIT_S)
         for bus in self.buses:
             bus.write_all(BUS_WATCHDOG, dict.fromkeys(IDS, units))
+            bus.take_pause_s()  # what was before does not count
 
     def _check_watchdog(self) -> None:
-        """Finds out whether the servos stopped by themselves, after a gap between packets."""
+        """Finds out whether the servos stopped by themselves, after a gap between any two packets."""
         if not self.enabled or self._tripped:
             return
-        for bus in self.buses:
+        for side, bus in enumerate(self.buses):
             # The servos' clocks are not ours: suspect a little early.
-            if time.monotonic() - bus.last_packet_s > 0.8 * self.config.watchdog_s:
-                answers = bus.read_all(IDS, BUS_WATCHDOG)
+            if bus.take_pause_s() > 0.8 * self.config.watchdog_s:
+                answers = bus.read_all(self._heard[side] or IDS, BUS_WATCHDOG)
                 self._tripped |= WATCHDOG_TRIPPED in answers.values()

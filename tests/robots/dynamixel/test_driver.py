@@ -450,6 +450,20 @@ def test_a_pause_trips_the_watchdog_until_rearmed(robot, emu):
     assert (emu.state().watchdog == 6).all()
 
 
+def test_a_pause_is_noticed_whatever_is_sent_after_it(robot, emu):
+    robot.enable()
+    target = robot.read().position
+    assert not robot.stopped
+    emu.step(0.35)
+    time.sleep(0.12)
+    robot.goals()  # a packet that asks for something else
+    with pytest.raises(RobotFault, match="rearm"):
+        robot.command(target)
+    assert robot.stopped
+    robot.rearm()
+    assert not robot.stopped
+
+
 def test_a_jump_of_the_wall_clock_changes_nothing(robot, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 4e9)
     assert robot.read().age_s.max() == 0
