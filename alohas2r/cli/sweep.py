@@ -34,7 +34,7 @@ def sweep(
         str,
         typer.Argument(
             metavar="COMMAND",
-            help="train-teacher, pretrain-encoder or distill; its own options follow.",
+            help="train-teacher, train-pixels, pretrain-encoder or distill; its own options follow.",
             show_default=False,
         ),
     ],

@@ -18,6 +18,7 @@ from alohas2r.config import to_dict
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import LIMITS, DeployConfig
 from alohas2r.deployment.delays import require_trained
+from alohas2r.deployment.each_arm import EachArm
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.pause import Pause
@@ -25,6 +26,7 @@ from alohas2r.deployment.report import Outcome, Report
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.deployment.terms import Terms, open_policy, terms
 from alohas2r.deployment.timing import Tally
+from alohas2r.policies.protocol import Policy
 from alohas2r.safety.config import SafetyConfig
 
 
@@ -63,8 +65,12 @@ def deploy(
       RobotFault: arms or cameras are missing or not as expected; the pre-flight check fails.
     """
     with contextlib.ExitStack() as stack:
-        policy = stack.enter_context(open_policy(file, server, api_key, rig.stepped))
+        opening = file, server, api_key, rig.stepped
+        policy = stack.enter_context(open_policy(*opening))
         wants = terms(policy)
+        acting: Policy = policy
+        if wants.single:
+            acting = EachArm((policy, stack.enter_context(open_policy(*opening))))
         if not any_delay:
             require_trained(rig.delays, wants.delays)
         rig, config = _as_wanted(wants, rig, config)
@@ -84,7 +90,7 @@ def deploy(
                 on_step(report)
 
         deployment = Deployment(
-            arms.robot, arms.cameras, policy, config, arms.trials, writer, on_step=note, pause=pause
+            arms.robot, arms.cameras, acting, config, arms.trials, writer, on_step=note, pause=pause
         )
         outcome = deployment.run(arms.trials)
         result = {

@@ -18,6 +18,7 @@ from alohas2r.core.files import make_folder
 from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.deployment import log as drive_log
 from alohas2r.deployment import terms
+from alohas2r.deployment.each_arm import EachArm
 from alohas2r.embodiment.joints import JOINTS, PER_ARM, SIDES
 from alohas2r.errors import ArtifactError, BackendUnavailable
 from alohas2r.policies import protocol
@@ -75,7 +76,10 @@ def reproduce(run: drive_log.Run, policy: str | os.PathLike[str]) -> Reproductio
       ArtifactError: the policy is missing or damaged, or did not act in this run.
     """
     exported = terms.load_policy(policy)
-    difference = drive_log.replay(run, _Selecting(exported))
+    acting: Policy = _Selecting(exported)
+    if terms.terms(exported).single:
+        acting = EachArm((exported, exported.fork()))
+    difference = drive_log.replay(run, acting)
     same = exported.hash == run.header.get("policy_hash")
     return Reproduction(str(policy), same, difference, difference <= TOLERANCE)
 

@@ -14,7 +14,7 @@ from alohas2r.config import from_dict
 from alohas2r.core.types import JsonObject
 from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG, SIZE
-from alohas2r.embodiment.joints import JOINTS, SIDES
+from alohas2r.embodiment.joints import ACTUATORS, JOINTS, SIDES
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.delays import Delays, delays_from, trained_delays
 from alohas2r.policies.onnx.interface import Interface
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from alohas2r.policies.onnx.runtime import OnnxPolicy
 
 # What a robot gives, and in which unit.
-_UNITS = {"rgb": "sRGB", "depth": "m", "switched": "1"}
+_UNITS = {"rgb": "sRGB", "depth": "m", "switched": "1", "target_in_base": "m"}
 _JOINT_UNIT = "rad, m"
 # Largest difference between the ranges of targets that a policy was trained with and the robot's (rad; m).
 _RANGE_TOLERANCE = 1e-3
@@ -43,6 +43,7 @@ class Terms(NamedTuple):
       fovy_deg: their field of view.
       depth_cutoff: depth beyond which it sees nothing (m).
       delays: the longest ones that it was trained for.
+      single: whether it is a policy of one arm, see `EachArm`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Terms(NamedTuple):
     fovy_deg: float
     depth_cutoff: float
     delays: Delays
+    single: bool = False
 
 
 class _Statement(NamedTuple):
@@ -96,6 +98,7 @@ def terms(policy: OnnxPolicy | ServedPolicy) -> Terms:
         fovy_deg=float(said.cameras.get("fovy_deg", FOVY_DEG)),
         depth_cutoff=float(said.cameras.get("depth_cutoff", DEPTH_CUTOFF)),
         delays=said.delays,
+        single=_joints(said.action) == ACTUATORS,
     )
 
 
@@ -128,6 +131,8 @@ def _inputs(name: str, interface: Interface) -> int:
     sizes = {shape[:2] for one, shape in shapes.items() if one.endswith(("_rgb", "_depth"))}
     size = min(sizes)[0] if sizes else SIZE
     given: dict[str, tuple[int, ...]] = {"proprioception": (32,), "switched": ()}
+    if "wrist_depth" in shapes:  # of one arm, which is told where to bring the object
+        given = {"proprioception": (19,), "wrist_depth": (size, size)}
     for side in SIDES:
         given |= {f"{side}_rgb": (size, size, 3), f"{side}_depth": (size, size)}
     strange = [one for one, shape in shapes.items() if given.get(one) != shape]
@@ -138,7 +143,7 @@ def _inputs(name: str, interface: Interface) -> int:
         )
     for one in interface.inputs:
         for part, unit in [(one.name, one.unit), *((part.name, part.unit) for part in one.parts)]:
-            ours = _UNITS.get(part.rpartition("_")[2], _JOINT_UNIT)
+            ours = _UNITS.get(part, _UNITS.get(part.rpartition("_")[2], _JOINT_UNIT))
             if unit not in ("", ours):
                 raise ArtifactError(
                     f"{name} takes {part} in {unit}; a robot gives it in {ours}. Export it anew."
@@ -146,11 +151,19 @@ def _inputs(name: str, interface: Interface) -> int:
     return size
 
 
+def _joints(action: Mapping[str, object]) -> tuple[str, ...]:
+    """Returns the joints that a policy drives."""
+    joints = action.get("joints", JOINTS)
+    return tuple(joints) if isinstance(joints, list | tuple) else ()
+
+
 def _scale(name: str, action: Mapping[str, object]) -> float:
     """Returns the scale of the actions; they must be for these joints, this period and these units."""
-    joints, period_s = action.get("joints", JOINTS), action.get("control_period_s")
-    joints = tuple(joints) if isinstance(joints, list | tuple) else ()
-    if joints != JOINTS or period_s not in (None, embodiment_joints.CONTROL_PERIOD_S):
+    joints, period_s = _joints(action), action.get("control_period_s")
+    if joints not in (JOINTS, ACTUATORS) or period_s not in (
+        None,
+        embodiment_joints.CONTROL_PERIOD_S,
+    ):
         odd = next((one for one, ours in zip(joints, JOINTS, strict=False) if one != ours), "")
         order = f" ({odd} out of order)" if odd and sorted(joints) == sorted(JOINTS) else ""
         raise ArtifactError(
@@ -162,7 +175,7 @@ def _scale(name: str, action: Mapping[str, object]) -> float:
     for key, ours in (("low", insert.ctrl_low[order]), ("high", insert.ctrl_high[order])):
         if key not in action:
             continue
-        theirs = np.asarray(action[key], float)
+        theirs, ours = np.asarray(action[key], float), ours[: len(joints)]
         if theirs.shape != ours.shape or not np.abs(theirs - ours).max() < _RANGE_TOLERANCE:
             raise ArtifactError(
                 f"{name} drives targets whose {key} ends are {np.round(theirs, 3).tolist()}, not"

@@ -20,6 +20,7 @@ from alohas2r.core.progress import Meter, Progress
 from alohas2r.core.stats import quantiles
 from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject, PyTree
+from alohas2r.deployment.each_arm import EachArm
 from alohas2r.deployment.observation import observe
 from alohas2r.deployment.terms import terms
 from alohas2r.deployment.trials import Trials
@@ -31,7 +32,7 @@ from alohas2r.envs.task import Outcome
 from alohas2r.errors import ArtifactError, Interrupted, RobotFault
 from alohas2r.policies import artifact
 from alohas2r.policies.onnx.runtime import OnnxPolicy
-from alohas2r.policies.protocol import select
+from alohas2r.policies.protocol import Policy, select
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.switch import Switch
 from alohas2r.policies.vision import StudentPolicy
@@ -230,7 +231,8 @@ class PixelActor:
         """Takes the policy's own scale and switch."""
         wants = terms(policy)
         self.switch, self.scale = wants.switch, wants.action_scale
-        self._policy, self._robot, self._view = policy, robot, view
+        self._robot, self._view = robot, view
+        self._policy: Policy = EachArm((policy, policy.fork())) if wants.single else policy
 
     def reset(self) -> None:
         """Forgets the past."""

@@ -30,6 +30,7 @@ class Observed(NamedTuple):
         jax.Array
     )  # [N, F] what a teacher observes; [N, D, F] where the state is measured D times
     signals: Signals  # the exact state
+    privileged: jax.Array  # [N, P] what a critic knows of it
 
 
 def draw(senses: Senses | None, sense: SensesState | None, readout: Readout) -> Drawn | None:
@@ -65,11 +66,14 @@ def observe(
     signals = env.extract(readout)
     # What the student's own side counts in, before the step moves the targets.
     felt = env.felt(state, signals)
-    state, known, _ = env.observe(state, readout)
+    command = None
+    if senses is not None and senses.spec.commanded:
+        command = state.task.target_pos
+    state, known, privileged = env.observe(state, readout)
     if senses is None or sense is None or drawn is None:
         first = known if known.ndim == 2 else known[:, 0]
         seen = Seen(None, None, first[:, : env.task.observation_size], first)
-        return Observed(state, sense, seen, known, signals)
+        return Observed(state, sense, seen, known, signals, privileged)
     frames, told = drawn
-    sense, seen = senses.perceive(sense, frames, told, felt, state.held)
-    return Observed(state, sense, seen, known, signals)
+    sense, seen = senses.perceive(sense, frames, told, felt, state.held, command)
+    return Observed(state, sense, seen, known, signals, privileged)

@@ -21,7 +21,7 @@ from alohas2r.embodiment import history
 from alohas2r.embodiment.control import DELAY_WEIGHTS
 from alohas2r.embodiment.history import HistoryState
 from alohas2r.embodiment.observation import proprioception
-from alohas2r.policies.spec import StudentSpec
+from alohas2r.policies.spec import PIXELS, StudentSpec
 from alohas2r.rendering import corruption as rendering_corruption
 from alohas2r.rendering import visual_randomization
 from alohas2r.rendering.corruption import CorruptConfig
@@ -36,6 +36,8 @@ from alohas2r.sim.variation import Held
 
 _AT_ONCE = 64  # looks that are drawn together, so that the compiler rounds alike for any number
 _LOOKS, _STEPS = 1, 2  # streams of random numbers
+# Scene -> the geom whose section differs from environment to environment.
+_RESIZED = {"insert": "red_peg", "pick": "box"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,10 @@ class SensesConfig:
 
 # What the evaluation protocol adds for a student: every noise, and shadows wherever the looks have them.
 EVALUATION = SensesConfig(shadows=1.0)
+# What a policy from pixels sees, in training and evaluation: depth with the disparities of a D405, 18 mm x 848 pixels
+# wide, in eighths of a pixel. Source: its data sheet.
+PIXEL_SENSES = SensesConfig(corrupt=CorruptConfig(disparity=64.0), shadows=0.0)
+DEPTH_UNIT = 1e-4  # m; of depth that is kept as whole numbers, the unit of a D405
 IDEAL = SensesConfig(joint_pos=0, delay_weights=(1.0,), corruption=False, looks=False, shadows=0)
 
 
@@ -89,7 +95,7 @@ class SensesState(NamedTuple):
     episode: jax.Array  # [N] int32 number of the episode; with `root` it gives the looks
     key: jax.Array  # [N, 2] random key of the steps
     rgb: jax.Array | None  # [N, D, C, H, W, 3] uint8
-    depth: jax.Array | None  # [N, D, C, H, W] m
+    depth: jax.Array | None  # [N, D, C, H, W] m; of policies from pixels uint16, see `pack_depth`
     vector: jax.Array  # [N, D, n]
     slot: jax.Array  # [N] int32 which of D is the newest, the same for all; one slot before it what is a step older
     seen: jax.Array  # [N] int32 observations since the reset
@@ -114,9 +120,9 @@ class Senses:
     """The student's senses in N environments.
 
     Args:
-      spec: the student; it says which pictures there are.
+      spec: the student; it says of which scene which pictures there are.
       config: noise and randomization.
-      peg_half_side: [N] half the side of each environment's peg (m).
+      peg_half_side: [N] half the side of each environment's peg, or block (m).
       renderer: as `make_renderer` returns.
       geometry: what else differs from the scene in an environment's pictures: model field -> [N, ...].
       longest: delay (steps) that pictures or readings may have on top, where robots vary.
@@ -133,10 +139,13 @@ class Senses:
     ):
         self.spec, self.config, self.renderer = spec, config, renderer
         self.num_envs = len(peg_half_side)
-        self._scene = scene.load("insert")
+        self._scene = scene.load(spec.phase)
+        self._packed = spec.kind == PIXELS
         model = self._scene.model
         sizes = np.repeat(model.geom_size[None], self.num_envs, 0)
-        sizes[:, self._scene.id("geom", "red_peg"), 1:] = np.asarray(peg_half_side)[:, None]
+        sizes[:, self._scene.id("geom", _RESIZED[spec.phase]), 1:] = np.asarray(peg_half_side)[
+            :, None
+        ]
         self._geometry = {"geom_size": sizes, **(geometry or {})}
         self._delays = len(config.delay_weights) + longest
         count = round(config.shadows * self.num_envs)
@@ -161,7 +170,8 @@ class Senses:
         """Starts all environments with one random key each, [N, 2]."""
         spec, count = self.spec, self.num_envs
         delays, size = self._delays, spec.cameras.size
-        shape = (count, delays, 2, size, size)
+        shape = (count, delays, len(spec.views), size, size)
+        kind = jnp.uint16 if self._packed else jnp.float32
         memory = history.init(spec.history, spec.vector_size, jnp, (count,))
         if not spec.history.rates:
             memory = memory._replace(averages=None)  # a checkpoint takes no empty arrays
@@ -170,12 +180,12 @@ class Senses:
             episode=jnp.zeros(count, jnp.int32),
             key=jax.vmap(functools.partial(jax.random.fold_in, data=_STEPS))(keys),
             rgb=jnp.zeros((*shape, 3), jnp.uint8) if spec.has_rgb else None,
-            depth=jnp.zeros(shape, jnp.float32) if spec.has_depth else None,
+            depth=jnp.zeros(shape, kind) if spec.has_depth else None,
             vector=jnp.zeros((count, delays, spec.vector_size), jnp.float32),
             slot=jnp.zeros(count, jnp.int32),
             seen=jnp.zeros(count, jnp.int32),
             memory=memory,
-            gain=None if self._transfer is None else jnp.zeros((count, 2), jnp.float32),
+            gain=None if self._transfer is None else jnp.zeros(shape[:1] + shape[2:3], jnp.float32),
             start=None if self._transfer is None else jnp.zeros((count, 2, 2), jnp.float32),
         )
 
@@ -248,7 +258,7 @@ class Senses:
     def _sample(self, root: Any, episode: Any, start: Any) -> dict[str, Any]:
         """Draws the looks [K, ...] of episodes; see `_sample_looks`."""
         if self._transfer is None:
-            return _sample_looks(root, episode)
+            return _sample_looks(root, episode, name=self.spec.phase)
         return _sample_transfer(root, episode, start, config=self._transfer)
 
     def _start(self, state: SensesState, qpos: Any, xp: Any) -> Any:
@@ -305,7 +315,7 @@ class Senses:
         """Renders what the cameras are pointed at, before any corruption.
 
         Args:
-          state: of the senses. qpos: [N, nq] of the insertion scene.
+          state: of the senses. qpos: [N, nq] of the scene.
 
         Returns:
           The pictures, or None if the student sees none, and what `perceive` has to know of the environments' looks:
@@ -330,6 +340,7 @@ class Senses:
         told: Any,
         signals: Signals,
         held: Held | None = None,
+        command: jax.Array | None = None,
     ) -> tuple[SensesState, Seen]:
         """Corrupts and delays what is drawn, and measures the joints (traceable).
 
@@ -339,25 +350,31 @@ class Senses:
           signals: the state [N, ...]; exact, but that joints and targets are in terms of readings where robots vary.
           held: of robots that vary: then pictures and readings are late by different times, and targets, which the
             policy's own side knows, not at all.
+          command: [N, 3] where the object is commanded to; None of a student that is not told.
         """
         config, spec = self.config, self.spec
         keys = jax.vmap(functools.partial(jax.random.split, num=4))(state.key)  # [N, 4, 2]
         rgb, depth = (None, None) if frames is None else (frames.rgb, frames.depth)
         if self._transfer is not None:
             state, rgb, depth = self._sensed(state, keys[:, 1], rgb, depth, told)
-        elif rgb is not None and config.corruption:
+        elif frames is not None and config.corruption:
             bank = self._bank
             if bank is None:  # depth is not observed
-                bank = jnp.zeros((1, *rgb.shape[2:4]), jnp.float16)
+                bank = jnp.zeros((1, *frames.depth.shape[2:4]), jnp.float16)
             rgb, depth = rendering_corruption.corrupt(
                 keys[:, 1], rgb, depth, told, bank, config.corrupt
             )
 
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (2, 6), minval=-1.0, maxval=1.0))(
+        arms = signals.qpos.shape[1]
+        noise = jax.vmap(lambda key: jax.random.uniform(key, (arms, 6), minval=-1.0, maxval=1.0))(
             keys[:, 2]
         )
         noise = config.joint_pos * jnp.pad(noise, ((0, 0), (0, 0), (0, 2)))
         vector = proprioception(signals.qpos + noise, signals.ctrl, jnp)
+        if command is not None:
+            vector = jnp.concatenate([vector, command], -1)
+        if self._packed and depth is not None:
+            depth = pack_depth(depth, spec.cameras.depth_cutoff)
 
         weights = jnp.array(config.delay_weights) / sum(config.delay_weights)
         drawn = jax.vmap(jax.random.uniform)(keys[:, 3])
@@ -379,8 +396,10 @@ class Senses:
         depths, depth = push(state.depth, depth, view)
         vectors, vector = push(state.vector, vector, reading)
         if held is not None:
-            positions = vector[:, :16].reshape(-1, 2, 8)
+            positions = vector[:, : 8 * arms].reshape(-1, arms, 8)
+            rest = vector[:, 16 * arms :]
             vector = proprioception(positions, signals.ctrl, jnp)
+            vector = jnp.concatenate([vector, rest], -1)
         memory, features = history.update(spec.history, state.memory, vector, jnp)
         state = state._replace(
             key=keys[:, 0],
@@ -391,6 +410,8 @@ class Senses:
             seen=state.seen + 1,
             memory=memory,
         )
+        if self._packed and depth is not None:
+            depth = unpack_depth(depth)
         return state, Seen(rgb, depth, vector, features)
 
     def _sensed(
@@ -411,6 +432,17 @@ class Senses:
 _restart = jax.jit(Senses.restart)
 
 
+def pack_depth(depth: jax.Array, cutoff: float) -> jax.Array:
+    """Turns depth (m) into whole DEPTH_UNIT, uint16; what is beyond the cut-off is 0."""
+    near = jnp.where((depth > 0) & (depth <= np.float32(cutoff)), depth, 0)
+    return jnp.round(near * np.float32(1 / DEPTH_UNIT)).astype(jnp.uint16)
+
+
+def unpack_depth(packed: jax.Array) -> jax.Array:
+    """Turns what `pack_depth` made into depth (m)."""
+    return packed.astype(jnp.float32) * np.float32(DEPTH_UNIT)
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def _sample_transfer(root: Any, episode: Any, start: Any, config: TransferConfig) -> dict[str, Any]:
     """Does the same as `_sample_looks` with the looks "transfer", from where the objects start [K, 2, 2] (m)."""
@@ -422,13 +454,13 @@ def _sample_transfer(root: Any, episode: Any, start: Any, config: TransferConfig
     return sample(jax.vmap(one)(root, episode), start)
 
 
-@jax.jit
-def _sample_looks(root: Any, episode: Any) -> dict[str, Any]:
-    """Draws the looks [K, ...] of environments' episodes from their keys [K, 2] and numbers [K]."""
+@functools.partial(jax.jit, static_argnames="name")
+def _sample_looks(root: Any, episode: Any, name: str = "insert") -> dict[str, Any]:
+    """Draws the looks [K, ...] of a scene in environments' episodes from their keys [K, 2] and numbers [K]."""
 
     def one(key: jax.Array, episode: jax.Array) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(key, _LOOKS), episode)
-        looks = visual_randomization.sample_looks(key, 1, scene.load("insert"))
+        looks = visual_randomization.sample_looks(key, 1, scene.load(name))
         return {name: value[0] for name, value in looks.items()}
 
     return jax.vmap(one)(root, episode)

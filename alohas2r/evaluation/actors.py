@@ -11,7 +11,6 @@ import numpy as np
 
 from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment.history import HistoryConfig
-from alohas2r.embodiment.joints import SIDES
 from alohas2r.envs import student_step
 from alohas2r.envs.env import Env
 from alohas2r.envs.student_step import Drawn
@@ -20,10 +19,11 @@ from alohas2r.envs.vision import EVALUATION, Seen, Senses, SensesConfig, SensesS
 from alohas2r.evaluation.episodes import Setting
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.onnx.exported import ExportedPolicy
-from alohas2r.policies.spec import PolicySpec, StudentSpec
+from alohas2r.policies.spec import PIXELS, PolicySpec, StudentSpec
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.rendering import registry as renderers
+from alohas2r.rendering.protocol import DEPTH, RGBD
 from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.appearance import pictured_geometry
 
@@ -90,9 +90,12 @@ class Eyes:
         self.senses: Senses | None = None
         if spec.has_rgb or spec.has_depth:
             drawer = renderers.make_renderer(
-                renderer, spec.cameras.size, threads, looks=conditions.looks
+                *(renderer, spec.cameras.size, threads),
+                looks=conditions.looks,
+                outputs=DEPTH if spec.kind == PIXELS else RGBD,
+                drawn=spec.phase,
             )
-            geometry = pictured_geometry(setting.context, setting.robots)
+            geometry = pictured_geometry(setting.context, setting.robots, spec.phase)
             longest = self.env.config.variation.longest_sense
             self.senses = Senses(spec, conditions, setting.context[:, 0], drawer, geometry, longest)
 
@@ -147,9 +150,9 @@ class VisionActor:
             sense: SensesState | None,
             drawn: Drawn | None,
         ) -> tuple[EnvState, SensesState | None, Seen, jax.Array]:
-            switched = state.task.switched
+            switched = state.task.switched if spec.switches else None
             state, sense, seen = eyes.observe(state, readout, sense, drawn)
-            actions = vision_network.forward(spec, weights, network_inputs(seen, switched))
+            actions = vision_network.forward(spec, weights, network_inputs(spec, seen, switched))
             state, ctrl = eyes.env.control(state, readout, actions)
             return state, sense, seen, ctrl
 
@@ -216,8 +219,10 @@ class ExportedActor:
 
     def act(self, state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
         """Observes and acts in all environments."""
-        switched = None if self._policy.kind == "state" else np.asarray(state.task.switched)
-        if self._eyes is None or self._look is None:
+        spec = self._policy.spec
+        names = [one.name for one in self._policy.file.interface.network_inputs]
+        switched = np.asarray(state.task.switched) if "switched" in names else None
+        if self._eyes is None or self._look is None or not isinstance(spec, StudentSpec):
             state, features, _ = self._observe(state, readout)
             inputs = {"features": np.asarray(features), "switched": switched}
         else:
@@ -226,19 +231,19 @@ class ExportedActor:
             seen = jax.tree.map(np.asarray, seen)
             if self._recorded is not None:
                 self._recorded.append(seen)
-            inputs = network_inputs(seen, switched)
-        file = self._policy.file
-        names = [one.name for one in file.interface.network_inputs]
-        actions = file.network({name: inputs[name] for name in names})
+            inputs = network_inputs(spec, seen, switched)
+        actions = self._policy.file.network({name: inputs[name] for name in names})
         return self._control(state, readout, jnp.asarray(actions))
 
 
-def network_inputs(seen: Seen, switched: Array) -> dict[str, Array]:
+def network_inputs(spec: StudentSpec, seen: Seen, switched: Array | None) -> dict[str, Array]:
     """Returns what N students' networks take of one observation, by name; of NumPy or JAX arrays as they are."""
-    inputs: dict[str, Array] = {"features": seen.features, "switched": switched}
+    inputs: dict[str, Array] = {"features": seen.features}
+    if switched is not None:
+        inputs["switched"] = switched
     for kind, pictures in (("rgb", seen.rgb), ("depth", seen.depth)):
         if pictures is not None:
-            inputs |= {f"{side}_{kind}": pictures[:, index] for index, side in enumerate(SIDES)}
+            inputs |= {f"{view}_{kind}": pictures[:, at] for at, view in enumerate(spec.views)}
     return inputs
 
 

@@ -20,7 +20,7 @@ from alohas2r.core.progress import Meter
 from alohas2r.core.stats import quantiles
 from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import JsonObject
-from alohas2r.envs.vision import EVALUATION, SensesConfig
+from alohas2r.envs.vision import EVALUATION, PIXEL_SENSES, SensesConfig
 from alohas2r.errors import ArtifactError, ConfigError, Interrupted
 from alohas2r.evaluation import causes
 from alohas2r.evaluation.actors import (
@@ -48,7 +48,7 @@ from alohas2r.evaluation.folder import AT_ONCE, EvaluationFolder
 from alohas2r.policies import artifact
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.exported import ExportedPolicy
-from alohas2r.policies.spec import PolicySpec, StudentSpec
+from alohas2r.policies.spec import PIXELS, PolicySpec, StudentSpec
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.vision import StudentPolicy
@@ -166,6 +166,8 @@ class Runner:
             rules = entry.protocol if protocol is None else protocol
             scale = spec.action.scale
             setting = set_up(entry, rules, memory_of(spec), keys, threads, engine, scale)
+        if conditions is None and isinstance(spec, StudentSpec) and spec.kind == PIXELS:
+            conditions = pixel_conditions(protocol)
         if conditions is None:
             conditions = student_conditions(protocol)
         self.setting, self.keys = setting, keys
@@ -222,6 +224,19 @@ def student_conditions(protocol: TaskProtocol | None) -> SensesConfig:
         return EVALUATION
     joint_pos = protocol.insert.noise.joint_pos
     return SensesConfig(joint_pos=joint_pos, shadows=1.0, looks=protocol.looks or False)
+
+
+def pixel_conditions(protocol: TaskProtocol | None) -> SensesConfig:
+    """Returns likewise what a policy from pixels observes under a protocol.
+
+    Raises:
+      ConfigError: the protocol has looks that depth alone is not drawn with.
+    """
+    if isinstance(protocol, TransferProtocol):
+        raise ConfigError(
+            f"A policy from pixels cannot be evaluated by '{protocol.name}'; choose eval-v1."
+        )
+    return PIXEL_SENSES
 
 
 def run(

@@ -189,11 +189,11 @@ def greys(depth: np.ndarray) -> np.ndarray:
 
 
 def wrist_views(rgb: np.ndarray | None, depth: np.ndarray | None, height: int) -> list[np.ndarray]:
-    """Returns what both wrist cameras see as columns [height, height / 2, 3], left camera above.
+    """Returns what the wrist cameras see as columns [height, height / 2, 3], left camera above.
 
     Args:
-      rgb: [2, H, W, 3] uint8; None for a student without.
-      depth: [2, H, W] uint8, see `greys`; likewise.
+      rgb: [C, H, W, 3] uint8; None for a student without.
+      depth: [C, H, W] uint8, see `greys`; likewise.
     """
     side = height // 2
     columns = []
@@ -201,7 +201,10 @@ def wrist_views(rgb: np.ndarray | None, depth: np.ndarray | None, height: int) -
         if views is None:
             continue
         index = (np.arange(side) * views.shape[1]) // side
-        columns.append(np.concatenate([view[index][:, index] for view in views]))
+        column = np.zeros((2 * side, side, 3), np.uint8)
+        for place, view in enumerate(views):
+            column[place * side : (place + 1) * side] = view[index][:, index]
+        columns.append(column)
     return columns
 
 

@@ -154,6 +154,10 @@ class OwnDialect:
                 " exported policy with alohas2r serve of this version."
             )
         shapes = {one.name: one.shape for one in interface.inputs}
+        if "wrist_depth" in shapes:
+            raise ArtifactError(
+                f"The policy at {client.url} is one of a single arm; evaluate its artifact or its exported file."
+            )
         self._names = tuple(shapes)
         pictures = [shape for name, shape in shapes.items() if name.endswith(("_rgb", "_depth"))]
         colour = any(name.endswith("_rgb") for name in shapes)

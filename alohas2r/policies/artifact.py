@@ -28,6 +28,7 @@ KINDS = {
     "state": ("alohas2r.policies.state", "StatePolicy"),
     "staged": ("alohas2r.policies.staged", "StagedPolicy"),
     "student": ("alohas2r.policies.vision", "StudentPolicy"),
+    "pixels": ("alohas2r.policies.vision", "PixelPolicy"),
     "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),
 }
 FILES = ("policy.json", "encoder.json")

@@ -10,7 +10,7 @@ from alohas2r.config import check
 from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.history import HistoryConfig
-from alohas2r.embodiment.joints import SIDES
+from alohas2r.embodiment.joints import PER_ARM, SIDES
 from alohas2r.policies.switch import Switch
 from alohas2r.sim.scene import Scene
 
@@ -74,6 +74,13 @@ class PolicySpec:
 
 
 OBSERVATIONS = ("rgbd", "depth", "rgb", "state")
+STUDENT, PIXELS = (
+    "student",
+    "pixels",
+)  # kinds of policies on pictures: by imitation, by reinforcement
+TARGET = "target_in_base"  # where the object is commanded to, in the arm's base frame
+# Of a policy of one arm.
+ONE_ARM_PROPRIOCEPTION = (("joint_pos", 8, "rad, m"), ("joint_pos_minus_target", 8, "rad, m"))
 PROPRIOCEPTION = (
     ("left/joint_pos", 8, "rad, m"),
     ("right/joint_pos", 8, "rad, m"),
@@ -146,7 +153,7 @@ class StudentSpec:
     """Everything but the weights.
 
     Attributes:
-      kind: "student".
+      kind: STUDENT, or PIXELS of a policy that observes no switch and sees depth in patches.
       phase: name of the task.
       observation: "rgbd", "depth", "rgb", or "state" for the teacher's own observation.
       cameras: what the pictures are like.
@@ -177,6 +184,30 @@ class StudentSpec:
             not self.network.patches or self.cameras.size % 8 == 0,
             f"patches need pictures whose side is a multiple of 8, not {self.cameras.size}",
         )
+        check(
+            self.kind != PIXELS or (self.observation == "depth" and bool(self.network.patches)),
+            "a policy from pixels observes depth, in patches",
+        )
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What its wrist cameras are called: by their sides, or "wrist" that of a policy of one arm."""
+        return ("wrist",) if len(self.action.joints) == PER_ARM else SIDES
+
+    @property
+    def switches(self) -> bool:
+        """Whether it observes which stage it is in."""
+        return self.kind == STUDENT
+
+    @property
+    def commanded(self) -> bool:
+        """Whether it is told where to bring the object."""
+        return any(part.name == TARGET for part in self.proprioception)
+
+    @property
+    def convolves_depth(self) -> bool:
+        """Whether convolutions see depth."""
+        return self.observation == "depth" and self.kind == STUDENT
 
     @property
     def vector(self) -> str:
@@ -208,13 +239,14 @@ class StudentSpec:
         """What `StudentPolicy.act` takes: name -> shape, dtype, unit."""
         size = self.cameras.size
         inputs: dict[str, tuple[tuple[int, ...], str, str]] = {}
-        for side in SIDES:
+        for view in self.views:
             if self.has_rgb:
-                inputs[f"{side}_rgb"] = ((size, size, 3), "uint8", "sRGB")
+                inputs[f"{view}_rgb"] = ((size, size, 3), "uint8", "sRGB")
             if self.has_depth:
-                inputs[f"{side}_depth"] = ((size, size), "float32", "m")
+                inputs[f"{view}_depth"] = ((size, size), "float32", "m")
         inputs[self.vector] = ((self.vector_size,), "float32", "rad, m")
-        inputs["switched"] = ((), "bool", "1")
+        if self.switches:
+            inputs["switched"] = ((), "bool", "1")
         return inputs
 
 
@@ -240,24 +272,62 @@ def make_spec(
     Raises:
       ConfigError: unknown observation.
     """
-    ctrl = np.concatenate([arm.ctrl for arm in model.arms])
     parts = tuple(ObservationPart(*part) for part in PROPRIOCEPTION)
     return StudentSpec(
-        kind="student",
+        kind=STUDENT,
         phase=model.name,
         observation=observation,
         cameras=cameras,
         proprioception=state_parts if observation == "state" else parts,
         history=memory,
         switch=switch,
-        action=ActionSpec(
-            joints=tuple(
-                f"{arm.name}/{name}" for arm in model.arms for name in embodiment_joints.ACTUATORS
-            ),
-            scale=scale,
-            low=tuple(float(x) for x in model.ctrl_low[ctrl]),
-            high=tuple(float(x) for x in model.ctrl_high[ctrl]),
-            control_period_s=embodiment_joints.CONTROL_PERIOD_S,
-        ),
+        action=action_spec(model, scale),
         network=network,
+    )
+
+
+def make_pixel_spec(
+    model: Scene,
+    network: StudentNetworkConfig,
+    cameras: CameraSpec,
+    memory: HistoryConfig,
+    scale: float,
+) -> StudentSpec:
+    """Returns the description of a policy that reinforcement learning makes of wrist depth.
+
+    Args:
+      model: the scene; with one arm the policy is told where to bring the object.
+      network: shapes. cameras: pictures. memory: of the proprioception.
+      scale: change of a target by a full action (rad; m).
+    """
+    parts = PROPRIOCEPTION
+    if len(model.arms) == 1:
+        parts = (*ONE_ARM_PROPRIOCEPTION, (TARGET, 3, "m"))
+    return StudentSpec(
+        kind=PIXELS,
+        phase=model.name,
+        observation="depth",
+        cameras=cameras,
+        proprioception=tuple(ObservationPart(*part) for part in parts),
+        history=memory,
+        switch=Switch(),
+        action=action_spec(model, scale),
+        network=network,
+    )
+
+
+def action_spec(model: Scene, scale: float) -> ActionSpec:
+    """Returns what the actions of all arms of a scene mean; those of a single arm have no side in their names."""
+    ctrl = np.concatenate([arm.ctrl for arm in model.arms])
+    single = len(model.arms) == 1
+    return ActionSpec(
+        joints=tuple(
+            name if single else f"{arm.name}/{name}"
+            for arm in model.arms
+            for name in embodiment_joints.ACTUATORS
+        ),
+        scale=scale,
+        low=tuple(float(x) for x in model.ctrl_low[ctrl]),
+        high=tuple(float(x) for x in model.ctrl_high[ctrl]),
+        control_period_s=embodiment_joints.CONTROL_PERIOD_S,
     )

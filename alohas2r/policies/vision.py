@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ class StudentPolicy:
         return {**config.to_dict(self.spec), "inputs": inputs}
 
     @classmethod
-    def build(cls, description: JsonObject, weights: Mapping[str, np.ndarray]) -> StudentPolicy:
+    def build(cls, description: JsonObject, weights: Mapping[str, np.ndarray]) -> Self:
         """Makes a student of its description and weights."""
         fields = {field.name: description[field.name] for field in dataclasses.fields(StudentSpec)}
         return cls(config.from_dict(StudentSpec, fields), weights, description.get("trained", {}))
@@ -126,6 +126,13 @@ class StudentPolicy:
         actions = [self.act({name: row[step] for name, row in rows.items()}) for step in steps]
         self.reset()
         return np.stack(actions)
+
+
+class PixelPolicy(StudentPolicy):
+    """A deterministic policy that reinforcement learning made of wrist depth and proprioception."""
+
+    called: ClassVar[str] = "policy from pixels"
+    made_by: ClassVar[str] = "alohas2r train-pixels"
 
 
 def _blank(spec: StudentSpec) -> dict[str, jax.Array]:

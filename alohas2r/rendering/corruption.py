@@ -118,20 +118,20 @@ def corrupt(
 
     Args:
       key: one random key, or one for each environment [N].
-      rgb: [N, C, H, W, 3] uint8.
+      rgb: [N, C, H, W, 3] uint8; None for depth alone.
       depth: [N, C, H, W] float32 (m); 0 where nothing is seen.
       brightness: [N] factor of each environment.
       bank: from `line_bank`, for pictures of this size.
       config: strengths.
 
     Returns:
-      rgb uint8 and depth float32, of the same shapes.
+      rgb uint8 (None if there was none) and depth float32, of the same shapes.
     """
     import jax
     import jax.numpy as jnp
 
     config = config or CorruptConfig()
-    count = rgb.shape[0]
+    count = depth.shape[0]
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if not key.ndim:
@@ -144,7 +144,7 @@ def corrupt(
         depth = random_dropout(keys[2], depth, config)
         depth = add_lines(keys[3], depth, bank)
         depth = blackout(keys[4], depth, config)
-        return colour_noise(keys[5], rgb, brightness, config), depth
+        return (None if rgb is None else colour_noise(keys[5], rgb, brightness, config)), depth
 
     return jax.vmap(one)(key, rgb, depth, brightness)
 

@@ -32,8 +32,9 @@ def make_renderer(
     capacity: int = 0,
     looks: bool | str | TransferConfig = True,
     outputs: tuple[str, ...] = RGBD,
+    drawn: str = "insert",
 ) -> Renderer:
-    """Creates a renderer of the wrist cameras' pictures of the insertion scene.
+    """Creates a renderer of the wrist cameras' pictures of a scene.
 
     Args:
       name: one of RENDERERS.
@@ -42,11 +43,12 @@ def make_renderer(
       capacity: environments that the renderer "warp" draws at a time; compiled code needs it.
       looks: that it will be given; see `looks.config.find_looks`.
       outputs: ("rgb", "depth") or ("depth",), which is several times as fast.
+      drawn: name of the scene.
 
     Raises:
       ConfigError: unknown name. BackendUnavailable: it cannot run here.
     """
-    model: Source = scene.load("insert")
+    model: Source = scene.load(drawn)
     transfer = find_looks(looks)
     if transfer is not None:
         model = prepare(model, transfer=transfer.family)

@@ -41,7 +41,7 @@ from alohas2r.deployment.terms import Terms, load_policy, terms
 from alohas2r.embodiment import joints
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.embodiment.poses import SLEEP_POSE
-from alohas2r.errors import Alohas2rError
+from alohas2r.errors import Alohas2rError, ArtifactError
 from alohas2r.policies.remote.served import ANSWER_S, STEPPED_ANSWER_S, ServedPolicy
 from alohas2r.robots.base import Camera
 from alohas2r.robots.dynamixel.arm import IDS, DynamixelConfig
@@ -385,6 +385,8 @@ def soak(
       RobotFault: the emulator does not start.
     """
     policy = load_policy(file)
+    if terms(policy).single:
+        raise ArtifactError(f"{file} is a policy of one arm; a soak needs one of two.")
     rows: list[Row] = []
     seconds = 0.0
     with (

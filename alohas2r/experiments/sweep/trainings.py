@@ -40,6 +40,12 @@ def _teacher(options: Options) -> DataclassInstance:
     return ppo.find_preset(str(options["phase"]), str(options["preset"]))
 
 
+def _pixels(options: Options) -> DataclassInstance:
+    from alohas2r.learning.pixels import config as pixels
+
+    return pixels.find_preset(str(options["phase"]), str(options["preset"]))
+
+
 def _encoder(options: Options) -> DataclassInstance:
     from alohas2r.learning.encoder import config as encoder
 
@@ -59,6 +65,7 @@ TRAININGS = {
     training.name: training
     for training in (
         Training("train-teacher", _teacher, "eval/success"),
+        Training("train-pixels", _pixels, "eval/success"),
         Training("pretrain-encoder", _encoder, "held/accuracy"),
         Training("distill", _student, "eval/success"),
     )

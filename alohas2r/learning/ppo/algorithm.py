@@ -14,6 +14,7 @@ from alohas2r.core import files
 from alohas2r.core.types import PyTree
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState, Scored
+from alohas2r.envs.vision import SensesState
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.learner import LearnerState, Ppo, Rollout
@@ -41,6 +42,7 @@ class PpoState(NamedTuple):
     env: EnvState
     physics: PyTree
     readout: Readout
+    sense: SensesState | None = None  # of a policy that sees
 
 
 class PpoData(NamedTuple):
@@ -71,16 +73,17 @@ class PpoAlgorithm:
         self._ends = np.cumsum([stage.updates for stage in stages])
         self.iterations = int(self._ends[-1])
         self.steps_per_iteration = stages[0].config.steps_per_update
-        self._stage = 0
-        self.env, self.ppo = self._build(0)
+        self.stage = 0
+        self.env, self.ppo = self.build(0)
 
-    def _build(self, stage: int) -> tuple[Env, Ppo]:
+    def build(self, stage: int) -> tuple[Env, Ppo]:
+        """Returns the environments of a stage, and what learns in them."""
         env = self.stages[stage].make_env()
         return env, Ppo(self.stages[stage].config, env)
 
-    def _begin(self, learner: LearnerState) -> PpoState:
+    def begin(self, learner: LearnerState) -> PpoState:
         """Starts the environments of the present stage."""
-        keys = jax.random.split(self.stages[self._stage].key, self.env.num_envs)
+        keys = jax.random.split(self.stages[self.stage].key, self.env.num_envs)
         return PpoState(learner, *self.env.reset(keys, stagger=True))
 
     def _stage_of(self, update: int) -> int:
@@ -88,29 +91,34 @@ class PpoAlgorithm:
         return int(np.searchsorted(self._ends, max(update, 1)))
 
     def _enter(self, stage: int) -> None:
-        if stage != self._stage:
-            self._stage = stage
-            self.env, self.ppo = self._build(stage)
+        if stage != self.stage:
+            self.stage = stage
+            self.env, self.ppo = self.build(stage)
 
     def init(self) -> PpoState:
         """Returns the state before the first update."""
-        return self._begin(self.ppo.init(self._key))
+        return self.begin(self.ppo.init(self._key))
 
     def collect(self, state: PpoState) -> tuple[PpoState, PpoData]:
         """Collects one unroll, in the next stage where that begins."""
         stage = self._stage_of(int(state.learner.updates) + 1)
-        if stage != self._stage:
+        if stage != self.stage:
             self._enter(stage)
-            state = self._begin(state.learner)
+            state = self.begin(state.learner)
         before = snapshot(state.physics)
-        rollout, final, env_state, physics, readout, scores = self.ppo.rollout(*state)
-        check_finite(rollout, before, self._folder)
+        state, data = self.roll(state)
+        check_finite(data.rollout, before, self._folder)
+        return state, data
+
+    def roll(self, state: PpoState) -> tuple[PpoState, PpoData]:
+        """Lets the policy act for one unroll."""
+        rollout, final, env_state, physics, readout, scores = self.ppo.rollout(*state[:4])
         return PpoState(state.learner, env_state, physics, readout), PpoData(rollout, final, scores)
 
     def update(self, state: PpoState, data: PpoData) -> tuple[PpoState, Figures]:
         """Learns from an unroll."""
-        stage = self.stages[self._stage]
-        first = int(self._ends[self._stage]) - stage.updates
+        stage = self.stages[self.stage]
+        first = int(self._ends[self.stage]) - stage.updates
         share = jnp.float32((int(state.learner.updates) - first) / stage.updates)
         learner, metrics = self.ppo.update(state.learner, data.rollout, data.final, share)
         figures = {name: float(value) for name, value in metrics.items()}

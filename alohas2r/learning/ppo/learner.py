@@ -21,7 +21,8 @@ from alohas2r.core.types import PyTree
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState, Scored
 from alohas2r.learning.ppo.config import PpoConfig
-from alohas2r.learning.ppo.gae import generalized_advantages, normal_kl
+from alohas2r.learning.ppo.gae import generalized_advantages
+from alohas2r.learning.ppo.loss import clipped_loss, step_size
 from alohas2r.policies.networks import mlp
 from alohas2r.sim.signals import Readout
 
@@ -51,6 +52,10 @@ class Rollout(NamedTuple):
     reward: jax.Array
     done: jax.Array
     truncated: jax.Array
+    # Of a policy that sees.
+    depth: jax.Array | None = None  # [T, N, C, H, W] uint16, see `envs.vision.pack_depth`
+    objects: jax.Array | None = None  # [T, N, C, 3] where they are in the gripper's frame (m)
+    sighted: jax.Array | None = None  # [T, N, C] bool, whether they are in the camera's sight
 
 
 class Ppo:
@@ -72,7 +77,7 @@ class Ppo:
             optax.clip_by_global_norm(config.max_gradient), optax.scale_by_adam(eps=1e-5)
         )
         self.act = jax.jit(self._act)
-        self.update = jax.jit(self._update)
+        self._update_at_once = jax.jit(self._update)
         self._privileged = jax.jit(lambda state, readout: env.observe(state, readout)[2])
         self._unroll = jax.jit(self._unroll_traced)
         self._stack = jax.jit(lambda items: jax.tree.map(lambda *leaves: jnp.stack(leaves), *items))
@@ -104,7 +109,8 @@ class Ppo:
         inputs = mlp.normalize(features, stats.mean, stats.std)
         return mlp.apply(self.policy, params["policy"], inputs)
 
-    def _values(self, params: PyTree, stats: PyTree, privileged: jax.Array) -> jax.Array:
+    def values(self, params: PyTree, stats: PyTree, privileged: jax.Array) -> jax.Array:
+        """Returns what the critic says of the views [..., P]."""
         inputs = mlp.normalize(privileged, stats.mean, stats.std)
         return mlp.apply(self.value, params["value"], inputs)[..., 0]
 
@@ -145,7 +151,7 @@ class Ppo:
             self.env.engine.check(physics)
             return rollout, final, env_state, physics, readout, [scored]
         steps, scores = [], []
-        for key in self._acting_keys(learner):
+        for key in self.acting_keys(learner):
             env_state, step, ctrl = self.act(
                 learner.params, learner.policy_stats, env_state, readout, key
             )
@@ -168,7 +174,8 @@ class Ppo:
         """Returns the actuator targets [T, N, nu] of an unroll on a traceable engine, as `rollout` makes it."""
         return self._unroll(learner, env_state, physics, readout)[-1]
 
-    def _acting_keys(self, learner: LearnerState) -> jax.Array:
+    def acting_keys(self, learner: LearnerState) -> jax.Array:
+        """Returns the random keys [T, 2] of an unroll's steps."""
         key = jax.random.fold_in(jax.random.fold_in(learner.key, ACTING), learner.updates)
         return jax.random.split(key, self.config.unroll)
 
@@ -187,13 +194,27 @@ class Ppo:
             return (env_state, physics, readout), (step, scored, ctrl)
 
         carry, (steps, scores, ctrl) = jax.lax.scan(
-            one, (env_state, physics, readout), self._acting_keys(learner)
+            one, (env_state, physics, readout), self.acting_keys(learner)
         )
         env_state, physics, readout = carry
         final = self.env.observe(env_state, readout)[2]
         last: Scored = jax.tree.map(lambda leaf: leaf[-1], scores)
         last = last._replace(finite=scores.finite)
         return Rollout(**steps), final, env_state, physics, readout, last, ctrl
+
+    def update(
+        self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        """Learns from an unroll.
+
+        Args:
+          learner: the state. rollout: the unroll. final: [N, P] the critic's view after it.
+          progress: [] share of the training that is behind.
+
+        Returns:
+          The new state, and figures.
+        """
+        return self._update_at_once(learner, rollout, final, progress)
 
     def _update(
         self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array
@@ -202,8 +223,8 @@ class Ppo:
         policy_stats = running_statistics.update(learner.policy_stats, rollout.features)
         value_stats: PyTree = running_statistics.update(learner.value_stats, rollout.privileged)
         # The policy is judged by the statistics it acted with; the critic uses the new ones throughout.
-        values = self._values(learner.params, value_stats, rollout.privileged)
-        bootstrap = self._values(learner.params, value_stats, final)
+        values = self.values(learner.params, value_stats, rollout.privileged)
+        bootstrap = self.values(learner.params, value_stats, final)
         # An episode that was only cut off goes on: the value before its last step stands for the one after it.
         rewards = (
             rollout.reward * config.reward_scale + config.discount * values * rollout.truncated
@@ -239,9 +260,7 @@ class Ppo:
             (_, figures), gradient = jax.value_and_grad(self._loss, has_aux=True)(
                 params, batch, noise_key, entropy_weight
             )
-            rate = jnp.where(figures["loss/kl"] > 2 * target_kl, rate / 1.2, rate)
-            rate = jnp.where(figures["loss/kl"] < target_kl / 2, rate * 1.1, rate)
-            rate = jnp.clip(rate, *config.learning_rate_range)
+            rate = step_size(config, rate, figures["loss/kl"], target_kl)
             updates, optimizer = self.optimizer.update(gradient, optimizer, params)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
             return (params, optimizer, rate), figures
@@ -276,25 +295,11 @@ class Ppo:
         entropy_weight: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss of a minibatch, and figures."""
-        config = self.config
         logits = mlp.apply(self.policy, params["policy"], batch["features"])
-        log_prob = self.distribution.log_prob(logits, batch["raw_action"])
-        ratio = jnp.exp(log_prob - batch["log_prob"])
-        clipped = jnp.clip(ratio, 1 - config.clipping, 1 + config.clipping)
-        policy_loss = -jnp.minimum(ratio * batch["advantage"], clipped * batch["advantage"]).mean()
         value = mlp.apply(self.value, params["value"], batch["privileged"])[..., 0]
-        value_loss = jnp.square(value - batch["return"]).mean()
-        entropy = self.distribution.entropy(logits, noise_key).mean()
-        total = policy_loss + config.value_weight * value_loss - entropy_weight * entropy
-        kl = normal_kl(self.distribution, batch["logits"], logits).mean()
-        figures = {
-            "loss/policy": policy_loss,
-            "loss/value": value_loss,
-            "loss/entropy": entropy,
-            "loss/clipped": (jnp.abs(ratio - 1) > config.clipping).mean(),
-            "loss/kl": kl,
-        }
-        return total, figures
+        return clipped_loss(
+            self.config, self.distribution, logits, value, batch, noise_key, entropy_weight
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -27,8 +27,6 @@ def to_policy(
 ) -> state_policy.StatePolicy:
     """Returns the learner's deterministic policy."""
     model = env.task.scene
-    single = len(model.arms) == 1
-    ctrl = np.concatenate([arm.ctrl for arm in model.arms])
     layers = learner.params["policy"]["params"]
     weights = {
         "mean": np.asarray(learner.policy_stats.mean),
@@ -44,17 +42,7 @@ def to_policy(
             policies_spec.ObservationPart(*part) for part in env.task.observation_spec
         ),
         history=settings.env.history,
-        action=policies_spec.ActionSpec(
-            joints=tuple(
-                name if single else f"{arm.name}/{name}"
-                for arm in model.arms
-                for name in joints.ACTUATORS
-            ),
-            scale=settings.env.control.scale,
-            low=tuple(float(x) for x in model.ctrl_low[ctrl]),
-            high=tuple(float(x) for x in model.ctrl_high[ctrl]),
-            control_period_s=joints.CONTROL_PERIOD_S,
-        ),
+        action=policies_spec.action_spec(model, settings.env.control.scale),
         hidden=settings.ppo.network.policy,
         activation=settings.ppo.network.activation,
     )

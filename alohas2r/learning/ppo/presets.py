@@ -112,8 +112,17 @@ class FollowingTrainConfig(TrainConfig):
 
 
 @functools.cache
-def _start(phase: str) -> TrainConfig:
-    """Returns a task's training before a preset changes it."""
+def unset(
+    phase: str,
+    plain: type[TrainConfig] = TrainConfig,
+    following: type[FollowingTrainConfig] = FollowingTrainConfig,
+) -> TrainConfig:
+    """Returns a task's training before a preset changes it.
+
+    Args:
+      phase: the task.
+      plain, following: configurations of a task that starts by itself, and of one that follows another.
+    """
     entry = find_task(phase)
     own = [("task", type(entry.config)), ("refine", type(entry.second), entry.second)]
     if entry.follows is not None:
@@ -121,7 +130,7 @@ def _start(phase: str) -> TrainConfig:
     kind = dataclasses.make_dataclass(
         f"{phase.capitalize()}TrainConfig",
         own,
-        bases=(TrainConfig if entry.follows is None else FollowingTrainConfig,),
+        bases=(plain if entry.follows is None else following,),
         frozen=True,
     )
     return kind(
@@ -138,4 +147,4 @@ def find_preset(phase: str, name: str) -> TrainConfig:
     presets = find_task(phase).presets
     if name not in presets:
         raise ConfigError(f"Unknown preset '{name}'.{did_you_mean(name, presets)}")
-    return config.override(_start(phase), presets[name])
+    return config.override(unset(phase), presets[name])

@@ -14,9 +14,8 @@ from flax import traverse_util
 
 from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment import camera as camera_contract
-from alohas2r.embodiment.joints import SIDES
 from alohas2r.policies.networks import mlp
-from alohas2r.policies.spec import StudentSpec
+from alohas2r.policies.spec import PIXELS, StudentSpec
 
 # Filters' side and stride of the colour encoder. Source: the published report.
 ENCODER_LAYERS = ((8, 4), (4, 2), (3, 1))
@@ -93,7 +92,7 @@ class Head(nn.Module):
         rgb: jax.Array | None,
         depth: jax.Array | None,
         features: jax.Array,
-        switched: jax.Array,
+        switched: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Maps a batch.
 
@@ -101,36 +100,36 @@ class Head(nn.Module):
           rgb: [B, C, E] encoded colour pictures, with `places` [B, C, H, W, E], or None.
           depth: [B, C, S, S] in 0..1, or None.
           features: [B, F] normalized.
-          switched: [B] bool.
+          switched: [B] bool, or None of a policy that observes no switch.
 
         Returns:
           Actions before tanh [B, n], those of the next `ahead` steps after them [B, (1 + ahead) n];
-          and, if `auxiliary`, where the objects are in the gripper's frame [B, 2, 3] in units of
-          AUXILIARY_SCALE.
+          and, if `auxiliary`, where the objects are in the gripper's frame [B, C, 3] in units of
+          AUXILIARY_SCALE; of a policy from pixels [B, C, 4], the last the logit of being in sight.
         """
-        network = self.spec.network
+        network, views = self.spec.network, self.spec.views
         activation = mlp.ACTIVATIONS[network.activation]
         batch, seen = features.shape[0], []
 
         def embed(name: str, values: jax.Array) -> None:
             """Reduces each camera's numbers [B, C, ...] by a layer of its own."""
-            for camera, side in enumerate(SIDES):
-                layer = nn.Dense(network.embedding, name=f"{side}_{name}")
+            for camera, view in enumerate(views):
+                layer = nn.Dense(network.embedding, name=f"{view}_{name}")
                 seen.append(layer(values[:, camera].reshape(batch, -1)))
 
         if rgb is not None and network.places:
             embed("rgb", rgb.mean((2, 3)))
             places = rgb.reshape(-1, rgb.shape[-1])  # matrices make simple programs
             places = nn.relu(nn.Dense(network.places, name="places")(places))
-            embed("places", places.reshape(batch, len(SIDES), -1))
+            embed("places", places.reshape(batch, len(views), -1))
         elif rgb is not None:
             embed("rgb", rgb)
         if depth is not None:
             embed("depth", self._depth(depth))
-            if network.patches and self.spec.observation != "depth":
+            if network.patches and not self.spec.convolves_depth:
                 embed("patches", self._patches(depth))
-        flag = (2.0 * switched - 1.0).reshape(-1, 1)
-        values = jnp.concatenate([*seen, features, flag], -1)
+        flag = [] if switched is None else [(2.0 * switched - 1.0).reshape(-1, 1)]
+        values = jnp.concatenate([*seen, features, *flag], -1)
         for index, size in enumerate(network.hidden):
             values = activation(nn.Dense(size, name=f"layer{index}")(values))
         small = nn.initializers.variance_scaling(0.01, "fan_in", "uniform")
@@ -139,14 +138,15 @@ class Head(nn.Module):
         if not (self.auxiliary and seen):
             return logits, None
         guess = activation(nn.Dense(network.embedding, name="objects0")(jnp.concatenate(seen, -1)))
-        guess = nn.Dense(len(SIDES) * 3, name="objects1")(guess)
-        return logits, guess.reshape(-1, len(SIDES), 3)
+        told = 4 if self.spec.kind == PIXELS else 3
+        guess = nn.Dense(len(views) * told, name="objects1")(guess)
+        return logits, guess.reshape(-1, len(views), told)
 
     def _depth(self, depth: jax.Array) -> jax.Array:
         """Returns [B, C, K]: the reduced pictures, or convolutions if depth is all that is seen."""
         network = self.spec.network
         batch, cameras = depth.shape[:2]
-        if self.spec.observation != "depth":
+        if not self.spec.convolves_depth:
             return reduce_nearest(depth, network.depth_side).reshape(batch, cameras, -1)
         values = depth.reshape(-1, *depth.shape[2:], 1)
         for index, (count, (side, stride)) in enumerate(
@@ -184,11 +184,13 @@ def init(
         params["encoder"] = Encoder(network.filters).init(encoder_key, picture)["params"]
     rgb = None
     if spec.has_rgb:
-        pictures = jnp.zeros((1, len(SIDES), size, size, 3), jnp.uint8)
+        pictures = jnp.zeros((1, len(spec.views), size, size, 3), jnp.uint8)
         rgb = jax.eval_shape(functools.partial(encode, spec, params["encoder"]), pictures)
         rgb = jnp.zeros(rgb.shape)
-    depth = jnp.zeros((1, len(SIDES), size, size)) if spec.has_depth else None
-    features, switched = jnp.zeros((1, spec.features)), jnp.zeros(1, bool)
+    depth = jnp.zeros((1, len(spec.views), size, size)) if spec.has_depth else None
+    features, switched = jnp.zeros((1, spec.features)), None
+    if spec.switches:
+        switched = jnp.zeros(1, bool)
     head = Head(spec, auxiliary, ahead).init(head_key, rgb, depth, features, switched)
     params["head"] = head["params"]
     return params
@@ -210,7 +212,7 @@ def head(
     rgb: Array,
     depth: Array,
     features: Array,
-    switched: Array,
+    switched: Array | None,
     auxiliary: bool = False,
     ahead: int = 0,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -220,7 +222,7 @@ def head(
       spec: the student.
       params: of the head.
       rgb: from `encode`, or None. depth: [B, C, S, S] metres, or None.
-      features: [B, F] normalized. switched: [B] bool.
+      features: [B, F] normalized. switched: [B] bool, or None of a policy that observes no switch.
       auxiliary: whether to predict where the objects are.
       ahead: for how many steps to predict actions on top of the present one.
 
@@ -241,17 +243,18 @@ def forward(
       spec: the student.
       weights: name -> array, as in weights.npz.
       inputs: the pictures of `spec.inputs` with a batch axis, "features" [B, F] (the vector with
-        its moving averages) and "switched" [B] bool.
+        its moving averages) and, where there is a switch, "switched" [B] bool.
     """
     tree = tree_of(weights)
     rgb = depth = None
     if spec.has_rgb:
-        pictures = jnp.stack([inputs[f"{side}_rgb"] for side in SIDES], 1)
+        pictures = jnp.stack([inputs[f"{view}_rgb"] for view in spec.views], 1)
         rgb = encode(spec, tree["encoder"], pictures)
     if spec.has_depth:
-        depth = jnp.stack([inputs[f"{side}_depth"] for side in SIDES], 1)
+        depth = jnp.stack([inputs[f"{view}_depth"] for view in spec.views], 1)
     features = mlp.normalize(inputs["features"], weights["mean"], weights["std"])
-    logits, _ = head(spec, tree["head"], rgb, depth, features, inputs["switched"])
+    switched = inputs["switched"] if spec.switches else None
+    logits, _ = head(spec, tree["head"], rgb, depth, features, switched)
     return jnp.tanh(logits)
 
 

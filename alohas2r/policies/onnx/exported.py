@@ -8,7 +8,7 @@ import os
 from alohas2r import config
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.onnx.runtime import OnnxPolicy
-from alohas2r.policies.spec import PolicySpec, StudentSpec
+from alohas2r.policies.spec import PIXELS, STUDENT, PolicySpec, StudentSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class ExportedPolicy:
 
     Attributes:
       file: the policy.
-      kind: "state", "staged" or "student".
+      kind: "state", "staged", "student" or "pixels".
       spec: of the artifact; of the insertion policy, if it is staged.
     """
 
@@ -41,9 +41,10 @@ def load(path: str | os.PathLike[str]) -> ExportedPolicy:
     try:
         kind = str(file.description["kind"])
         described = file.description["parts"]["insert"] if kind == "staged" else file.description
-        if kind not in ("state", "staged", "student"):
+        if kind not in ("state", "staged", STUDENT, PIXELS):
             raise ValueError(f"kind '{kind}'")
-        of: type[StudentSpec] | type[PolicySpec] = StudentSpec if kind == "student" else PolicySpec
+        sees = kind in (STUDENT, PIXELS)
+        of: type[StudentSpec] | type[PolicySpec] = StudentSpec if sees else PolicySpec
         fields = {field.name: described[field.name] for field in dataclasses.fields(of)}
         return ExportedPolicy(file, kind, config.from_dict(of, fields))
     except (ConfigError, KeyError, TypeError, ValueError) as error:

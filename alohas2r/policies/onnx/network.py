@@ -156,10 +156,11 @@ def student_network(
         "features": random_features(
             spec.history, loaded.weights, recorded[spec.vector][:half], samples, seed
         ),
-        "switched": random_flags(recorded["switched"][:half], samples, seed),
     }
+    if spec.switches:
+        drawn["switched"] = random_flags(recorded["switched"][:half], samples, seed)
     if spec.has_rgb or spec.has_depth:
-        views = wrist_views(spec.cameras.size, samples, seed)
+        views = wrist_views(spec.cameras.size, samples, seed, spec.views)
         for name in views.keys() & spec.inputs.keys():
             drawn[name] = np.concatenate([recorded[name][:half], views[name]])[:samples]
     apply = functools.partial(vision_network.forward, spec)

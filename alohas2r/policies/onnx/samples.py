@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,17 +15,19 @@ from alohas2r.sim import scene
 Arrays = Mapping[str, np.ndarray]
 
 
-def wrist_views(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Renders what both wrist cameras see at random poses of arms and objects.
+def wrist_views(
+    size: int, count: int, seed: int = 0, names: Sequence[str] = embodiment_joints.SIDES
+) -> dict[str, np.ndarray]:
+    """Renders what wrist cameras see at random poses of arms and objects.
 
     Args:
       size: side of the pictures (pixels).
       count: how many.
       seed: of the poses.
+      names: what the cameras are called, the left one first.
 
     Returns:
-      "left_rgb", "right_rgb" [N, size, size, 3] uint8; "left_depth", "right_depth" [N, size, size]
-      float32 (m).
+      "left_rgb" and so on [N, size, size, 3] uint8; "left_depth" and so on [N, size, size] float32 (m).
     """
     loaded = scene.load("insert")
     draw = np.random.default_rng(seed)
@@ -37,14 +39,8 @@ def wrist_views(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     # Of the ray casters the one that starts quickest; all draw the same.
     options = {"width": size, "height": size, "shadows": False, "threads": 1, "caster": "mujoco"}
     frames = renderers.make("raycast", loaded, **options).render(poses)
-    views = {
-        f"{side}_rgb": frames.rgb[:, index] for index, side in enumerate(embodiment_joints.SIDES)
-    }
-    views |= {
-        f"{side}_depth": frames.depth[:, index]
-        for index, side in enumerate(embodiment_joints.SIDES)
-    }
-    return views
+    views = {f"{name}_rgb": frames.rgb[:, index] for index, name in enumerate(names)}
+    return views | {f"{name}_depth": frames.depth[:, index] for index, name in enumerate(names)}
 
 
 def random_flags(recorded: np.ndarray, samples: int, seed: int) -> np.ndarray:

@@ -9,14 +9,17 @@ from alohas2r.sim.objects import HALF_LENGTH, HOLE_HALF
 from alohas2r.sim.variation import Robots
 
 
-def pictured_geometry(context: np.ndarray, robots: Robots | None) -> dict[str, np.ndarray]:
+def pictured_geometry(
+    context: np.ndarray, robots: Robots | None, name: str = "insert"
+) -> dict[str, np.ndarray]:
     """Returns model fields [N, ...] of the scene with its looks; none that is nominal in all environments.
 
     Args:
       context: [N, C] half side of the peg (m), and from the third number on half length and half width of the hole.
       robots: where they vary.
+      name: of the scene.
     """
-    drawn = scene.load("insert")
+    drawn = scene.load(name)
     count = len(context)
     fields: dict[str, np.ndarray] = {}
     if context.shape[1] >= 4 and not np.allclose(context[:, 2:4], (HALF_LENGTH, HOLE_HALF)):

@@ -267,7 +267,7 @@ def test_an_episode_that_was_only_cut_off_goes_on_in_value(
     final = jnp.zeros((SHAPE[1], learner.env.task.privileged_size))
     cut = rollout._replace(truncated=jnp.ones(SHAPE, bool))
     ended, _ = learner.update(start, rollout, final, jnp.float32(0))
-    values = learner._values(start.params, ended.value_stats, rollout.privileged)
+    values = learner.values(start.params, ended.value_stats, rollout.privileged)
     paid = rollout._replace(
         reward=rollout.reward + learner.config.discount * values / learner.config.reward_scale
     )

@@ -1,0 +1,71 @@
+"""The command that learns from wrist pictures by reinforcement."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Annotated, Literal
+
+import typer
+
+from alohas2r.cli.app import Json, Seed, Threads, command, library, loggers_of
+from alohas2r.cli.display import progress_display
+from alohas2r.cli.options import Log, Minutes, Preset, Resume, Settings
+from alohas2r.cli.train import show_run, tell_if_stopped
+
+
+@command("train-pixels")
+def train_pixels(
+    phase: Annotated[
+        Literal["pick"], typer.Option(help="What to learn: pick up a block.")
+    ] = "pick",
+    start: Annotated[
+        Literal["scratch"], typer.Option(help="What to begin with; scratch: a random policy.")
+    ] = "scratch",
+    preset: Annotated[
+        Preset, typer.Option(help="quick: minutes, to see that all works; default: the real one.")
+    ] = "default",
+    out: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Folder of the run: metrics, checkpoints, policy (runs/pixels-PHASE if left out)."
+        ),
+    ] = None,
+    resume: Resume = False,
+    settings: Settings = None,
+    seed: Seed = 0,
+    threads: Threads = 0,
+    minutes: Minutes = None,
+    renderer: Annotated[
+        Literal["raycast", "exact"],
+        typer.Option(help="What draws the depth; exact asks MuJoCo, which is slow."),
+    ] = "raycast",
+    log: Log = None,
+    as_json: Json = False,
+) -> None:
+    """Train a policy by reinforcement learning (PPO) from the wrist camera's depth.
+
+    It sees what a robot gives, late and noisy: depth of 32 x 32 pixels, its joints, and where the block is to go. No
+    teacher is needed; the exact state is known to the critic alone, which is left behind.
+
+    Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an unbroken run. See
+    docs/pixels.md.
+    """
+    pixels, loggers = library("learning.pixels.train"), loggers_of(log)
+    folder = out or pathlib.Path("runs") / f"pixels-{phase}"
+    with progress_display() as progress:
+        result = pixels.train(
+            phase=phase,
+            preset=preset,
+            start=start,
+            out=folder,
+            resume=resume,
+            overrides=settings or [],
+            seed=seed,
+            threads=threads,
+            minutes=minutes,
+            progress=progress,
+            renderer=renderer,
+            loggers=loggers,
+        )
+    show_run(result, f"Trained {phase} from pixels in {folder}", as_json)
+    tell_if_stopped(result, f"--resume --out {folder} continues")

@@ -1,0 +1,1 @@
+"""Policies by reinforcement learning from wrist depth."""

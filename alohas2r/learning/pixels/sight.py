@@ -1,0 +1,83 @@
+"""Where the objects are, and whether a wrist camera can see them: what the pictures are trained to tell."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from alohas2r.policies.spec import CameraSpec
+from alohas2r.rendering.protocol import CAMERAS
+from alohas2r.sim.objects import HALF_LENGTH
+from alohas2r.sim.scene import Scene
+from alohas2r.sim.signals import Signals
+
+# Points of an object that are looked for: the corners, and the middles of edges, faces and body.
+_GRID = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)
+
+
+def object_in_gripper(signals: Signals) -> jax.Array:
+    """Returns where each arm's object is from its fingertips, in the gripper's frame, [..., A, 3] (m)."""
+    apart = signals.object_pos - signals.tip_pos
+    return jnp.einsum("...ji,...j->...i", signals.gripper_mat, apart)
+
+
+class Sight:
+    """Says whether any part of each arm's object is within what its wrist camera shows.
+
+    What the gripper hides is not considered.
+
+    Args:
+      scene: where. cameras: the pictures.
+      half: [N] half the side of each environment's object (m).
+    """
+
+    def __init__(self, scene: Scene, cameras: CameraSpec, half: np.ndarray):
+        self._reach = math.tan(math.radians(cameras.fovy_deg) / 2)
+        self._cutoff = cameras.depth_cutoff
+        places = [_mount(scene, arm) for arm in range(len(scene.arms))]
+        self._turn = jnp.asarray(np.stack([turn for turn, _ in places]), jnp.float32)  # [A, 3, 3]
+        self._offset = jnp.asarray(np.stack([offset for _, offset in places]), jnp.float32)
+        sides = np.stack([np.full_like(half, HALF_LENGTH), half, half], 1)
+        self._points = jnp.asarray(_GRID[None] * sides[:, None], jnp.float32)  # [N, K, 3]
+
+    def __call__(self, signals: Signals) -> jax.Array:
+        """Returns [N, A] bool (traceable)."""
+        points = jnp.einsum("naij,nkj->naki", signals.object_mat, self._points)
+        points = points + (signals.object_pos - signals.tip_pos)[..., None, :]
+        in_gripper = jnp.einsum("naji,nakj->naki", signals.gripper_mat, points)
+        seen = jnp.einsum(
+            "aji,nakj->naki", self._turn, in_gripper - self._offset[:, None]
+        )  # a camera looks along -z
+        depth = -seen[..., 2]
+        limit = self._reach * depth
+        within = (jnp.abs(seen[..., 0]) < limit) & (jnp.abs(seen[..., 1]) < limit)
+        return (within & (depth > 0) & (depth < self._cutoff)).any(-1)
+
+
+def _mount(scene: Scene, arm: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a wrist camera's rotation in its gripper's frame, and its place from the fingertips there (m)."""
+    data = mujoco.MjData(scene.model)
+    data.qpos[:] = scene.home_qpos
+    mujoco.mj_forward(scene.model, data)
+    name = scene.arms[arm].name
+    base = _matrix(scene.arms[arm].base_quat)
+    gripper = base @ _matrix(data.sensordata[scene.sensor(f"{name}/gripper_quat", 4)])
+    fingers = [
+        data.sensordata[scene.sensor(f"{name}/{side}_fingertip_pos", 3)]
+        for side in ("left", "right")
+    ]
+    tips = scene.arms[arm].base_pos + base @ np.mean(fingers, 0)
+    camera = scene.id("camera", CAMERAS[("left", "right").index(name)])
+    turn = gripper.T @ data.cam_xmat[camera].reshape(3, 3)
+    return turn, gripper.T @ (data.cam_xpos[camera] - tips)
+
+
+def _matrix(quat: np.ndarray) -> np.ndarray:
+    result = np.zeros(9)
+    mujoco.mju_quat2Mat(result, np.asarray(quat, np.float64))
+    return result.reshape(3, 3)

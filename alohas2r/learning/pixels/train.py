@@ -1,0 +1,219 @@
+"""Trains a policy from pixels by PPO and writes its artifact."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from alohas2r import config
+from alohas2r.config import check
+from alohas2r.core.progress import Progress
+from alohas2r.core.types import Json, JsonObject
+from alohas2r.envs import student_step
+from alohas2r.envs.env import Env
+from alohas2r.envs.task import EnvState
+from alohas2r.envs.vision import Senses, SensesState
+from alohas2r.evaluation import evaluate
+from alohas2r.evaluation.episodes import SEEDS, episode_keys
+from alohas2r.evaluation.evaluate import Runner
+from alohas2r.learning.pixels.config import STARTS, PixelsConfig, find_preset
+from alohas2r.learning.pixels.learner import PixelPpo
+from alohas2r.learning.pixels.policy import to_policy
+from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoData, PpoState, Stage
+from alohas2r.learning.ppo.envs import make_env
+from alohas2r.learning.ppo.learner import LearnerState
+from alohas2r.learning.ppo.train import EVALUATION_SEED
+from alohas2r.learning.run import manifest
+from alohas2r.learning.run.loggers.base import Logger
+from alohas2r.learning.run.loop import Figures, Run, Schedule
+from alohas2r.policies import artifact
+from alohas2r.policies.spec import StudentSpec, make_pixel_spec
+from alohas2r.rendering.protocol import DEPTH
+from alohas2r.rendering.registry import make_renderer
+from alohas2r.sim import scene
+from alohas2r.sim.signals import Readout
+from alohas2r.tasks.registry import find_task
+
+SENSES_STREAM = 0x5E5E  # of the random numbers of the senses, beside those of the environments
+CHECK_ROWS = 16  # observations in the artifact's check
+RENDERERS = ("raycast", "exact")  # that draw depth alone on a CPU
+
+
+class Given(NamedTuple):
+    """What a training is given beside its configuration.
+
+    Attributes:
+      folder: of the run.
+      seed: of everything random. threads: of physics and ray caster; 0 for all cores.
+      renderer: one of RENDERERS.
+    """
+
+    folder: pathlib.Path
+    seed: int
+    threads: int
+    renderer: str
+
+
+class PixelTraining(PpoAlgorithm):
+    """A training from pixels.
+
+    Args:
+      settings: the configuration. given: what else there is.
+    """
+
+    artifacts = ("policy",)
+
+    def __init__(self, settings: PixelsConfig, given: Given) -> None:
+        self.settings, self.given = settings, given
+        root = jax.random.PRNGKey(given.seed)
+        self.spec = spec_of(settings)
+        self.senses: Senses | None = None
+        self._runner: Runner | None = None
+        stages = [
+            Stage(
+                stage.ppo,
+                stage.updates,
+                lambda stage=stage, number=number: make_env(
+                    stage, given.seed, given.threads, None, number
+                ),
+                jax.random.fold_in(root, 1 + number),
+            )
+            for number, stage in enumerate(settings.stages())
+        ]
+        label = f"train {settings.phase} from pixels"
+        super().__init__(label, stages, jax.random.fold_in(root, 0), given.folder)
+
+    def build(self, stage: int) -> tuple[Env, PixelPpo]:
+        """Returns the environments of a stage, and what learns in them."""
+        settings, given = self.settings, self.given
+        env = self.stages[stage].make_env()
+        drawer = make_renderer(
+            *(given.renderer, self.spec.cameras.size, given.threads),
+            looks=settings.senses.looks,
+            outputs=DEPTH,
+            drawn=self.spec.phase,
+        )
+        half = np.asarray(env.context)[:, 0]
+        self.senses = Senses(self.spec, settings.senses, half, drawer)
+        return env, PixelPpo(self.stages[stage].config, env, self.senses, settings.auxiliary)
+
+    def begin(self, learner: LearnerState) -> PpoState:
+        """Starts environments and senses of the present stage."""
+        key = jax.random.fold_in(self.stages[self.stage].key, SENSES_STREAM)
+        assert self.senses is not None
+        sense = self.senses.reset(jax.random.split(key, self.env.num_envs))
+        return super().begin(learner)._replace(sense=sense)
+
+    def roll(self, state: PpoState) -> tuple[PpoState, PpoData]:
+        """Lets the policy act for one unroll."""
+        assert isinstance(self.ppo, PixelPpo)
+        assert state.sense is not None
+        rollout, final, world, scores = self.ppo.look_and_roll(*state[:4], state.sense)
+        return PpoState(state.learner, *world), PpoData(rollout, final, scores)
+
+    def evaluate(self, state: PpoState) -> Figures:
+        """Returns rates of the deterministic policy under the frozen protocol."""
+        settings, given = self.settings, self.given
+        entry = find_task(settings.phase)
+        if self._runner is None:
+            seed = (given.seed + EVALUATION_SEED) % SEEDS
+            keys = episode_keys(seed, 0, settings.evaluation_episodes)
+            rules = entry.find_protocol(settings.protocol) if settings.protocol else None
+            self._runner = Runner(self.spec, rules, keys, given.threads, given.renderer)
+        weights = to_policy(self.spec, state.learner, {}).weights
+        watched = evaluate.watched(entry, self._runner.run(weights=weights).table)
+        return {f"eval/{name}": value for name, value in watched.items()}
+
+    def finish(self, state: PpoState, trained: JsonObject, figures: Figures) -> dict[str, str]:
+        """Writes the policy."""
+        del figures
+        policy = to_policy(self.spec, state.learner, trained)
+        saved = artifact.save(policy, self.given.folder / "policy", self.record(state))
+        return {"policy": str(saved)}
+
+    def record(self, state: PpoState) -> dict[str, np.ndarray]:
+        """Returns what the first environments observe now, one after the other, for an artifact's check."""
+        env, senses = self.env, self.senses
+        assert senses is not None
+        assert state.sense is not None
+        drawn = senses.draw(state.sense, state.readout.qpos)
+
+        @jax.jit
+        def look(state: EnvState, readout: Readout, sense: SensesState) -> student_step.Seen:
+            return student_step.observe(env, senses, state, readout, sense, drawn).seen
+
+        seen = look(state.env, state.readout, state.sense)
+        assert seen.depth is not None
+        rows = {self.spec.vector: np.asarray(seen.vector)}
+        for place, view in enumerate(self.spec.views):
+            rows[f"{view}_depth"] = np.asarray(seen.depth[:, place])
+        return {name: value[:CHECK_ROWS] for name, value in rows.items()}
+
+
+def spec_of(settings: PixelsConfig) -> StudentSpec:
+    """Returns the description of the policy that a configuration trains."""
+    drawn = scene.load(find_task(settings.phase).scene)
+    scale = settings.env.control.scale
+    return make_pixel_spec(drawn, settings.network, settings.cameras, settings.history, scale)
+
+
+def train(
+    phase: str = "pick",
+    preset: str = "default",
+    start: str = "scratch",
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    seed: int = 0,
+    threads: int = 0,
+    minutes: float | None = None,
+    progress: Progress | None = None,
+    renderer: str = "raycast",
+    loggers: Sequence[Logger] = (),
+) -> JsonObject:
+    """Trains a policy from wrist depth and writes its artifact to `out`/policy.
+
+    Args:
+      phase: name of the task.
+      preset: "default" or "quick".
+      start: what it begins with: "scratch".
+      out: folder of the run; runs/pixels-<phase> if None.
+      resume: continue the run in `out` to the same result as an unbroken run.
+      overrides: "key=value" settings on top of the preset.
+      seed: of everything random.
+      threads: of physics and ray caster; 0 for all cores. Part of what makes a run reproducible.
+      minutes: stop (resumably) after this time.
+      progress: receives reports.
+      renderer: one of RENDERERS.
+      loggers: who is told beside the run's folder, see `Logger`.
+
+    Returns:
+      "phase", "start", and what `Run.train` returns; "policy" is the artifact's folder.
+
+    Raises:
+      ConfigError: unknown task, preset, start, renderer or setting, value out of range, or another configuration than
+        the run that is resumed.
+      ArtifactError: the folder cannot be written or is in use, or the checkpoint is missing or damaged.
+    """
+    for name, value, choices in (("start", start, STARTS), ("renderer", renderer, RENDERERS)):
+        check(value in choices, f"{name} must be one of {', '.join(choices)}, not '{value}'")
+    settings = config.override(find_preset(phase, preset), overrides)
+    folder = pathlib.Path("runs") / f"pixels-{phase}" if out is None else pathlib.Path(out)
+    identity: Mapping[str, Json] = {"seed": seed, "renderer": renderer, "start": start}
+    options = {"phase": phase, "start": start, "preset": preset, "seed": seed}
+    options |= {"renderer": renderer, "threads": threads or None}
+    with Run(folder, settings, identity, resume) as run:
+        result = run.train(
+            PixelTraining(settings, Given(folder, seed, threads, renderer)),
+            manifest.command("train-pixels", options, overrides),
+            {},
+            Schedule(settings.evaluations, settings.checkpoints, minutes),
+            progress,
+            loggers,
+        )
+    return {"phase": phase, "start": start, **result}
