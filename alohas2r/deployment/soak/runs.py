@@ -190,7 +190,7 @@ class Soak:
         self._prepare(draw)
         seams = Seams()
         limits = HASTY if self.config.hasty else FULL
-        reply_s = 0.5 if self.config.stepped else 0.03
+        reply_s = 0.2 if self.config.stepped else 0.03
         wires = DynamixelConfig(ports=emulator.ports, reply_timeout_s=reply_s)
         robot = WatchedRobot(DynamixelRobot(wires), limits, seams)
         inner = SteppedPacer(emulator.step) if self.config.stepped else ClockPacer()

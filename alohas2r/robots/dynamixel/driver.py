@@ -85,6 +85,7 @@ class DynamixelRobot:
         self._turn = 0  # which arm is asked for what is not needed at every reading
         self._health_s = [-math.inf] * len(SIDES)
         self._heard: list[tuple[int, ...]] = [IDS] * len(SIDES)
+        self._suspect = [False] * len(SIDES)  # whether servos may have stopped by their watchdogs
         self._tripped = False
 
     def __enter__(self) -> Self:
@@ -435,6 +436,7 @@ class DynamixelRobot:
         for bus in self.buses:
             bus.write_all(BUS_WATCHDOG, dict.fromkeys(IDS, units))
             bus.take_pause_s()  # what was before does not count
+        self._suspect = [False] * len(SIDES)
 
     def _check_watchdog(self) -> None:
         """Finds out whether the servos stopped by themselves, after a gap between any two packets."""
@@ -442,6 +444,9 @@ class DynamixelRobot:
             return
         for side, bus in enumerate(self.buses):
             # The servos' clocks are not ours: suspect a little early.
-            if bus.take_pause_s() > 0.8 * self.config.watchdog_s:
-                answers = bus.read_all(self._heard[side] or IDS, BUS_WATCHDOG)
+            self._suspect[side] |= bus.take_pause_s() > 0.8 * self.config.watchdog_s
+            heard = self._heard[side]
+            if self._suspect[side] and heard:  # until all that were heard lately have answered
+                answers = bus.read_all(heard, BUS_WATCHDOG, retries=0)
                 self._tripped |= WATCHDOG_TRIPPED in answers.values()
+                self._suspect[side] = len(answers) < len(heard)
