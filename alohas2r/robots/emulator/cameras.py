@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -14,15 +15,17 @@ from alohas2r.robots.wrist_camera import Renderer, WristCamera, wrist_cameras
 class EmulatedCameras:
     """Draws both wrist cameras of an emulator from its present state.
 
-    Pictures are drawn when they are asked for and one state is drawn but once, so that both cameras
-    share one call of the renderer.
+    Pictures are drawn when they are asked for. Both cameras share one call of the renderer: what the second one shows
+    is at most SAME_S older than the world, as real ones, which take 30 pictures a second, show the same moment.
     """
+
+    SAME_S = 1 / 60
 
     def __init__(self, emulator: Emulator, renderer: Renderer) -> None:
         """Joins an emulator and a renderer whose cameras are the two wrist cameras, left first."""
         self._emulator = emulator
         self._renderer = renderer
-        self._drawn_s = -1.0
+        self._drawn_s = -math.inf
         self._number = 0
         self._rgb = self._depth = np.zeros(0)
 
@@ -31,9 +34,9 @@ class EmulatedCameras:
         return wrist_cameras(self)
 
     def frame(self, index: int) -> Frame:
-        """Returns the picture of camera 0 (left) or 1 (right) as the world is now."""
+        """Returns the newest picture of camera 0 (left) or 1 (right)."""
         state = self._emulator.state()
-        if state.time_s != self._drawn_s:
+        if not 0 <= state.time_s - self._drawn_s < self.SAME_S:
             rgb, depth = self._renderer.render(state.qpos[None])
             self._rgb, self._depth = np.asarray(rgb)[0], np.asarray(depth)[0]
             self._drawn_s = state.time_s
