@@ -132,7 +132,12 @@ def approach_path(pose: np.ndarray, config: SafetyConfig = SLOW) -> Path:
     return Path(steps, config)
 
 
-def at_rest(measured: np.ndarray) -> bool:
-    """Returns whether both arms [14] are folded in the sleep pose, where torque may go off."""
+def at_rest(measured: np.ndarray, rounding: float = 0.0) -> bool:
+    """Returns whether both arms are folded in the sleep pose, where torque may go off.
+
+    Args:
+      measured: [14] positions.
+      rounding: how far they may be from what the servos read (rad).
+    """
     away = np.where(IS_GRIPPER, 0.0, np.abs(measured - SLEEP_POSE))
-    return bool(away.max() < Path.TOLERANCE)
+    return bool(away.max() < Path.TOLERANCE + rounding)

@@ -46,6 +46,7 @@ from alohas2r.policies.remote.served import ANSWER_S, STEPPED_ANSWER_S, ServedPo
 from alohas2r.robots.base import Camera
 from alohas2r.robots.dynamixel.arm import IDS, DynamixelConfig
 from alohas2r.robots.dynamixel.driver import DynamixelRobot
+from alohas2r.robots.dynamixel.registers import RAD_PER_TICK
 from alohas2r.robots.emulator.cameras import EmulatedCameras
 from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.server import EmulatorConfig
@@ -157,7 +158,9 @@ class _Reset:
         state = self._emulator.state()
         self.resets += 1
         lying = all(state.qpos[_first(part) + 2] < self.LYING for part in PARTS)
-        self.released += bool(lying and not state.torque.any() and at_rest(_arms(state.qpos)))
+        self.released += bool(
+            lying and not state.torque.any() and at_rest(_arms(state.qpos), RAD_PER_TICK)
+        )
         qpos = state.qpos.copy()
         put_parts(qpos, self._draw)
         self._emulator.place(qpos)
@@ -312,7 +315,7 @@ class Soak:
         """Returns in what the end of a run is not one of the states of docs/safety.md."""
         problems = [f"command beyond limits: {text}" for text in robot.beyond]
         state = self._emulator.state()
-        resting = at_rest(_arms(state.qpos))
+        resting = at_rest(_arms(state.qpos), RAD_PER_TICK)
         on = {
             (side, IDS[index])
             for place, side in enumerate(SIDES)
