@@ -35,6 +35,7 @@ ELSEWHERE = {
 SIGNS = {
     "a robot": ("--robot aloha", "/dev/tty", "--soak-hours", "--fuzz-runs"),
     "a server": ("--server",),
+    "an evaluation that was interrupted": ("runs/long --resume",),
     "a file of the reader's": (
         *("POLICY", "FILE", "student.onnx", "runs/handover/policy", "--world-params", "gpu.json"),
     ),

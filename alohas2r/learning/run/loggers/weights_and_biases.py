@@ -12,6 +12,7 @@ from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.learning.run.loggers.base import END_WAIT_S, Outcome, RunInfo
 
 PROJECT = "alohas2r"
+_SERVICE_WAIT_S = 300.0  # for wandb's own process to start
 _PICTURES, _VIDEOS, _PAGES = (".png", ".jpg", ".gif"), (".mp4",), (".html",)
 
 
@@ -36,7 +37,11 @@ class WeightsAndBiases:
 
     def begin(self, run: RunInfo, earlier: JsonObject) -> JsonObject:
         """Opens the run, or goes on with the earlier one."""
-        quiet = self._wandb.Settings(silent=True, show_warnings=False)  # stderr is the run's
+        # stderr is the run's. A service that is read from disk for the first time, beside a training that takes all
+        # cores, is not there within wandb's own 30 s; here nothing waits for it but the end of the run.
+        quiet = self._wandb.Settings(
+            silent=True, show_warnings=False, x_service_wait=_SERVICE_WAIT_S
+        )
         self._wandb.setup(settings=quiet)
         kept = {"id": earlier.get("id") or secrets.token_hex(4)}
         self._run = self._wandb.init(
