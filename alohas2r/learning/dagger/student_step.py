@@ -65,7 +65,7 @@ class StudentStep:
         setup = self._setup
         settings = setup.settings
         held_out, switched = state.task.held_out, state.task.switched
-        state, sense, seen, known, signals = student_step.observe(
+        state, sense, seen, known, signals, _ = student_step.observe(
             setup.env, setup.senses, state, readout, sense, drawn
         )
         flags = jnp.broadcast_to(switched[:, None], known.shape[:2])
