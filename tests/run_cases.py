@@ -73,8 +73,11 @@ class Counting:
         return state, {"loss/total": float(state.total.sum()) if loss is None else loss}
 
     def evaluate(self, state: State) -> Figures:
-        """Returns the largest."""
-        return {"eval/largest": float(state.total.max())}
+        """Returns the largest, and the mean."""
+        return {
+            "eval/largest": float(state.total.max()),
+            "eval/mean": float(state.total.mean()),
+        }
 
     def checkpointed(self, state: State) -> State:
         """Returns the state."""

@@ -119,7 +119,7 @@ def distill(
             make_distiller(settings, staged, pretrained, seed, threads, renderer, engine, folder),
             manifest.command("distill", options, overrides),
             parents,
-            Schedule(settings.evaluations, settings.checkpoints, minutes),
+            Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success"),
             progress,
             loggers,
         )

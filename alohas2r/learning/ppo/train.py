@@ -206,7 +206,7 @@ def train(
             Teacher(settings, folder, seed, threads, engine, following, first),
             manifest.command("train-teacher", options, overrides),
             parents,
-            Schedule(settings.evaluations, settings.checkpoints, minutes),
+            Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success"),
             progress,
             loggers,
         )

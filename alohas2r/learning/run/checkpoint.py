@@ -88,11 +88,8 @@ class Checkpoint:
             raise ArtifactError(
                 f"{self.folder.parent} holds no checkpoint yet; leave out --resume to start anew."
             )
-        try:
-            described = json.loads((self.folder / _EXTRA).read_text())
-            extra, digest = _values(described)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        described = self._described()
+        extra, digest = _values(described)
         if described.get("format", 1) > FORMAT:
             raise ArtifactError(
                 f"The checkpoint {self.folder} was written by a newer version: upgrade alohas2r."
@@ -109,6 +106,23 @@ class Checkpoint:
                 raise self._foreign()
             restored.append(jax.numpy.asarray(value) if isinstance(leaf, jax.Array) else value)
         return jax.tree.unflatten(jax.tree.structure(template), restored), extra
+
+    def values(self) -> JsonObject:
+        """Returns the plain values alone.
+
+        Raises:
+          ArtifactError: they are damaged.
+        """
+        return _values(self._described())[0]
+
+    def _described(self) -> JsonObject:
+        """Reads the description, with plain values and perhaps a digest in it."""
+        try:
+            described = json.loads((self.folder / _EXTRA).read_text())
+            _values(described)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        return described
 
     def _read(self, count: int) -> dict[str, np.ndarray]:
         """Reads so many leaves."""

@@ -25,6 +25,7 @@ from alohas2r.core.stop import StopSignal
 from alohas2r.core.types import Json, JsonObject, PyTree
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run import curves, manifest
+from alohas2r.learning.run.best import Best
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.log import RunLog
 from alohas2r.learning.run.loggers.base import Logger, Loggers, RunInfo
@@ -92,7 +93,8 @@ class Algorithm(Protocol[State, Data]):
         """Writes the artifacts.
 
         Args:
-          state: the last one. trained: provenance, for their descriptions. figures: the newest.
+          state: the last one, or the best; see `Schedule`. trained: provenance, for their descriptions.
+          figures: the newest.
 
         Returns:
           Name -> path.
@@ -120,11 +122,14 @@ class Schedule:
       evaluations: how many on the way, evenly spread; the last is at the end.
       checkpoints: likewise; there is one at the end and at every stop in any case.
       minutes: stop (resumably) after this time; None for never.
+      chosen_by: the figure of evaluations that says of which state the artifacts are made, the larger the better;
+        empty: of the last one, as where nothing is evaluated.
     """
 
     evaluations: int = 0
     checkpoints: int = 0
     minutes: float | None = None
+    chosen_by: str = ""
 
 
 class Run:
@@ -195,7 +200,8 @@ class Run:
 
         Returns:
           "steps", "finished", "wall_s", "peak_memory_gb" of this process, "out"; each artifact's folder, or None
-          if the run was stopped early; "metrics": the newest.
+          if the run was stopped early; "chosen": steps and figure of the evaluation that was best, of whose state the
+          artifacts are, if there was any; "metrics": the newest.
 
         Raises:
           ArtifactError: the disk is full, a checkpoint is damaged, or the loss is not finite.
@@ -211,10 +217,11 @@ class Run:
             told.begin(
                 RunInfo(self.folder, algorithm.label, manifest.described(self.folder), self.resume)
             )
-            state, done, figures = self._begin(algorithm, log)
+            best = Best(self.folder, schedule.chosen_by)
+            state, done, figures = self._begin(algorithm, log, best)
             if done < algorithm.iterations:
                 state, done, figures = self._iterate(
-                    algorithm, schedule, log, stop, state, done, figures
+                    algorithm, schedule, log, stop, state, done, figures, best
                 )
             finished = done == algorithm.iterations
             measured: JsonObject = {
@@ -223,9 +230,15 @@ class Run:
                 "peak_memory_gb": round(peak_memory_gb(), 2),
             }
             written: dict[str, str] = {}
+            chosen: JsonObject = {}
+            if best.iterations is not None:
+                chosen = {"steps": best.iterations * algorithm.steps_per_iteration}
+                chosen[best.name] = best.value
             if finished:
+                if best.iterations not in (None, done):
+                    state = algorithm.restored(best.load(algorithm.checkpointed(state)))
                 trained = manifest.provenance(
-                    command, self.settings, self.identity, parents, measured
+                    command, self.settings, self.identity, parents, measured | chosen
                 )
                 written = algorithm.finish(state, trained, figures)
             if loggers:
@@ -239,12 +252,16 @@ class Run:
             "out": str(self.folder),
             **dict.fromkeys(algorithm.artifacts),
             **written,
+            **({"chosen": chosen} if chosen else {}),
             "metrics": figures,
         }
 
-    def _begin(self, algorithm: Algorithm[State, Data], log: RunLog) -> tuple[State, int, Figures]:
+    def _begin(
+        self, algorithm: Algorithm[State, Data], log: RunLog, best: Best
+    ) -> tuple[State, int, Figures]:
         """Returns the state to go on from, the iterations done, and the newest figures."""
         state, done, figures = algorithm.init(), 0, {}
+        best.begin(self.resume)
         if self.resume:
             if self.checkpoint.exists():
                 kept, extra = self.checkpoint.load(algorithm.checkpointed(state))
@@ -265,6 +282,7 @@ class Run:
         state: State,
         done: int,
         figures: Figures,
+        best: Best,
     ) -> tuple[State, int, Figures]:
         """Goes through iterations to the end or to a stop; returns as `_begin`."""
         started, first, total = time.monotonic(), done + 1, algorithm.iterations
@@ -280,6 +298,8 @@ class Run:
             self._check_losses(algorithm, figures, done)
             if manifest.due(done, total, schedule.evaluations):
                 figures |= algorithm.evaluate(state)
+                if schedule.chosen_by:
+                    best.offer(algorithm.checkpointed(state), done, figures)
             log.write(done * algorithm.steps_per_iteration, figures)
             late = time.monotonic() - started > 60 * minutes
             planned = done == total or manifest.due(done, total, schedule.checkpoints)

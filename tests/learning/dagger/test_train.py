@@ -151,6 +151,25 @@ def test_a_run_leaves_what_it_promises(paths: Paths, unbroken: pathlib.Path) -> 
         assert None not in row.values()
 
 
+def test_the_artifact_is_the_student_that_was_evaluated_best(
+    paths: Paths, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def rate(self: Distiller, state: DistillState) -> dict[str, float]:
+        seen.append(self.learner.to_policy(state.learner, {}).hash)
+        return {"eval/success": (0.2, 0.9, 0.4, 0.1)[len(seen) - 1]}
+
+    monkeypatch.setattr(Distiller, "evaluate", rate)
+    settings = ("iterations=4", "evaluations=4", "checkpoints=1")
+    chosen = [part for setting in settings for part in ("--set", setting)]
+    assert app.main(arguments(paths, tmp_path / "run", *chosen)) == 0
+    found = artifact.load(tmp_path / "run" / "student", StudentPolicy)
+    assert len(set(seen)) == 4
+    assert found.hash == seen[1]
+    assert found.trained["steps"] == 16
+
+
 @pytest.mark.parametrize(
     ("more", "parts"),
     [

@@ -347,6 +347,24 @@ def test_every_environment_of_a_training_has_its_own_block_by_the_seed(small: Sm
     assert not np.array_equal(other.context, blocks)
 
 
+def test_the_artifact_is_the_policy_that_was_evaluated_best(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def rate(self: teacher.Teacher, state: ppo_algorithm.PpoState) -> dict[str, float]:
+        seen.append(ppo_policy.to_policy(self.settings, self.env, state.learner, {}).hash)
+        return {"eval/success": (0.2, 0.9, 0.4, 0.1)[len(seen) - 1]}
+
+    monkeypatch.setattr(teacher.Teacher, "evaluate", rate)
+    settings = (*TINY, "total_steps=32", "evaluations=4", "checkpoints=1")
+    assert app.main(arguments(tmp_path / "run", settings=settings)) == 0
+    found = artifact.load(tmp_path / "run" / "policy", StatePolicy)
+    assert len(set(seen)) == 4
+    assert found.hash == seen[1]
+    assert (found.trained["steps"], found.trained["eval/success"]) == (16, 0.9)
+
+
 def test_insertion_is_trained_after_a_pick_policy_and_gives_a_teacher(
     random_policy: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

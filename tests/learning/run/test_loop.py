@@ -19,6 +19,7 @@ from run_cases import count
 from alohas2r.core.progress import Report
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.learning.run.best import Best
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.log import read_metrics
 from alohas2r.learning.run.loop import CHECKPOINT, Schedule
@@ -104,9 +105,6 @@ def test_a_run_goes_on_as_often_as_its_time_is_up(
 def test_a_run_killed_before_its_first_checkpoint_resumes_from_its_manifest(
     unbroken: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     def kill(iteration: int) -> None:
         if iteration == 3:
             raise Killed
@@ -141,6 +139,64 @@ def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(
     assert_same(folder, unbroken)
     left = {path.name for path in folder.iterdir()}
     assert left == {path.name for path in unbroken.iterdir()}
+
+
+class Killed(BaseException):
+    """The process ends."""
+
+
+def test_the_artifact_is_the_best_that_was_evaluated(tmp_path: pathlib.Path) -> None:
+    schedule = Schedule(evaluations=6, checkpoints=5, chosen_by="eval/mean")
+    totals = np.cumsum([np.random.default_rng(n).normal(size=100) for n in range(30)], axis=0)
+    evaluated = range(5, 31, 5)
+    best = max(evaluated, key=lambda number: totals[number - 1].mean())
+    assert best == 5  # after it there are checkpoints, evaluations and the end
+    result = count(tmp_path / "whole", schedule=schedule)
+    assert result["chosen"] == {"steps": 50, "eval/mean": totals[4].mean()}
+    assert result["steps"] == 300
+    assert saved_iterations(tmp_path / "whole") == 30  # which is what --resume goes on from
+    np.testing.assert_array_equal(np.load(tmp_path / "whole" / "sum.npy"), totals[4])
+    # Once more, when nothing is left to do, and by a schedule that asks for the last one.
+    (tmp_path / "whole" / "sum.npy").unlink()
+    assert count(tmp_path / "whole", True, schedule)["chosen"]["steps"] == 50
+    np.testing.assert_array_equal(np.load(tmp_path / "whole" / "sum.npy"), totals[4])
+    assert "chosen" not in count(tmp_path / "whole", True, Schedule(6, 5))
+    np.testing.assert_array_equal(np.load(tmp_path / "whole" / "sum.npy"), totals[29])
+
+
+@pytest.mark.parametrize("at", [6, 9, 16])
+def test_a_run_killed_after_its_best_evaluation_still_has_it(
+    tmp_path: pathlib.Path, at: int
+) -> None:
+    """Before and after a checkpoint, and in a run that is begun anew."""
+
+    def kill(iteration: int) -> None:
+        if iteration == at:
+            raise Killed
+
+    folder, schedule = tmp_path / "run", Schedule(6, 5, chosen_by="eval/mean")
+    with pytest.raises(Killed):
+        count(folder, schedule=schedule, during=kill)
+    if at == 6:  # no checkpoint yet: this is another run, which was not evaluated
+        with pytest.raises(Killed):
+            count(folder, schedule=Schedule(0, 0, chosen_by="eval/mean"), during=kill)
+    result = count(folder, True, schedule)
+    assert result["chosen"]["steps"] == 50
+    expected = sum(np.random.default_rng(number).normal(size=100) for number in range(5))
+    np.testing.assert_array_equal(np.load(folder / "sum.npy"), expected)
+
+
+def test_of_equally_good_evaluations_the_latest_counts(tmp_path: pathlib.Path) -> None:
+    best = Best(tmp_path, "rate")
+    for number, rate in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.8), (5, float("nan"))):
+        best.offer(np.full(3, number), number, {"rate": rate})
+    best.offer(np.full(3, 6), 6, {"other": 1.0})
+    again = Best(tmp_path, "rate")
+    again.begin(resumed=True)
+    assert (again.iterations, again.value) == (3, 0.9)
+    np.testing.assert_array_equal(again.load(np.zeros(3, int)), [3, 3, 3])
+    again.begin(resumed=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_runs_in_a_folder_are_one_too_many(tmp_path: pathlib.Path) -> None:
