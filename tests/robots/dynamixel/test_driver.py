@@ -480,7 +480,11 @@ def _drive_on(ports: tuple[str, str], started: Any) -> None:
         target = robot.read().position
         while True:
             target[[0, 7]] += 0.02
-            target = robot.command(target)
+            try:
+                target = robot.command(target)
+            except RobotFault:  # a busy machine paused this process
+                robot.rearm()
+                target = robot.read().position
             robot.read()
             started.set()
             time.sleep(0.03)
