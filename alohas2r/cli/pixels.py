@@ -19,7 +19,11 @@ def train_pixels(
         Literal["pick"], typer.Option(help="What to learn: pick up a block.")
     ] = "pick",
     start: Annotated[
-        Literal["scratch"], typer.Option(help="What to begin with; scratch: a random policy.")
+        Literal["scratch", "encoder"],
+        typer.Option(
+            help="What to begin with; scratch: a random policy; encoder: one whose network can tell from a"
+            " picture where the block is, learnt before."
+        ),
     ] = "scratch",
     preset: Annotated[
         Preset, typer.Option(help="quick: minutes, to see that all works; default: the real one.")

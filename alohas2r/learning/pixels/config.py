@@ -15,7 +15,8 @@ from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.presets import TrainConfig
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 
-STARTS = ("scratch",)
+SCRATCH, ENCODER = "scratch", "encoder"
+STARTS = (SCRATCH, ENCODER)  # what a training begins with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class PixelsConfig(TrainConfig):
       cameras: pictures. network: the policy's shapes. history: what is remembered of the proprioception.
       senses: what the policy's observation suffers.
       auxiliary: weight of predicting from the pictures where the objects are and whether they are in sight; 0 for none.
+      pictures: updates that only pictures at random poses are learnt from, where a training begins with its encoder.
     """
 
     env: EnvConfig = EnvConfig(noise=noise.NONE, history=HistoryConfig((1.0,)))
@@ -39,11 +41,15 @@ class PixelsConfig(TrainConfig):
     history: HistoryConfig = HistoryConfig((0.35, 0.1))
     senses: SensesConfig = PIXEL_SENSES
     auxiliary: float = 0.1
+    pictures: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         config.check(
             0 <= self.auxiliary <= 100, f"auxiliary must be in 0..100, not {self.auxiliary}"
+        )
+        config.check(
+            1 <= self.pictures <= 10_000, f"pictures must be in 1..10000, not {self.pictures}"
         )
         config.check(
             not self.env.variation.varies and self.senses.transfer is None,
@@ -62,6 +68,7 @@ PRESETS = {
             *("total_steps=40e3", "refine.steps=0"),
             *("ppo.num_envs=64", "ppo.unroll=16", "ppo.minibatches=2", "ppo.network.value=64,64"),
             *("network.hidden=64,64", "network.embedding=16", "senses.corrupt.line_bank=256"),
+            "pictures=5",
             *("evaluations=1", "evaluation_episodes=32", "checkpoints=5"),
         ),
     },

@@ -63,9 +63,9 @@ class PixelPpo(Ppo):
         self.senses, self.spec, self.auxiliary = senses, senses.spec, auxiliary
         half = np.asarray(env.context)[:, 0]
         self.sight = Sight(env.task.scene, self.spec.cameras, half)
-        self._look_and_act = jax.jit(self._seen_and_acted)
-        self._critic_view = jax.jit(lambda state, readout: env.observe(state, readout)[2])
-        self._together = jax.jit(
+        self.look_and_act = jax.jit(self._seen_and_acted)
+        self.critic_view = jax.jit(lambda state, readout: env.observe(state, readout)[2])
+        self.together = jax.jit(
             lambda items: jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
         )
         self._prepare = jax.jit(self._prepared)
@@ -159,16 +159,14 @@ class PixelPpo(Ppo):
         steps, scores = [], []
         for key in self.acting_keys(learner):
             drawn = self.senses.draw(sense, readout.qpos)
-            state, sense, step, ctrl = self._look_and_act(
-                learner, state, readout, sense, drawn, key
-            )
+            state, sense, step, ctrl = self.look_and_act(learner, state, readout, sense, drawn, key)
             state, physics, readout, scored = self.env.advance(state, physics, ctrl)
             sense = self.senses.restart_some(sense, scored.done)
             outcome = {"reward": scored.reward, "done": scored.done, "truncated": scored.truncated}
             steps.append({**step, **outcome})
             scores.append(scored)
-        final = self._critic_view(state, readout)
-        return Rollout(**self._together(steps)), final, (state, physics, readout, sense), scores
+        final = self.critic_view(state, readout)
+        return Rollout(**self.together(steps)), final, (state, physics, readout, sense), scores
 
     def update(
         self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array

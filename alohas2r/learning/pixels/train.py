@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ from alohas2r.envs.vision import Senses, SensesState
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.evaluation.evaluate import Runner
-from alohas2r.learning.pixels.config import STARTS, PixelsConfig, find_preset
+from alohas2r.learning.pixels.config import ENCODER, SCRATCH, STARTS, PixelsConfig, find_preset
+from alohas2r.learning.pixels.encoder import EncoderLearner
 from alohas2r.learning.pixels.learner import PixelPpo
 from alohas2r.learning.pixels.policy import to_policy
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoData, PpoState, Stage
@@ -51,12 +53,14 @@ class Given(NamedTuple):
       folder: of the run.
       seed: of everything random. threads: of physics and ray caster; 0 for all cores.
       renderer: one of RENDERERS.
+      start: one of STARTS.
     """
 
     folder: pathlib.Path
     seed: int
     threads: int
     renderer: str
+    start: str = SCRATCH
 
 
 class PixelTraining(PpoAlgorithm):
@@ -85,8 +89,16 @@ class PixelTraining(PpoAlgorithm):
             )
             for number, stage in enumerate(settings.stages())
         ]
+        if given.start == ENCODER:
+            stages.insert(0, self._of_pictures(stages[0]))
         label = f"train {settings.phase} from pixels"
         super().__init__(label, stages, jax.random.fold_in(root, 0), given.folder)
+
+    def _of_pictures(self, first: Stage) -> Stage:
+        """Returns the stage before the first one, in the same environments; its step size stays as it is."""
+        rate = first.config.learning_rate
+        config = dataclasses.replace(first.config, learning_rate_range=(rate, rate))
+        return first._replace(config=config, updates=self.settings.pictures)
 
     def build(self, stage: int) -> tuple[Env, PixelPpo]:
         """Returns the environments of a stage, and what learns in them."""
@@ -100,10 +112,15 @@ class PixelTraining(PpoAlgorithm):
         )
         half = np.asarray(env.context)[:, 0]
         self.senses = Senses(self.spec, settings.senses, half, drawer)
-        return env, PixelPpo(self.stages[stage].config, env, self.senses, settings.auxiliary)
+        kind = EncoderLearner if stage == 0 and given.start == ENCODER else PixelPpo
+        return env, kind(self.stages[stage].config, env, self.senses, settings.auxiliary)
 
     def begin(self, learner: LearnerState) -> PpoState:
-        """Starts environments and senses of the present stage."""
+        """Starts environments and senses of the present stage; after pictures alone, all but the policy is new."""
+        if self.stage == 1 and self.given.start == ENCODER:
+            fresh = self.ppo.init(learner.key)
+            params = {**fresh.params, "policy": learner.params["policy"]}
+            learner = fresh._replace(params=params, key=learner.key, updates=learner.updates)
         key = jax.random.fold_in(self.stages[self.stage].key, SENSES_STREAM)
         assert self.senses is not None
         sense = self.senses.reset(jax.random.split(key, self.env.num_envs))
@@ -181,7 +198,8 @@ def train(
     Args:
       phase: name of the task.
       preset: "default" or "quick".
-      start: what it begins with: "scratch".
+      start: what it begins with: "scratch"; or "encoder": what looks at pictures first learns to tell where the block
+        is, of pictures at random poses (`pictures` updates more).
       out: folder of the run; runs/pixels-<phase> if None.
       resume: continue the run in `out` to the same result as an unbroken run.
       overrides: "key=value" settings on top of the preset.
@@ -209,7 +227,7 @@ def train(
     options |= {"renderer": renderer, "threads": threads or None}
     with Run(folder, settings, identity, resume) as run:
         result = run.train(
-            PixelTraining(settings, Given(folder, seed, threads, renderer)),
+            PixelTraining(settings, Given(folder, seed, threads, renderer, start)),
             manifest.command("train-pixels", options, overrides),
             {},
             Schedule(settings.evaluations, settings.checkpoints, minutes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -162,6 +163,34 @@ def test_a_camera_sees_what_is_in_front_of_it(collected: Collected) -> None:
     assert not np.asarray(collected.ppo.sight(behind)).any()
 
 
+def test_an_encoder_learns_from_pictures_and_nothing_else_does(collected: Collected) -> None:
+    training = PixelTraining(
+        dataclasses.replace(collected.settings, pictures=1),
+        collected.training.given._replace(start="encoder"),
+    )
+    assert training.iterations == 3
+    begun = training.init()
+    before = begun.learner.params
+    state, data = training.collect(begun)
+    rollout = data.rollout
+    assert rollout.depth is not None
+    assert rollout.objects is not None
+    apart = np.asarray(rollout.objects)
+    assert np.abs(apart[1:] - apart[:-1]).max(-1).min() > 1e-4  # each picture shows another place
+    state, figures = training.update(state, data)
+    after = state.learner.params
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after, before)
+    assert min(jax.tree.leaves([moved["policy"][name] for name in ("patches0", "objects1")])) > 0
+    assert max(jax.tree.leaves([moved["value"], moved["policy"]["layer0"]])) == 0
+    assert figures["loss/learning_rate"] == pytest.approx(collected.settings.ppo.learning_rate)
+    # The policy goes on from there; whatever else learning has gathered begins anew.
+    state, _ = training.collect(state)
+    assert int(state.learner.updates) == 1
+    jax.tree.map(np.testing.assert_array_equal, state.learner.params["policy"], after["policy"])
+    assert float(state.learner.policy_stats.count.lo) == 0
+    assert largest(state.learner.optimizer) == 0
+
+
 @pytest.fixture(scope="module")
 def trained(collected: Collected, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run that was stopped after its first update, and resumed."""
@@ -232,11 +261,12 @@ def test_on_a_robot_each_arm_acts_as_if_it_were_alone(trained: pathlib.Path) -> 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"start": "teacher"}, "start must be one of scratch"),
+        ({"start": "teacher"}, "start must be one of scratch, encoder"),
         ({"phase": "handover"}, "'handover' cannot be learnt from pixels"),
         ({"preset": "fast"}, "Unknown preset 'fast'"),
         ({"renderer": "warp"}, "renderer must be one of raycast, exact"),
         ({"overrides": ["auxiliary=-1"]}, r"auxiliary must be in 0\.\.100"),
+        ({"overrides": ["pictures=0"]}, r"pictures must be in 1\.\.10000"),
         ({"overrides": ["senses.looks=transfer"]}, "leave env.variation and senses.looks"),
         ({"overrides": ["cameras.size=30"]}, "multiple of 8"),
     ],
@@ -262,13 +292,21 @@ def test_the_commands_take_a_policy_from_pixels_like_any_other(
 
     chosen = [
         part
-        for setting in (*TINY, "refine.steps=64", "evaluations=1", "evaluation_episodes=2")
+        for setting in (
+            *TINY,
+            "pictures=1",
+            "refine.steps=32",
+            "evaluations=1",
+            "evaluation_episodes=2",
+        )
         for part in ("--set", setting)
     ]
     command = ["train-pixels", "--preset", "quick", "--out", str(out), "--renderer", "exact"]
-    command += ["--threads", "1", "--seed", "3", *chosen]
+    command += ["--start", "encoder", "--threads", "1", "--seed", "3", *chosen]
     result: dict[str, Any] = {}
-    for turn in range(4):  # each stops after an update; the last two are of the second stage
+    for turn in range(
+        4
+    ):  # each stops after an update: of pictures, two of the first stage, one of the second
         result = done(*command, "--minutes", "0", *(["--resume"] if turn else []))
         assert result["steps"] == 32 * (turn + 1)
     assert result["finished"]
