@@ -181,9 +181,7 @@ def test_a_folder_that_cannot_serve_is_named(
         with pytest.raises(ArtifactError, match=r"episodes-0000000\.npz is damaged"):
             folder.load(0, EPISODES - 1)
         path = tmp_path / "episodes-0000000.npz"
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+        path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ArtifactError, match="damaged"):
             folder.load(0, EPISODES)
 
