@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import mujoco
 import numpy as np
 
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.policies.protocol import Policy, Renewable
-from alohas2r.sim import scene
+from alohas2r.sim import kinematics, scene
 from alohas2r.tasks.starts import InsertStart
 
 _VIEW = "wrist_depth"  # what such a policy calls the picture of its arm's camera
@@ -57,7 +56,5 @@ class EachArm:
 def _in_base(side: int) -> np.ndarray:
     """Returns where an arm brings its object, in its base frame [3] (m)."""
     arm = scene.load("insert").arms[side]
-    turn = np.zeros(9)
-    mujoco.mju_quat2Mat(turn, np.asarray(arm.base_quat, np.float64))
     apart = np.asarray(InsertStart().targets[side]) - arm.base_pos
-    return (turn.reshape(3, 3).T @ apart).astype(np.float32)
+    return (kinematics.quaternion_matrix(arm.base_quat).T @ apart).astype(np.float32)

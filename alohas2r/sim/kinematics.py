@@ -66,11 +66,17 @@ def tip_heights(joint_position: np.ndarray) -> np.ndarray:
     return tip_midpoints(joint_position)[..., 2]
 
 
+def quaternion_matrix(quaternion: np.ndarray) -> np.ndarray:
+    """Returns the rotation matrix [3, 3] of a unit quaternion [4], w first."""
+    matrix = np.zeros(9)
+    mujoco.mju_quat2Mat(matrix, np.asarray(quaternion, np.float64))
+    return matrix.reshape(3, 3)
+
+
 def rotation_matrix(turn_rad: np.ndarray) -> np.ndarray:
     """Returns the matrix [3, 3] of a rotation vector [3] (rad)."""
-    quaternion, matrix = np.zeros(4), np.zeros(9)
+    quaternion = np.zeros(4)
     angle = float(np.linalg.norm(turn_rad))
     axis = turn_rad / angle if angle > 1e-12 else np.array([0.0, 0.0, 1.0])
     mujoco.mju_axisAngle2Quat(quaternion, axis, angle)
-    mujoco.mju_quat2Mat(matrix, quaternion)
-    return matrix.reshape(3, 3)
+    return quaternion_matrix(quaternion)

@@ -1,30 +1,17 @@
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import random
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
+from disk_cases import full_disk
 
 from alohas2r.core import files
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run.log import RunLog
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Refuses to let any file of this process grow past `limit` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_full_disk_leaves_the_earlier_file(tmp_path: pathlib.Path) -> None:

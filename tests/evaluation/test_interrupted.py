@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import pathlib
-import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from disk_cases import full_disk
 from stop_cases import StopAfter
 
 from alohas2r.cli import app
@@ -184,17 +183,6 @@ def test_a_folder_that_cannot_serve_is_named(
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ArtifactError, match="damaged"):
             folder.load(0, EPISODES)
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Refuses to let any file of this process grow past `limit` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_on_a_full_disk_the_rates_are_told_all_the_same(

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pathlib
-import resource
 import sys
 
 import matplotlib.image
 import mujoco
 import numpy as np
 import pytest
+from disk_cases import full_disk
 from opengl_cases import red, skip_without_opengl
 from PIL import Image
 
@@ -80,13 +80,8 @@ def test_unequal_frames_and_a_full_disk_leave_the_earlier_video(tmp_path: pathli
     with pytest.raises(ValueError, match="in a video of"):
         video.write_video(path, mixed)
     noise = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        with pytest.raises(ArtifactError, match="earlier file is intact"):
-            video.write_video(path, noise)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(10_000), pytest.raises(ArtifactError, match="earlier file is intact"):
+        video.write_video(path, noise)
     assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 

@@ -54,9 +54,7 @@ def random_poses(random: np.random.Generator, count: int) -> np.ndarray:
     tips = kinematics.tip_midpoints(np.stack([poses[:, arm.qpos] for arm in loaded.arms], 1))
     for index, arm in enumerate(loaded.arms):
         half = objects.SOCKET_HALF if arm.object_name == "socket" else objects.PEG_HALF
-        base_mat = np.empty(9)
-        mujoco.mju_quat2Mat(base_mat, arm.base_quat)
-        base_mat = base_mat.reshape(3, 3)
+        base_mat = kinematics.quaternion_matrix(arm.base_quat)
         radius, angle = random.uniform(0.2, 0.45, count), random.uniform(-0.4, 0.7, count)
         local = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.zeros(count)], 1)
         place = arm.base_pos + local @ base_mat.T
@@ -84,10 +82,7 @@ def random_poses(random: np.random.Generator, count: int) -> np.ndarray:
 
 def _matrices(quat: np.ndarray) -> np.ndarray:
     """Turns quaternions [N, 4] into matrices [N, 3, 3]."""
-    matrices = np.empty((len(quat), 9))
-    for row, value in enumerate(quat):
-        mujoco.mju_quat2Mat(matrices[row], value)
-    return matrices.reshape(-1, 3, 3)
+    return np.stack([kinematics.quaternion_matrix(value) for value in quat])
 
 
 class Studio:

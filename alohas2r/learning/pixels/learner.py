@@ -20,7 +20,6 @@ from alohas2r.envs.task import EnvState, Scored
 from alohas2r.envs.vision import Senses, SensesState, pack_depth, unpack_depth
 from alohas2r.learning.pixels.sight import Sight, object_in_gripper
 from alohas2r.learning.ppo.config import PpoConfig
-from alohas2r.learning.ppo.gae import generalized_advantages
 from alohas2r.learning.ppo.learner import LEARNING, LearnerState, Ppo, Rollout
 from alohas2r.learning.ppo.loss import clipped_loss, step_size
 from alohas2r.policies.networks import mlp
@@ -201,32 +200,9 @@ class PixelPpo(Ppo):
     def _prepared(self, learner: LearnerState, rollout: Rollout, final: jax.Array) -> Minibatches:
         """Returns the rows of an unroll with their advantages, and the order in which they are gone through."""
         config = self.config
-        policy_stats = running_statistics.update(learner.policy_stats, rollout.features)
-        value_stats: PyTree = running_statistics.update(learner.value_stats, rollout.privileged)
-        # The policy is judged by the statistics it acted with; the critic uses the new ones throughout.
-        values = self.values(learner.params, value_stats, rollout.privileged)
-        bootstrap = self.values(learner.params, value_stats, final)
-        # An episode that was only cut off goes on: the value before its last step stands for the one after it.
-        rewards = (
-            rollout.reward * config.reward_scale + config.discount * values * rollout.truncated
-        )
-        advantages, returns = generalized_advantages(
-            rewards, rollout.done, values, bootstrap, config.discount, config.gae
-        )
-        stats = learner.policy_stats
+        rows, policy_stats, value_stats, explained = self.prepare(learner, rollout, final)
+        seen = {"depth": rollout.depth, "objects": rollout.objects, "sighted": rollout.sighted}
         size = rollout.reward.size
-        rows = {
-            "features": mlp.normalize(rollout.features, stats.mean, stats.std),
-            "privileged": mlp.normalize(rollout.privileged, value_stats.mean, value_stats.std),
-            "raw_action": rollout.raw_action,
-            "log_prob": rollout.log_prob,
-            "logits": rollout.logits,
-            "advantage": (advantages - advantages.mean()) / (advantages.std() + 1e-8),
-            "return": returns,
-            "depth": rollout.depth,
-            "objects": rollout.objects,
-            "sighted": rollout.sighted,
-        }
         key = jax.random.fold_in(jax.random.fold_in(learner.key, LEARNING), learner.updates)
         order_key, noise_key = jax.random.split(key)
         order = jax.vmap(lambda one: jax.random.permutation(one, size))(
@@ -234,12 +210,12 @@ class PixelPpo(Ppo):
         )
         count = config.epochs * config.minibatches
         return Minibatches(
-            jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), rows),
+            jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), rows | seen),
             order.reshape(count, -1),
             jax.random.split(noise_key, count),
             value_stats,
             policy_stats,
-            1 - jnp.var(returns - values) / (jnp.var(returns) + 1e-8),
+            explained,
         )
 
     def _one_step(

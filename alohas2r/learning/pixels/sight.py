@@ -12,6 +12,7 @@ import numpy as np
 
 from alohas2r.policies.spec import CameraSpec
 from alohas2r.rendering.protocol import CAMERAS
+from alohas2r.sim.kinematics import quaternion_matrix
 from alohas2r.sim.objects import HALF_LENGTH
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
@@ -65,8 +66,8 @@ def _mount(scene: Scene, arm: int) -> tuple[np.ndarray, np.ndarray]:
     data.qpos[:] = scene.home_qpos
     mujoco.mj_forward(scene.model, data)
     name = scene.arms[arm].name
-    base = _matrix(scene.arms[arm].base_quat)
-    gripper = base @ _matrix(data.sensordata[scene.sensor(f"{name}/gripper_quat", 4)])
+    base = quaternion_matrix(scene.arms[arm].base_quat)
+    gripper = base @ quaternion_matrix(data.sensordata[scene.sensor(f"{name}/gripper_quat", 4)])
     fingers = [
         data.sensordata[scene.sensor(f"{name}/{side}_fingertip_pos", 3)]
         for side in ("left", "right")
@@ -75,9 +76,3 @@ def _mount(scene: Scene, arm: int) -> tuple[np.ndarray, np.ndarray]:
     camera = scene.id("camera", CAMERAS[("left", "right").index(name)])
     turn = gripper.T @ data.cam_xmat[camera].reshape(3, 3)
     return turn, gripper.T @ (data.cam_xpos[camera] - tips)
-
-
-def _matrix(quat: np.ndarray) -> np.ndarray:
-    result = np.zeros(9)
-    mujoco.mju_quat2Mat(result, np.asarray(quat, np.float64))
-    return result.reshape(3, 3)

@@ -216,9 +216,18 @@ class Ppo:
         """
         return self._update_at_once(learner, rollout, final, progress)
 
-    def _update(
-        self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array
-    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+    def prepare(
+        self, learner: LearnerState, rollout: Rollout, final: jax.Array
+    ) -> tuple[dict[str, jax.Array], PyTree, PyTree, jax.Array]:
+        """Turns an unroll into what a loss takes (traceable).
+
+        Args:
+          learner: the state. rollout: the unroll. final: [N, P] the critic's view after it.
+
+        Returns:
+          Rows [T, N, ...] by name; the new statistics of policy and critic; and [] the share of the returns' variance
+          that the critic explains.
+        """
         config = self.config
         policy_stats = running_statistics.update(learner.policy_stats, rollout.features)
         value_stats: PyTree = running_statistics.update(learner.value_stats, rollout.privileged)
@@ -234,21 +243,25 @@ class Ppo:
         )
         explained = 1 - jnp.var(returns - values) / (jnp.var(returns) + 1e-8)
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        stats = learner.policy_stats
+        rows = {
+            "features": mlp.normalize(rollout.features, stats.mean, stats.std),
+            "privileged": mlp.normalize(rollout.privileged, value_stats.mean, value_stats.std),
+            "raw_action": rollout.raw_action,
+            "log_prob": rollout.log_prob,
+            "logits": rollout.logits,
+            "advantage": advantages,
+            "return": returns,
+        }
+        return rows, policy_stats, value_stats, explained
+
+    def _update(
+        self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        config = self.config
+        rows, policy_stats, value_stats, explained = self.prepare(learner, rollout, final)
         size = rollout.reward.size
-        flat = jax.tree.map(
-            lambda x: x.reshape(size, *x.shape[2:]),
-            {
-                "features": mlp.normalize(
-                    rollout.features, learner.policy_stats.mean, learner.policy_stats.std
-                ),
-                "privileged": mlp.normalize(rollout.privileged, value_stats.mean, value_stats.std),
-                "raw_action": rollout.raw_action,
-                "log_prob": rollout.log_prob,
-                "logits": rollout.logits,
-                "advantage": advantages,
-                "return": returns,
-            },
-        )
+        flat = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), rows)
         entropy_weight = config.entropy[0] + progress * (config.entropy[1] - config.entropy[0])
         target_kl = config.target_kl[0] + progress * (config.target_kl[1] - config.target_kl[0])
         key = jax.random.fold_in(jax.random.fold_in(learner.key, LEARNING), learner.updates)

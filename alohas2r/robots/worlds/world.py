@@ -20,6 +20,7 @@ from alohas2r.robots.worlds import build as building
 from alohas2r.robots.worlds.table import CamerasTable, GripperTable, read_table
 from alohas2r.robots.wrist_camera import WristCamera, wrist_cameras
 from alohas2r.sim import scene
+from alohas2r.sim.kinematics import quaternion_matrix
 from alohas2r.sim.objects import PEG_HALF, SOCKET_HALF, TABLE_HEIGHT
 
 _SETTLE_S = 0.5  # for which a world must hold still when it is opened
@@ -74,11 +75,9 @@ class World:
             (self.data.xmat[arm.base].reshape(3, 3).copy(), self.data.xpos[arm.base].copy())
             for arm in self.built.arms
         ]
-        self._own_bases = []
-        for arm in self._own.arms:
-            turn = np.zeros(9)
-            mujoco.mju_quat2Mat(turn, arm.base_quat)
-            self._own_bases.append((turn.reshape(3, 3), arm.base_pos))
+        self._own_bases = [
+            (quaternion_matrix(arm.base_quat), arm.base_pos) for arm in self._own.arms
+        ]
         # own = turn @ (world - origin), so that the left bases coincide.
         self._turn = self._own_bases[0][0] @ self._bases[0][0].T
         self._origin = self._bases[0][1] - self._turn.T @ self._own_bases[0][1]

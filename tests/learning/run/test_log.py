@@ -1,34 +1,21 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-import resource
 import struct
 import sys
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from disk_cases import full_disk
 
 from alohas2r.core.progress import Report
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run import log as run_log
 from alohas2r.learning.run.events import TensorBoard
 from alohas2r.learning.run.log import RunLog
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Refuses to let any file of this process grow past `limit` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def events(folder: pathlib.Path) -> list[tuple[int, str, float]]:
