@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from alohas2r.core.plain import plain
 from alohas2r.core.types import Array, JsonObject
 from alohas2r.core.version import __version__
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.policies import artifact
 from alohas2r.tasks.scoring import Table
 
 # Episodes that are simulated at once where they are kept: what an interruption loses is less than so many.
@@ -118,10 +118,9 @@ class EvaluationFolder:
         if not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+            arrays = artifact.read_npz(path)
             wall_s = float(arrays.pop(_WALL))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (ArtifactError, KeyError, TypeError, ValueError) as error:
             raise _damaged(path) from error
         if "success" not in arrays or any(len(column) != count for column in arrays.values()):
             raise _damaged(path)

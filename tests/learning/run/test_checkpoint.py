@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import random
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from disk_cases import full_disk
 
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.run.checkpoint import Checkpoint
@@ -111,17 +109,6 @@ def test_damage_is_named(saved: Checkpoint) -> None:
         saved.load(make_tree(1))
 
 
-@contextlib.contextmanager
-def full_disk(largest: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: writes fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("largest", [0, 2000])
 def test_a_full_disk_leaves_the_earlier_checkpoint(saved: Checkpoint, largest: int) -> None:
     big = make_tree(5, size=20_000)
@@ -179,7 +166,7 @@ def test_flipped_bits_are_found(saved: Checkpoint) -> None:
     draw = random.Random(0)
     files = [path for path in saved.folder.rglob("*") if path.is_file() and path.stat().st_size]
     complaints = []
-    for _ in range(40):
+    for _ in range(100):
         path = draw.choice(files)
         content = bytearray(path.read_bytes())
         at = draw.randrange(len(content))
