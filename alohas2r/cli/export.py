@@ -44,11 +44,12 @@ def export_policy(
     the policy's actions on many inputs, also after each weight and each input has been disturbed;
     recorded observations in it are checked again wherever it is loaded.
     """
+    folder = policy_folder(policy)  # before the folder of `out` is made, which may have its name
     library("rendering.video").check_path(out, ".onnx")
     exporter = library("policies.onnx.export")
     with working("Exporting"):
         result = exporter.export(
-            policy_folder(policy), out, opset=opset, fp16=fp16, verify_samples=samples, seed=seed
+            folder, out, opset=opset, fp16=fp16, verify_samples=samples, seed=seed
         )
     show(result, f"{policy} as one file", as_json)
 
