@@ -73,6 +73,16 @@ def test_export_writes_a_file_that_loads(
     assert OnnxPolicy.load(file).export["opset"] == 17
 
 
+def test_a_shipped_policy_is_exported_into_a_new_folder_of_its_own_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = pathlib.Path("params/pick/policy.onnx")
+    code, out, err = run(capsys, "export", "params/pick", "--out", file, "--samples", 8, "--json")
+    assert code == 0, err
+    assert OnnxPolicy.load(tmp_path / file).hash == json.loads(out)["policy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

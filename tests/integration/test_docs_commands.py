@@ -44,6 +44,7 @@ SIGNS = {
 # Options that make a command small.
 SMALL = {
     "train-teacher": {"--preset": "quick", "--minutes": "0"},
+    "train-pixels": {"--preset": "quick", "--minutes": "0"},
     "distill": {"--preset": "quick", "--minutes": "0"},
     "pretrain-encoder": {"--preset": "quick", "--minutes": "0"},
     "evaluate": {"--episodes": "2"},
