@@ -230,7 +230,7 @@ def train(
             PixelTraining(settings, Given(folder, seed, threads, renderer, start)),
             manifest.command("train-pixels", options, overrides),
             {},
-            Schedule(settings.evaluations, settings.checkpoints, minutes),
+            Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success"),
             progress,
             loggers,
         )
