@@ -44,8 +44,9 @@ def train_teacher(
     start_from: Annotated[
         str | None,
         typer.Option(
-            help="Policy of the same task to go on with, under other settings; one of one arm, such as "
-            "params/pick, drives the first of two (a random one if left out)."
+            help="What to go on with, under other settings: a policy of the same task, a run of it, "
+            "finished or not, or a checkpoint in one; a policy of one arm, such as params/pick, drives "
+            "the first of two (a random policy if left out)."
         ),
     ] = None,
     engine: Engine = "auto",

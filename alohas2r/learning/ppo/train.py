@@ -14,7 +14,6 @@ from alohas2r import config
 from alohas2r.core import assets
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
-from alohas2r.embodiment.joints import PER_ARM
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
@@ -22,6 +21,7 @@ from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
 from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.policy import for_first_arm, record_check, to_policy, with_policy
 from alohas2r.learning.ppo.presets import FollowingTrainConfig, TrainConfig, find_preset
+from alohas2r.learning.ppo.start import first_policy
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Figures, Run, Schedule
@@ -161,8 +161,8 @@ def train(
       pick: the policy that the task follows; the shipped one if None.
       engine: "cpu"; "warp"; or "auto": the engine of the run that is resumed, else "warp" where there is CUDA, else
         "cpu". Switch states are collected on the CPU engine in any case.
-      start_from: a policy of the same task and network that training goes on with, under whatever settings; the critic
-        begins anew. A teacher is taken apart. A policy of one arm drives the first of two. A random policy if None.
+      start_from: what training goes on with, under whatever settings: a policy of the same task and network, a run, or
+        one of a run's checkpoints, see `first_policy`; the critic begins anew. A random policy if None.
       loggers: who is told beside the run's folder, see `Logger`.
 
     Returns:
@@ -182,7 +182,7 @@ def train(
         engine = manifest.recorded(folder, "engine", engines.AUTO)
     engine = engines.choose(engine)
     parents = {} if pick_policy is None else {"pick": pick_policy.hash}
-    first = None if start_from is None else _first_policy(start_from, phase)
+    first = None if start_from is None else first_policy(start_from, phase)
     if first is not None:
         parents["start_from"] = first.hash
     identity: Mapping[str, Json] = {
@@ -220,18 +220,6 @@ def _before(task: str, path: str | os.PathLike[str] | None) -> tuple[pathlib.Pat
     if not isinstance(policy, StatePolicy) or policy.spec.phase != task:
         raise ArtifactError(f"{path} is no {task} policy.")
     return path, policy
-
-
-def _first_policy(path: str | os.PathLike[str], phase: str) -> StatePolicy:
-    """Returns the policy that an artifact holds for a task, or for one arm of it."""
-    policy = artifact.load(path)
-    if isinstance(policy, StagedPolicy) and phase in ("pick", "insert"):
-        policy = policy.pick if phase == "pick" else policy.insert
-    if not isinstance(policy, StatePolicy) or (
-        policy.spec.phase != phase and len(policy.spec.action.joints) != PER_ARM
-    ):
-        raise ArtifactError(f"{path} has no policy for '{phase}' to start from.")
-    return policy
 
 
 def _check_memory(settings: TrainConfig, before: StatePolicy) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import TypeVar
@@ -71,6 +73,52 @@ class Checkpoint:
 
         files.write_folder_atomic(self.folder, write)
 
+    def keep(self, iterations: int, count: int) -> None:
+        """Keeps the state just saved under its number as well ("checkpoint-00120"), and of such the last ones.
+
+        Files are shared with the newest checkpoint where the disk can; where this fails the run goes on without.
+
+        Args:
+          iterations: that the state has behind it; states that claim more are of a part that was gone back on.
+          count: how many are kept.
+        """
+        with contextlib.suppress(OSError):
+            kept = self.numbered(iterations)
+            shutil.rmtree(kept, ignore_errors=True)
+            part = kept.with_name(f".{self.folder.name}.{iterations}.part")  # `tidy` removes it
+            shutil.copytree(self.folder, part, copy_function=_link)
+            part.rename(kept)
+        kept = sorted((number, path) for number, path in self._kept() if number <= iterations)
+        for number, path in self._kept():
+            if (number, path) not in kept[-count:]:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Removes what `keep` kept."""
+        for _, path in self._kept():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def numbered(self, iterations: int) -> pathlib.Path:
+        """Returns where `keep` keeps a state."""
+        return self.folder.with_name(f"{self.folder.name}-{iterations:05d}")
+
+    def _kept(self) -> list[tuple[int, pathlib.Path]]:
+        """Returns the iterations and folders of what `keep` kept."""
+        pattern = re.compile(re.escape(self.folder.name) + r"-(\d+)")
+        matches = [(pattern.fullmatch(path.name), path) for path in self.folder.parent.iterdir()]
+        return sorted((int(match[1]), path) for match, path in matches if match is not None)
+
+    def load_first(self, template: Tree) -> Tree:
+        """Reads the first part of what `save` wrote.
+
+        Args:
+          template: a tree with as many leaves as are wanted, of the same shapes and dtypes.
+
+        Raises:
+          ArtifactError: as `load`.
+        """
+        return self._load(template, first=True)[0]
+
     def load(self, template: Tree) -> tuple[Tree, JsonObject]:
         """Reads what `save` wrote.
 
@@ -84,6 +132,9 @@ class Checkpoint:
           ArtifactError: missing, damaged, of another structure, or written by a newer version.
         """
         self.tidy()
+        return self._load(template)
+
+    def _load(self, template: Tree, first: bool = False) -> tuple[Tree, JsonObject]:
         if not self.exists():
             raise ArtifactError(
                 f"{self.folder.parent} holds no checkpoint yet; leave out --resume to start anew."
@@ -95,13 +146,14 @@ class Checkpoint:
                 f"The checkpoint {self.folder} was written by a newer version: upgrade alohas2r."
             )
         leaves = jax.tree.leaves(template)
-        if described.get("leaves", len(leaves)) != len(leaves):
+        count = int(described.get("leaves", len(leaves)))
+        if count < len(leaves) or (count > len(leaves) and not first):
             raise self._foreign()
-        arrays = self._read(len(leaves))
+        arrays = self._read(count)
         if digest is not None and _digest(arrays, extra) != digest:
             raise self._damaged("its content differs from its digest")
         restored = []
-        for value, leaf in zip(arrays.values(), leaves, strict=True):
+        for value, leaf in zip(arrays.values(), leaves, strict=not first):
             if value.shape != leaf.shape or value.dtype != leaf.dtype:
                 raise self._foreign()
             restored.append(jax.numpy.asarray(value) if isinstance(leaf, jax.Array) else value)
@@ -144,6 +196,14 @@ class Checkpoint:
         return ArtifactError(
             f"The checkpoint {self.folder} belongs to another configuration, or to another version of alohas2r."
         )
+
+
+def _link(source: str, target: str) -> None:
+    """Gives a file, which is never written again, a second name; copies it where the disk has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _values(described: JsonObject) -> tuple[JsonObject, str | None]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CHECKPOINT = "checkpoint"
+KEPT = 3  # checkpoints, beside the state that was evaluated best
 State = TypeVar("State")
 Data = TypeVar("Data")
 Figures = dict[str, float]
@@ -262,6 +263,8 @@ class Run:
         """Returns the state to go on from, the iterations done, and the newest figures."""
         state, done, figures = algorithm.init(), 0, {}
         best.begin(self.resume)
+        if not self.resume:
+            self.checkpoint.forget()
         if self.resume:
             if self.checkpoint.exists():
                 kept, extra = self.checkpoint.load(algorithm.checkpointed(state))
@@ -321,6 +324,7 @@ class Run:
             "version": alohas2r.__version__,
         }
         self.checkpoint.save(algorithm.checkpointed(state), extra)
+        self.checkpoint.keep(done, KEPT)
         threads.give_memory_back()
 
     def _draw_curves(self) -> None:

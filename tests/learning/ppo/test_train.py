@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from alohas2r.learning.ppo import policy as ppo_policy
 from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo import train as teacher
 from alohas2r.learning.ppo.learner import Ppo, Rollout
+from alohas2r.learning.ppo.start import first_policy
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.log import read_metrics
 from alohas2r.policies import artifact
@@ -405,3 +407,29 @@ def test_insertion_is_trained_after_a_pick_policy_and_gives_a_teacher(
         teacher.train(
             "insert", "quick", tmp_path / "other", overrides=settings, pick=result["policy"]
         )
+
+
+def test_a_training_starts_from_a_run_or_a_checkpoint_of_one(
+    unbroken: Trained, tmp_path: pathlib.Path
+) -> None:
+    whole = artifact.load(unbroken.out / "policy", StatePolicy)
+    assert first_policy(unbroken.out, "pick").hash == whole.hash
+    newest = max(unbroken.out.glob("checkpoint-0*"))
+    weights = first_policy(newest, "pick").weights
+    for name, value in whole.weights.items():
+        np.testing.assert_array_equal(weights[name], value)
+    # One that has not finished has no policy yet: the newest state, as nothing was evaluated.
+    under_way = tmp_path / "under_way"
+    shutil.copytree(unbroken.out, under_way, ignore=shutil.ignore_patterns("policy"))
+    assert first_policy(under_way, "pick").hash == first_policy(newest, "pick").hash
+    earlier = min(unbroken.out.glob("checkpoint-0*"))
+    assert first_policy(earlier, "pick").hash != whole.hash
+    with pytest.raises(ArtifactError, match="trains 'pick', not 'handover'"):
+        first_policy(under_way, "handover")
+    (under_way / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="no run of train-teacher to start from"):
+        first_policy(under_way, "pick")
+    shutil.copy(unbroken.out / "config.json", under_way)
+    shutil.rmtree(under_way / "checkpoint")
+    with pytest.raises(ArtifactError, match="holds no checkpoint yet"):
+        first_policy(under_way, "pick")

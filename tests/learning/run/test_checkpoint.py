@@ -197,3 +197,54 @@ def test_a_checkpoint_of_a_newer_version_says_so(saved: Checkpoint) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(ArtifactError, match="newer version"):
         saved.load(make_tree(1))
+
+
+def kept(checkpoint: Checkpoint) -> list[str]:
+    return sorted(path.name for path in checkpoint.folder.parent.glob("checkpoint-*"))
+
+
+def test_the_last_states_are_kept_and_share_their_files(saved: Checkpoint) -> None:
+    for number in range(3, 8):
+        saved.save(make_tree(number), {"updates": number})
+        saved.keep(number, 3)
+    assert kept(saved) == ["checkpoint-00005", "checkpoint-00006", "checkpoint-00007"]
+    tree, values = Checkpoint(saved.numbered(5)).load(make_tree(0))
+    assert_same(tree, make_tree(5))
+    assert values == {"updates": 5}
+    files = [path for path in saved.numbered(7).rglob("*") if path.is_file()]
+    assert files
+    assert all(path.stat().st_nlink == 2 for path in files)
+    # Somebody went back to the fifth: what came after it is another run's.
+    saved.save(make_tree(6), {"updates": 6})
+    saved.keep(6, 3)
+    assert kept(saved) == ["checkpoint-00005", "checkpoint-00006"]
+    saved.forget()
+    assert kept(saved) == []
+    assert saved.exists()
+
+
+def test_where_there_are_no_second_names_states_are_copied(
+    saved: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("os.link", refused)
+    saved.keep(3, 2)
+    assert_same(Checkpoint(saved.numbered(3)).load(make_tree(0))[0], make_tree(0))
+    monkeypatch.setattr(
+        "shutil.copy2", refused
+    )  # nor room for a copy: the checkpoint itself is as it was
+    saved.save(make_tree(1), {"updates": 4})
+    saved.keep(4, 2)
+    saved.tidy()
+    assert kept(saved) == ["checkpoint-00003"]
+    assert_same(saved.load(make_tree(0))[0], make_tree(1))
+
+
+def test_the_first_leaves_are_read_alone(saved: Checkpoint) -> None:
+    assert_same(make_tree(0)._replace(params=saved.load_first(make_tree(1).params)), make_tree(0))
+    with pytest.raises(ArtifactError, match="another configuration"):
+        saved.load_first((make_tree(0), make_tree(0)))
+    with pytest.raises(ArtifactError, match="another configuration"):
+        saved.load_first(make_tree(0, size=21).params)

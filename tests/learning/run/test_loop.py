@@ -22,7 +22,7 @@ from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.run.best import Best
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.log import read_metrics
-from alohas2r.learning.run.loop import CHECKPOINT, Schedule
+from alohas2r.learning.run.loop import CHECKPOINT, KEPT, Schedule
 
 PROGRAM = pathlib.Path(run_cases.__file__)
 
@@ -47,6 +47,12 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     assert result["steps"] == 300
     assert result["sum"] == str(folder / "sum.npy")
     return folder
+
+
+def test_the_last_checkpoints_are_kept(unbroken: pathlib.Path) -> None:
+    names = sorted(path.name for path in unbroken.glob("checkpoint-0*"))
+    assert len(names) == KEPT
+    assert saved_iterations(unbroken) == int(names[-1].removeprefix("checkpoint-"))
 
 
 def assert_same(folder: pathlib.Path, unbroken: pathlib.Path) -> None:
