@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import DeployConfig
 from alohas2r.deployment.observation import observe
 from alohas2r.embodiment.control import next_target
 from alohas2r.embodiment.joints import JOINTS, two_fingers
 from alohas2r.errors import Alohas2rError
-from alohas2r.policies.protocol import Policy, Renewable, select
+from alohas2r.policies.protocol import Noting, Policy, Renewable, select
 from alohas2r.robots.base import Frame, Proprio
 from alohas2r.safety.monitor import ACTION_TOLERANCE, Finding, Monitor
 from alohas2r.sim import scene
@@ -28,12 +29,14 @@ class Acted(NamedTuple):
       findings: what is wrong with its answer.
       arrays: what it was shown and what it answered, for the log.
       fresh: whether it remembered nothing of the steps before.
+      values: what it says of its answer, for the log; empty unless it is one that learns.
     """
 
     target: np.ndarray | None
     findings: list[Finding]
     arrays: dict[str, np.ndarray]
     fresh: bool
+    values: JsonObject = {}  # noqa: RUF012
 
 
 class Actor:
@@ -104,7 +107,12 @@ class Actor:
         fresh, self._fresh = self._fresh, False
         # As in training: targets stay within the actuators' ranges, which is no intervention.
         target = next_target(command, action, *self._range, self._config.action_scale)
-        return Acted(target, findings, arrays | {"action": action}, fresh)
+        arrays["action"] = action
+        if not isinstance(self._policy, Noting):
+            return Acted(target, findings, arrays, fresh)
+        notes = self._policy.notes()
+        named = {f"learning/{name}": value for name, value in notes.arrays.items()}
+        return Acted(target, findings, arrays | named, fresh, notes.values)
 
     def try_out(self, reading: Proprio, frames: Mapping[str, Frame]) -> tuple[str, float]:
         """Asks once without consequences.

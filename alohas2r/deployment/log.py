@@ -8,24 +8,18 @@ to the last bit: replaying the policy on them must give the very actions that we
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from alohas2r.core.records import MAGIC, Record, RecordReader, pack
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.protocol import Policy
-
-MAGIC = b"alohas2r run 1\n"
-_FRAME = struct.Struct("<II")  # length and CRC-32 of what follows
-_MOST = 1 << 26  # a longer record is damage
 
 
 class LogWriter:
@@ -77,19 +71,14 @@ class LogWriter:
         """Appends a record.
 
         Args:
-          kind: "header", "step", "event" or "end".
+          kind: "header", "step", "event", "episode" or "end".
           values: plain values.
           arrays: arrays of numbers, kept exactly.
 
         Raises:
           ArtifactError: the disk is full, or the like.
         """
-        kept = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
-        layout = {name: [array.dtype.str, *array.shape] for name, array in kept.items()}
-        head = json.dumps({"kind": kind, "values": dict(values), "arrays": layout}).encode()
-        body = b"".join([head, b"\n", *(array.tobytes() for array in kept.values())])
-        packed = zlib.compress(body, 1)
-        self._write(_FRAME.pack(len(packed), zlib.crc32(packed)) + packed)
+        self._write(pack(kind, values, arrays))
 
     def close(self) -> None:
         """Closes the file; what was written is on disk afterwards."""
@@ -149,7 +138,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     header, end = None, None
     steps: list[Step] = []
     events: list[JsonObject] = []
-    for kind, values, arrays in _records(pathlib.Path(path)):
+    for kind, values, arrays, _ in _records(pathlib.Path(path)):
         if kind == "header":
             header = values
         elif kind == "step":
@@ -163,29 +152,16 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     return Run(header, steps, events, end)
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[str, JsonObject, dict[str, np.ndarray]]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path} could not be read: {error.strerror}.") from error
-    if not data.startswith(MAGIC):
+def _records(path: pathlib.Path) -> list[Record]:
+    if not path.exists():
+        raise ArtifactError(f"{path} could not be read: No such file or directory.")
+    if path.is_dir():
+        raise ArtifactError(f"{path} could not be read: Is a directory.")
+    reader = RecordReader(path)
+    records = reader.poll()
+    if not reader.offset:
         raise ArtifactError(f"{path} is no log of a run.")
-    place = len(MAGIC)
-    while place + _FRAME.size <= len(data):
-        length, checksum = _FRAME.unpack_from(data, place)
-        packed = data[place + _FRAME.size : place + _FRAME.size + length]
-        if length > _MOST or len(packed) < length or zlib.crc32(packed) != checksum:
-            return  # the writer was killed here
-        body = zlib.decompress(packed)
-        head, _, rest = body.partition(b"\n")
-        record = json.loads(head)
-        arrays, at = {}, 0
-        for name, (dtype, *shape) in record["arrays"].items():
-            count = int(np.prod(shape))
-            arrays[name] = np.frombuffer(rest, dtype, count, at).reshape(shape)
-            at += arrays[name].nbytes
-        yield record["kind"], record["values"], arrays
-        place += _FRAME.size + length
+    return records
 
 
 def replay(run: Run, policy: Policy) -> float:

@@ -32,6 +32,7 @@ class Recorder:
         command: np.ndarray | None,
         arrays: Mapping[str, np.ndarray],
         fresh: bool,
+        learning: Mapping[str, object] | None = None,
     ) -> None:
         """Writes a control step.
 
@@ -41,6 +42,7 @@ class Recorder:
           command: [14] what was sent, or would have been without torque; None: nothing.
           arrays: what the policy saw and answered.
           fresh: whether the policy began anew in it.
+          learning: what a policy that learns says of it; see docs/online.md.
         """
         values = {
             "episode": report.episode,
@@ -54,6 +56,8 @@ class Recorder:
             **{f"{part}_s": seconds for part, seconds in report.laps.items()},
             "total_s": report.duration_s,
         }
+        if learning:
+            values["learning"] = dict(learning)
         kept = {
             **arrays,
             "position": reading.position,

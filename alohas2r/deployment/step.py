@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from alohas2r.core.types import JsonObject
 from alohas2r.deployment.acting import Actor
 from alohas2r.deployment.arms import Arms, Sent
 from alohas2r.deployment.eyes import Eyes, Look
@@ -44,6 +45,7 @@ class _Decided(NamedTuple):
     arrays: dict[str, np.ndarray]
     arrived: bool = False
     fresh: bool = False
+    values: JsonObject = {}  # noqa: RUF012
 
 
 class Stepper:
@@ -164,7 +166,10 @@ class Stepper:
         if any(one.level > Level.NOTE for one in findings):
             return _Decided(None, findings, {})
         acted = leader.act(reading, look.frames, command, self.monitor)
-        return _Decided(acted.target, findings + acted.findings, acted.arrays, fresh=acted.fresh)
+        findings = findings + acted.findings
+        return _Decided(
+            acted.target, findings, acted.arrays, fresh=acted.fresh, values=acted.values
+        )
 
     def _choose(
         self, mode: Mode, wanted: np.ndarray | None, command: np.ndarray, measured: np.ndarray
@@ -242,7 +247,7 @@ class Stepper:
             look.frames,
         )
         command = None if sent is None else sent.command
-        self._recorder.step(report, reading, command, decided.arrays, decided.fresh)
+        self._recorder.step(report, reading, command, decided.arrays, decided.fresh, decided.values)
         watch.lap("log")
         if self._pacer.realtime:
             self._pending += self.monitor.timing(watch.total())

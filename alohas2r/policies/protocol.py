@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -127,6 +127,22 @@ class Renewable(Protocol):
     """A policy that may have to begin anew without memory, as one on a server; counts how often it did."""
 
     renewals: int
+
+
+class Notes(NamedTuple):
+    """What a policy says of its last answer: plain values, and arrays by name."""
+
+    values: JsonObject
+    arrays: Mapping[str, np.ndarray]
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """A policy that says more of its last answer than the actions, for the log of a run that learns."""
+
+    def notes(self) -> Notes:
+        """Returns what is logged beside the actions."""
+        ...
 
 
 def select(policy: Policy, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

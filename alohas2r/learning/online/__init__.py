@@ -1,0 +1,1 @@
+"""Learning while a robot acts, from the log that it writes."""

@@ -1,0 +1,180 @@
+"""Decisions of a run, read from its log: what was seen, what was executed, what came of it.
+
+The log's steps are control steps; a policy that learns decides every few of them. What counts as its action is what was
+executed, recovered from the commands after the guard. A hold, a retreat, missing pictures or missing steps cut the
+chain: of the decision during which that happened nothing is learnt, and what came before ends in what was seen last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from alohas2r.core.records import Record
+from alohas2r.core.types import JsonObject
+from alohas2r.errors import ArtifactError
+from alohas2r.policies.online.spec import RECENT, OnlineSpec
+
+SOURCES = ("policy", "demo", "human", "coach", "reset")
+_RUN = "run"  # of the loop's modes the one in which the policy's wish is followed
+
+
+class Row(NamedTuple):
+    """What was seen at a decision, or at the end of a chain, where nothing was decided any more.
+
+    Attributes:
+      rgb: [H, W, 3] uint8, depth: [H, W] m, of the arm that learns.
+      proprioception: [32] of both arms. recent: [3, A] the last executed actions.
+      source: who decided; "" at the end of a chain. episode: number.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    proprioception: np.ndarray
+    recent: np.ndarray
+    source: str
+    episode: int
+
+
+class Closed(NamedTuple):
+    """What came of the newest row's decision.
+
+    Attributes:
+      action: [A] what was executed. reward: until the next decision.
+      terminated: whether the task was done, so that nothing comes after.
+    """
+
+    action: np.ndarray
+    reward: float
+    terminated: bool
+
+
+@dataclasses.dataclass
+class Counts:
+    """What was read so far: decisions that a policy began, successes by the robot's own reward, chains cut."""
+
+    decisions: int = 0
+    successes: int = 0
+    cuts: int = 0
+
+
+class Chains:
+    """Turns records into rows: each row is followed by what came of it, or by nothing where the chain was cut.
+
+    Args:
+      spec: what learns.
+      demos: whether these are demonstrations, of which only episodes that ended in success count; see `kept`.
+    """
+
+    def __init__(self, spec: OnlineSpec) -> None:
+        self._spec = spec
+        self._open: Row | None = None
+        self._reward = 0.0
+        self._last: tuple[int, int] | None = None  # episode and step of the newest step
+        self._past: list[np.ndarray] = []  # proprioception at the episode's decisions
+        self._episode: JsonObject = {}
+        self.counts = Counts()
+
+    @property
+    def task(self) -> str:
+        """What learns here does."""
+        return self._spec.task
+
+    def take(self, record: Record) -> list[Row | Closed]:
+        """Returns what a record adds, in order.
+
+        Raises:
+          ArtifactError: it is of another task, or lacks what learning needs.
+        """
+        if record.kind == "episode":
+            self._episode = dict(record.values)
+            self._past, self._last = [], None
+            return self._cut()
+        if record.kind in ("end", "header"):
+            return self._cut()
+        if record.kind != "step":
+            return []
+        said = record.values.get("learning")
+        if not said or record.values["mode"] != _RUN or "action" not in record.arrays:
+            return self._cut()
+        if said.get("evaluation") or said["source"] == "reset":
+            return self._cut()
+        if said["task"] != self._spec.task:
+            raise ArtifactError(
+                f"The log is of the task '{said['task']}', not of '{self._spec.task}': it teaches something else."
+            )
+        return self._step(record, said)
+
+    def _step(self, record: Record, said: Mapping[str, object]) -> list[Row | Closed]:
+        made: list[Row | Closed] = []
+        place = int(record.values["episode"]), int(record.values["step"])
+        if self._last is not None and place != (self._last[0], self._last[1] + 1):
+            made += self._cut()
+        self._last = place
+        self._reward += float(str(said["reward"]))
+        terminated, truncated = bool(said["terminated"]), bool(said["truncated"])
+        seen = self._seen(record, str(said["source"]))
+        decides = bool(said["decision"])
+        if self._open is not None and (terminated or truncated or decides):
+            action = self._spec.executed(self._open.proprioception, seen.proprioception)
+            made.append(Closed(action, self._reward, terminated))
+            self._open = None
+            self.counts.successes += terminated
+            if truncated and not terminated:
+                made.append(seen._replace(source="", recent=self._recent(seen.proprioception)))
+        if decides and not (terminated or truncated):
+            row = seen._replace(recent=self._recent(seen.proprioception))
+            self._past.append(seen.proprioception)
+            self._open, self._reward = row, 0.0
+            self.counts.decisions += 1
+            made.append(row)
+        return made
+
+    def _seen(self, record: Record, source: str) -> Row:
+        side = self._spec.side
+        try:
+            rgb = record.arrays[f"observation/{side}_rgb"]
+            depth = record.arrays[f"observation/{side}_depth"]
+            proprioception = record.arrays["observation/proprioception"]
+        except KeyError as error:
+            raise ArtifactError(
+                f"The log lacks {error.args[0]}: it is of a robot without what this policy sees."
+            ) from error
+        size = self._spec.cameras.size
+        if rgb.shape != (size, size, 3) or depth.shape != (size, size) or len(proprioception) != 32:
+            raise ArtifactError(
+                f"The log has pictures of {rgb.shape[0]} x {rgb.shape[1]} and {len(proprioception)} joint values:"
+                f" it takes {size} x {size} and 32."
+            )
+        if source not in SOURCES:
+            raise ArtifactError(f"The log's source '{source}' is none of {', '.join(SOURCES)}.")
+        recent = np.zeros((RECENT, self._spec.actions), np.float32)
+        return Row(rgb, depth, proprioception, recent, source, int(record.values["episode"]))
+
+    def _recent(self, now: np.ndarray) -> np.ndarray:
+        return recent_actions(self._spec, [*self._past, now])
+
+    def _cut(self) -> list[Row | Closed]:
+        """Forgets the decision whose outcome is not known."""
+        self.counts.cuts += self._open is not None
+        self._open, self._reward = None, 0.0
+        return []
+
+
+def recent_actions(spec: OnlineSpec, past: list[np.ndarray]) -> np.ndarray:
+    """Returns the last executed actions [3, A], newest last, from the proprioception [32] at decisions up to now."""
+    kept = past[-(RECENT + 1) :]
+    recent = np.zeros((RECENT, spec.actions), np.float32)
+    for index, (before, after) in enumerate(itertools.pairwise(kept)):
+        recent[RECENT - (len(kept) - 1) + index] = spec.executed(before, after)
+    return recent
+
+
+def read_all(spec: OnlineSpec, records: Iterable[Record]) -> list[Row | Closed]:
+    """Returns all rows of records."""
+    chains = Chains(spec)
+    return [one for record in records for one in chains.take(record)]

@@ -1,0 +1,147 @@
+"""The replay: features of what was seen, and what came of each decision, for returns over several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from alohas2r.learning.online.experience import Closed, Row
+from alohas2r.policies.online.networks import look
+from alohas2r.policies.online.spec import OnlineSpec
+
+# Pictures are learnt from as they are and shifted by one pixel each way (rows, columns).
+SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
+
+
+class Batch(NamedTuple):
+    """Decisions to learn from.
+
+    Attributes:
+      features: [B, F], action: [B, A] that was executed, returns: [B] discounted rewards of up to n decisions.
+      next_features: [B, F] of where they led. discount: [B] of the value there; 0 where the task was done.
+      demo: [B] whether the decision is a demonstration's.
+    """
+
+    features: np.ndarray
+    action: np.ndarray
+    returns: np.ndarray
+    next_features: np.ndarray
+    discount: np.ndarray
+    demo: np.ndarray
+
+
+class Replay:
+    """Rows in the order in which they were seen; grows as needed.
+
+    Args:
+      spec: what learns. eyes: its frozen weights, "eyes/...".
+      demos: whether its rows are demonstrations.
+    """
+
+    def __init__(self, spec: OnlineSpec, eyes: Mapping[str, np.ndarray], demos: bool) -> None:
+        self._spec, self._eyes, self._demos = spec, eyes, demos
+        self.size = 0
+        size = 256
+        self._features = np.zeros((size, len(SHIFTS), spec.features), np.float32)
+        self._action = np.zeros((size, spec.actions), np.float32)
+        self._reward = np.zeros(size, np.float32)
+        self._terminated, self._closed = np.zeros(size, bool), np.zeros(size, bool)
+        self._usable: list[int] = []  # rows whose outcome is known
+
+    @property
+    def decisions(self) -> int:
+        """How many can be learnt from."""
+        return len(self._usable)
+
+    def add(self, rows: Sequence[Row | Closed]) -> None:
+        """Appends what was read, in order."""
+        for one in rows:
+            if isinstance(one, Row):
+                self._append(one)
+            else:
+                at = self.size - 1
+                self._action[at], self._reward[at] = one.action, one.reward
+                self._terminated[at], self._closed[at] = one.terminated, True
+                self._usable.append(at)
+
+    def _append(self, row: Row) -> None:
+        if self.size == len(self._reward):
+            for name in ("_features", "_action", "_reward", "_terminated", "_closed"):
+                value = self.__dict__[name]
+                self.__dict__[name] = np.concatenate([value, np.zeros_like(value)])
+        self._features[self.size] = features_of(self._spec, self._eyes, row)
+        self.size += 1
+
+    def outcome(self, at: np.ndarray, steps: int, discount: float) -> tuple[np.ndarray, ...]:
+        """Returns what came of decisions over up to so many steps.
+
+        Args:
+          at: [B] rows. steps: decisions. discount: of each.
+
+        Returns:
+          [B] discounted rewards; [B] the row where they led; [B] the discount of its value, 0 where the task was done.
+        """
+        returns, factor = np.zeros(len(at), np.float32), np.ones(len(at), np.float32)
+        now, going = at.copy(), np.ones(len(at), bool)
+        for _ in range(steps):
+            going &= self._closed[now]  # what came of it is known
+            returns += np.where(going, factor * self._reward[now], 0)
+            done = going & self._terminated[now]
+            factor = np.where(done, 0, np.where(going, factor * discount, factor))
+            going &= ~done
+            now = np.where(going, now + 1, now)
+        return returns, now, factor.astype(np.float32)
+
+    def sample(self, draw: np.random.Generator, count: int, steps: int, discount: float) -> Batch:
+        """Draws decisions with replacement, each with a shift of its own."""
+        at = np.asarray(self._usable)[draw.integers(0, len(self._usable), count)]
+        shifts = draw.integers(0, len(SHIFTS), (2, count))
+        returns, reached, factor = self.outcome(at, steps, discount)
+        return Batch(
+            features=self._features[at, shifts[0]],
+            action=self._action[at],
+            returns=returns,
+            next_features=self._features[reached, shifts[1]],
+            discount=factor,
+            demo=np.full(count, self._demos),
+        )
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and standard deviation [F] of the features; of those that hardly vary, a spread of 0.01."""
+        values = self._features[: self.size, 0]
+        return values.mean(0), np.maximum(values.std(0), 0.01).astype(np.float32)
+
+
+def half_and_half(
+    demos: Replay, own: Replay, draw: np.random.Generator, count: int, steps: int, discount: float
+) -> Batch:
+    """Draws half of a batch from demonstrations, half from own decisions; all from one if the other has none."""
+    half = count // 2
+    if not own.decisions or not demos.decisions:
+        return (demos if demos.decisions else own).sample(draw, count, steps, discount)
+    parts = (
+        demos.sample(draw, half, steps, discount),
+        own.sample(draw, count - half, steps, discount),
+    )
+    return Batch(*(np.concatenate(pair) for pair in zip(*parts, strict=True)))
+
+
+def features_of(spec: OnlineSpec, eyes: Mapping[str, np.ndarray], row: Row) -> np.ndarray:
+    """Returns the features of a row for each of SHIFTS, [S, F]."""
+    rgb = np.stack([_shifted(row.rgb, shift) for shift in SHIFTS])
+    depth = np.stack([_shifted(row.depth, shift) for shift in SHIFTS])
+    seen = look(spec, eyes, rgb, depth)
+    felt = np.concatenate([spec.own(row.proprioception), row.recent.ravel()])
+    return np.concatenate([seen, np.broadcast_to(felt, (len(SHIFTS), len(felt)))], 1).astype(
+        np.float32
+    )
+
+
+def _shifted(picture: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
+    """Moves a picture by whole pixels; its edges are repeated."""
+    rows, columns = shift
+    padded = np.pad(picture, ((1, 1), (1, 1), *[(0, 0)] * (picture.ndim - 2)), "edge")
+    height, width = picture.shape[:2]
+    return padded[1 - rows : 1 - rows + height, 1 - columns : 1 - columns + width]

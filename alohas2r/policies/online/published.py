@@ -1,0 +1,112 @@
+"""Weights on their way from the learner to the robot: one file per version, whole or not at all, with its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from alohas2r.core.files import write_atomic
+from alohas2r.errors import ArtifactError
+from alohas2r.policies.online.networks import shapes
+from alohas2r.policies.online.spec import OnlineSpec
+
+_ABOUT = "about"
+_NAME = re.compile(r"(\d+)\.npz")
+
+
+class Published(NamedTuple):
+    """A version of the weights, by name; all but the eyes, which never change."""
+
+    version: int
+    weights: dict[str, np.ndarray]
+
+
+def publish(
+    folder: str | os.PathLike[str],
+    spec: OnlineSpec,
+    version: int,
+    weights: Mapping[str, np.ndarray],
+) -> pathlib.Path:
+    """Writes a version, VERSION.npz.
+
+    Raises:
+      ArtifactError: the disk is full, or the like.
+    """
+    path = pathlib.Path(folder) / f"{version:06d}.npz"
+    return write_atomic(path, to_bytes(spec, version, weights))
+
+
+def to_bytes(spec: OnlineSpec, version: int, weights: Mapping[str, np.ndarray]) -> bytes:
+    """Returns what a version's file holds: plain arrays, no pickle."""
+    about = {"version": version, "spec": spec.digest, "digest": _digest(version, spec, weights)}
+    arrays = dict(weights) | {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
+
+
+def newest(folder: str | os.PathLike[str]) -> int | None:
+    """Returns the newest version in a folder; None if there is none."""
+    try:
+        names = [_NAME.fullmatch(name) for name in os.listdir(folder)]
+    except FileNotFoundError:
+        return None
+    return max((int(name[1]) for name in names if name), default=None)
+
+
+def read_version(folder: str | os.PathLike[str], spec: OnlineSpec, version: int) -> Published:
+    """Reads a version.
+
+    Raises:
+      ArtifactError: missing, damaged, of another policy, or not finite.
+    """
+    path = pathlib.Path(folder) / f"{version:06d}.npz"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} could not be read: {error.strerror}.") from error
+    return from_bytes(spec, version, content, str(path))
+
+
+def from_bytes(spec: OnlineSpec, version: int, content: bytes, name: str) -> Published:
+    """Reads what `to_bytes` returned; see `read_version`."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            weights = {key: file[key] for key in file.files}
+        about = json.loads(weights.pop(_ABOUT).tobytes())
+        digest, of, said = str(about["digest"]), str(about["spec"]), int(about["version"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{name} is damaged ({type(error).__name__}): the last version that was read goes on acting."
+        ) from error
+    if of != spec.digest:
+        raise ArtifactError(f"{name} is of another policy; learner and actor were set differently.")
+    if said != version or digest != _digest(version, spec, weights):
+        raise ArtifactError(f"{name} differs from its digest; it was cut off or changed.")
+    wanted = shapes(spec)
+    if {key: value.shape for key, value in weights.items()} != wanted:
+        raise ArtifactError(f"{name} holds other weights than this policy has.")
+    broken = [key for key, value in weights.items() if not np.isfinite(value).all()]
+    if broken:
+        raise ArtifactError(
+            f"{name}: {broken[0]} is not finite; the learner diverged. Start anew with a smaller learning_rate."
+        )
+    return Published(version, weights)
+
+
+def _digest(version: int, spec: OnlineSpec, weights: Mapping[str, np.ndarray]) -> str:
+    hasher = hashlib.sha256(f"{version} {spec.digest}".encode())
+    for name in sorted(weights):
+        value = np.ascontiguousarray(weights[name])
+        hasher.update(f"{name} {value.dtype} {value.shape}".encode())
+        hasher.update(value.tobytes())
+    return hasher.hexdigest()

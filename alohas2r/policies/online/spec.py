@@ -1,0 +1,139 @@
+"""What a policy that learns on the robot is, beside its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from alohas2r.config import check, digest
+from alohas2r.core.types import Array
+from alohas2r.embodiment import polar
+from alohas2r.embodiment.control import ACTION_SCALE
+from alohas2r.embodiment.joints import PER_ARM, SIDES
+from alohas2r.embodiment.polar import Box, PlanarArm
+from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
+from alohas2r.sim import kinematics, scene
+
+HOLD = 4  # control steps of a decision: five decisions a second
+RECENT = 3  # executed actions that a policy observes
+JOINT_VALUES = 2 * (PER_ARM + 1)  # positions, and positions less targets, of one arm
+TaskName = Literal["reach", "pick"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineSpec:
+    """Everything but the weights.
+
+    Attributes:
+      task: what is learnt.
+      side: which arm learns; the other stands still.
+      arm: its lengths. box: where its gripper may be led.
+      low, high: [7] ranges of its targets (rad; m).
+      cameras, network: of the student whose eyes it has.
+      hidden: layers of base and policy.
+      base: whether there is a base, made of demonstrations, to which the policy adds.
+      policy: whether there is a policy that learns by reward.
+      scale: how much of a policy's action is added to the base's.
+      tempo: factor of every movement.
+    """
+
+    task: TaskName
+    side: Literal["left", "right"]
+    arm: PlanarArm
+    box: Box
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    cameras: CameraSpec
+    network: StudentNetworkConfig
+    hidden: tuple[int, ...] = (256, 256)
+    base: bool = True
+    policy: bool = True
+    scale: float = 0.4
+    tempo: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(self.task in ("reach", "pick"), f"task must be reach or pick, not '{self.task}'")
+        check(self.side in SIDES, f"side must be one of {', '.join(SIDES)}, not '{self.side}'")
+        check(len(self.low) == len(self.high) == PER_ARM, f"an arm has {PER_ARM} ranges")
+        check(self.base or self.policy, "a policy needs a base, or a policy that learns, or both")
+        check(0 < self.scale <= 1, f"scale must lie in (0, 1], not {self.scale}")
+        check(0.4 <= self.tempo <= 1.2, f"tempo must lie in 0.4..1.2, not {self.tempo}")
+        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden needs layers of 1 or more")
+
+    @property
+    def digest(self) -> str:
+        """Identifies it."""
+        return digest(self)
+
+    @property
+    def actions(self) -> int:
+        """Numbers of an action."""
+        return polar.SIZE
+
+    @property
+    def features(self) -> int:
+        """Numbers that the networks get of an observation."""
+        kinds = 2 + bool(self.network.places) + bool(self.network.patches)
+        return kinds * self.network.embedding + JOINT_VALUES + RECENT * self.actions
+
+    def own(self, proprioception: Array) -> Array:
+        """Returns this arm's part [..., 16] of a robot's proprioception [..., 32]."""
+        parts = proprioception.reshape(*proprioception.shape[:-1], 2, len(SIDES), PER_ARM + 1)
+        place = SIDES.index(self.side)
+        return parts[..., place, :].reshape(*proprioception.shape[:-1], JOINT_VALUES)
+
+    def targets(self, proprioception: Array) -> Array:
+        """Returns the last targets [..., 7] of this arm: what was commanded."""
+        own = self.own(proprioception)
+        return own[..., :PER_ARM] - own[..., PER_ARM + 1 : 2 * PER_ARM + 1]
+
+    def move(self, proprioception: Array, action: Array, xp: Array = np) -> Array:
+        """Returns the joint actions [..., 14] in [-1, 1] by which a decision is carried out, for HOLD steps.
+
+        They lead straight in the joints to where the decision leads the gripper, slower where a joint were too fast.
+
+        Args:
+          proprioception: [..., 32] at the decision.
+          action: [..., 5] in [-1, 1].
+          xp: the array namespace.
+        """
+        targets = self.targets(proprioception)
+        step = self.tempo * polar.toward(self.arm, self.box, targets, action, HOLD, xp)
+        arm, gripper = step[..., :-1], step[..., -1:]
+        fastest = xp.abs(arm).max(-1, keepdims=True)
+        arm = arm / xp.maximum(fastest / ACTION_SCALE, 1.0)
+        own = xp.clip(xp.concatenate([arm, gripper], -1) / ACTION_SCALE, -1.0, 1.0)
+        still = xp.zeros_like(own)
+        both = [own, still] if self.side == "left" else [still, own]
+        return xp.concatenate(both, -1)
+
+    def executed(self, before: np.ndarray, after: np.ndarray, steps: int = HOLD) -> np.ndarray:
+        """Returns the action [..., 5] that was executed between two observations: from the commands after the guard.
+
+        Args:
+          before: [..., 32] proprioception at the decision. after: at the next.
+          steps: control steps that a whole decision takes.
+        """
+        return polar.executed(self.arm, self.targets(before), self.targets(after), steps)
+
+
+def planar_arm(side: str = "left") -> PlanarArm:
+    """Returns the lengths of an arm of the scene."""
+    insert = scene.load("insert")
+    arm = insert.arms[SIDES.index(side)]
+    model = insert.model
+    place = {
+        name: model.body(int(model.joint(f"{side}/{name}").bodyid[0])).pos
+        for name in ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle")
+    }
+    joints = np.zeros((len(SIDES), PER_ARM + 1))
+    tip = kinematics.tip_midpoints(joints)[SIDES.index(side)]
+    apart = kinematics.quaternion_matrix(arm.base_quat).T @ (tip - arm.base_pos)
+    shoulder = float(place["waist"][2] + place["shoulder"][2])
+    upper = float(place["elbow"][0]), float(place["elbow"][2])
+    forearm = float(place["forearm_roll"][0] + place["wrist_angle"][0])
+    tip_x = float(apart[0]) - upper[0] - forearm
+    return PlanarArm(shoulder, upper, forearm, (tip_x, float(apart[2]) - shoulder - upper[1]))
