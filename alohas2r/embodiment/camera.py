@@ -19,6 +19,8 @@ DEPTH_CUTOFF = 0.4
 # Vertical field of view (degrees) and side (pixels) of the simulated wrist cameras, square. Source: likewise.
 FOVY_DEG = 58.0
 SIZE = 32
+# m; from the left to the right imager of a D405, along the picture's x. Source: its data sheet.
+BASELINE_M = 0.018
 
 _ZERO_ONE_BYTE = np.float32(1 / 255)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from alohas2r.core.types import Array
 from alohas2r.errors import ConfigError, did_you_mean
-from alohas2r.rendering import visual_randomization
+from alohas2r.rendering import stereo, visual_randomization
 from alohas2r.rendering.looks import nominal as nominal_looks
 from alohas2r.rendering.looks.config import (
     CLUTTER_KINDS,
@@ -79,6 +79,7 @@ class Prepared:
       nominal: the looks without randomization, for the reduced model.
       transfer: family of the looks "transfer" that it is drawn with, with textures, clutter and a room; `geoms` then
         goes on with the extra things' numbers, from `scene_geoms` on. Empty for other looks.
+      rig: the right imagers that are drawn, which no scene has; None if there are none.
     """
 
     model: mujoco.MjModel
@@ -88,6 +89,7 @@ class Prepared:
     scene_geoms: int
     nominal: dict[str, np.ndarray]
     transfer: str = ""
+    rig: stereo.Rig | None = None
 
 
 TRANSFER_GEOMS = (
@@ -107,13 +109,14 @@ def prepare(
 
     Args:
       source: a scene of this package, or a specification (which is left as it is).
-      cameras: names of the cameras; None for the wrist cameras, or for all if the scene has none.
+      cameras: names of the cameras, among them "NAME_r" for the right imager of any camera NAME; None for the wrist
+        cameras, or for all if the scene has none.
       groups: geom groups that are seen.
       transfer: family of the looks "transfer" that are to be drawn; pictures are square then. Empty for other looks.
 
     Raises:
-      ConfigError: no camera, an unknown one, or one that is no perspective camera; or a scene without the objects that
-        the looks "transfer" are about.
+      ConfigError: no camera, an unknown one, or one that is no perspective camera; a scene without the objects that
+        the looks "transfer" are about, or right imagers with these looks.
     """
     if isinstance(source, Prepared):
         return source
@@ -146,6 +149,11 @@ def prepare(
         if transfer not in FAMILIES:
             raise ConfigError(f"Unknown family '{transfer}'.{did_you_mean(transfer, FAMILIES)}")
         _add_extras(spec, original)
+    rights = _add_rights(spec, original, cameras or ())
+    if rights and transfer:
+        raise ConfigError(
+            "The looks 'transfer' are drawn for the left imagers alone; choose other looks."
+        )
     spec.option.disableflags |= int(
         mujoco.mjtDisableBit.mjDSBL_CONTACT | mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
     )
@@ -165,7 +173,19 @@ def prepare(
         raise ConfigError("An orthographic camera cannot be drawn; choose perspective cameras.")
     if not transfer:
         nominal["geom_rgba"] = nominal["geom_rgba"][geoms]
-        return Prepared(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal)
+        rig = None
+        if rights:
+            own = [original.camera(index).name for index in range(original.ncam)]
+            rig = stereo.Rig(
+                np.array([names.index(name) for name in own]),
+                np.array([names.index(name) for name, _ in rights]),
+                np.array([own.index(left) for _, left in rights]),
+                *(nominal[name] for name in ("cam_pos", "cam_quat")),
+            )
+            nominal["cam_pos"], nominal["cam_quat"] = model.cam_pos.copy(), model.cam_quat.copy()
+        return Prepared(
+            *(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal), rig=rig
+        )
     nominal = {
         name: value
         for name, value in nominal_looks.transfer(original).items()
@@ -181,6 +201,27 @@ def prepare(
     numbers |= {name: original.ngeom + index for index, name in enumerate(EXTRA_NAMES)}
     order = np.array([numbers[model.geom(geom).name] for geom in range(model.ngeom)])
     return Prepared(model, tuple(cameras), camera_ids, order, original.ngeom, nominal, transfer)
+
+
+def _add_rights(
+    spec: mujoco.MjSpec, original: mujoco.MjModel, cameras: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Adds the right imagers among the cameras that are asked for; returns their names and those of their left ones."""
+    names = [original.camera(index).name for index in range(original.ncam)]
+    pairs = [
+        (name, name.removesuffix(stereo.SUFFIX))
+        for name in cameras
+        if name not in names and name.removesuffix(stereo.SUFFIX) in names
+    ]
+    for name, left in pairs:
+        camera, index = spec.camera(left), names.index(left)
+        pos, quat = stereo.right_pose(
+            original.cam_pos[index], original.cam_quat[index], np.zeros(3), np.zeros(3), np
+        )
+        camera.parent.add_camera(
+            name=name, pos=pos, quat=quat, fovy=camera.fovy, resolution=camera.resolution
+        )
+    return pairs
 
 
 EXTRA_NAMES = (
@@ -318,6 +359,8 @@ def check_looks(prepared: Prepared, looks: Looks | None, n: int) -> dict[str, np
       ConfigError: a field has another shape, or looks "transfer" are given for a model without them.
     """
     model = prepared.model
+    if looks is not None and prepared.rig is not None:
+        looks = stereo.rigged(prepared.rig, looks, np)
     result: dict[str, np.ndarray] = {}
     shapes = _SHAPES | _TRANSFER_SHAPES if prepared.transfer else _SHAPES
     if not prepared.transfer and looks is not None and "paint" in looks:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 
 from alohas2r.errors import BackendUnavailable, ConfigError, did_you_mean
+from alohas2r.rendering import stereo
 from alohas2r.rendering.looks.config import TransferConfig, find_looks
-from alohas2r.rendering.protocol import RGBD, Renderer, Source, prepare
+from alohas2r.rendering.protocol import CAMERAS, RGBD, Renderer, Source, prepare
 from alohas2r.sim import scene
 
 # Name -> module and class.
@@ -33,6 +34,7 @@ def make_renderer(
     looks: bool | str | TransferConfig = True,
     outputs: tuple[str, ...] = RGBD,
     drawn: str = "insert",
+    paired: bool = False,
 ) -> Renderer:
     """Creates a renderer of the wrist cameras' pictures of a scene.
 
@@ -44,17 +46,25 @@ def make_renderer(
       looks: that it will be given; see `looks.config.find_looks`.
       outputs: ("rgb", "depth") or ("depth",), which is several times as fast.
       drawn: name of the scene.
+      paired: whether the right imagers' pictures follow those of all left ones.
 
     Raises:
-      ConfigError: unknown name. BackendUnavailable: it cannot run here.
+      ConfigError: unknown name, or looks that are not drawn for right imagers. BackendUnavailable: it cannot run here.
     """
-    model: Source = scene.load(drawn)
+    loaded = scene.load(drawn)
+    model: Source = loaded
     transfer = find_looks(looks)
+    cameras = None
+    if paired:
+        own = [loaded.model.camera(index).name for index in range(loaded.model.ncam)]
+        cameras = stereo.cameras([name for name in CAMERAS if name in own])
     if transfer is not None:
-        model = prepare(model, transfer=transfer.family)
+        model = prepare(model, cameras, transfer=transfer.family)
     if name == "auto":
         name = default_backend() if transfer is None else "raycast"
     options: dict[str, object] = {"width": size, "height": size, "outputs": outputs}
+    if cameras is not None:
+        options["cameras"] = cameras
     if name in ("raycast", "exact"):
         options["threads"] = threads
     if name == "warp":

@@ -11,6 +11,7 @@ import numpy as np
 from alohas2r.core.types import Array, Untyped
 from alohas2r.errors import BackendUnavailable, ConfigError
 from alohas2r.rendering import protocol as rendering_protocol
+from alohas2r.rendering import stereo
 from alohas2r.rendering.protocol import Frames, Looks, Source
 
 _INSTALL = "pip install 'mujoco-mjx[warp]>=3.17'"
@@ -103,7 +104,7 @@ class WarpRenderer:
         values = {
             name: np.asarray(value)
             for name, value in (looks or {}).items()
-            if name in rendering_protocol.LOOK_FIELDS
+            if name in (*rendering_protocol.LOOK_FIELDS, stereo.PLACE, stereo.TURN)
         }
         shape = (n, len(self.prepared.cameras), self.height, self.width)
         if not n:
@@ -165,6 +166,8 @@ class WarpRenderer:
             name: jnp.broadcast_to(value, (n, *value.shape))
             for name, value in self.prepared.nominal.items()
         }
+        if self.prepared.rig is not None:
+            looks = stereo.rigged(self.prepared.rig, looks, jnp)
         for name in rendering_protocol.LOOK_FIELDS:
             if name in looks:
                 value = jnp.asarray(looks[name])

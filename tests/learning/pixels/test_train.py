@@ -311,7 +311,10 @@ def test_the_commands_take_a_policy_from_pixels_like_any_other(
         assert result["steps"] == 32 * (turn + 1)
     assert result["finished"]
     assert "eval/success" in result["metrics"]
-    assert result["chosen"]["steps"] in (64, 128)  # the evaluation that was best, the latest of equals
+    assert result["chosen"]["steps"] in (
+        64,
+        128,
+    )  # the evaluation that was best, the latest of equals
     done("export", str(out / "policy"), "--out", str(file))
     tables = []
     for policy in (out / "policy", file):
