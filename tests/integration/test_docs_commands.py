@@ -37,7 +37,15 @@ SIGNS = {
     "a server": ("--server",),
     "an evaluation that was interrupted": ("runs/long --resume",),
     "a file of the reader's": (
-        *("POLICY", "FILE", "student.onnx", "runs/handover/policy", "--world-params", "gpu.json"),
+        *(
+            "POLICY",
+            "FILE",
+            "student.onnx",
+            "--policy pick.onnx",
+            "runs/handover/policy",
+            "--world-params",
+            "gpu.json",
+        ),
     ),
     "files of another package": ("gym-aloha", "menagerie", "cifar10"),
 }
@@ -69,7 +77,9 @@ def where_else(words: tuple[str, ...]) -> str | None:
 
 def small(words: tuple[str, ...]) -> list[str]:
     """Returns a command with the options that make it small, and shipped policies for what a reader has trained."""
-    options = SMALL.get(words[0], {})
+    options = dict(SMALL.get(words[0], {}))
+    if "--start-from" in words and "--preset" in words:
+        del options["--preset"]  # the network of the policy to start from is the documented preset's
     kept, left = [words[0]], list(words[1:])
     while left:
         word = left.pop(0)
