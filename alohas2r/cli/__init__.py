@@ -9,7 +9,7 @@ from alohas2r.core import opengl
 opengl.import_mujoco()
 
 # In the order of the help.
-from alohas2r.cli import project, train, pixels, distill, sweep  # noqa: E402  # isort: skip
+from alohas2r.cli import project, train, pixels, online, distill, sweep  # noqa: E402  # isort: skip
 from alohas2r.cli import record, evaluate, benchmark  # noqa: E402  # isort: skip
 from alohas2r.cli import render, export, deploy, robot, calibrate, world  # noqa: E402  # isort: skip
 from alohas2r.cli.app import EXTRAS, main, policy_folder  # noqa: E402
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "export",
     "main",
+    "online",
     "pixels",
     "policy_folder",
     "project",

@@ -17,7 +17,7 @@ from alohas2r.deployment.pacer import ClockPacer, Pacer
 from alohas2r.deployment.pause import Next, Pause
 from alohas2r.deployment.preflight import preflight
 from alohas2r.deployment.recorder import Recorder
-from alohas2r.deployment.report import Check, Hooks, Outcome, Report
+from alohas2r.deployment.report import Check, Ending, Hooks, Outcome, Report
 from alohas2r.deployment.step import Leader, Stepper
 from alohas2r.errors import RobotFault
 from alohas2r.policies.protocol import Policy
@@ -148,7 +148,7 @@ class Deployment:
         if self.config.powered and stepper.going:
             self._power()
         episode = 0
-        while episode < self.config.episodes:
+        while episode < self.config.episodes and not (isinstance(hooks, Ending) and hooks.ended()):
             stepper.episode = episode
             self._prepare(episode, hooks)
             if not stepper.going:

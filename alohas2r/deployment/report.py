@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +49,15 @@ class Hooks(Protocol):
 
     def over(self) -> bool:
         """Returns, after each control step, whether the episode is over."""
+        ...
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """Hooks that know how many episodes there are."""
+
+    def ended(self) -> bool:
+        """Returns, once before each episode, whether there is no other."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from alohas2r.robots.wrist_camera import Renderer
 from alohas2r.sim import scene
 
 if TYPE_CHECKING:
-    from alohas2r.deployment.trials import Trials, World
+    from alohas2r.deployment.trials import Trials
 
 
 RobotName = Literal["aloha", "aloha-ros", "emulated", "sim"]
@@ -124,23 +124,43 @@ class RigConfig:
         return GripperLinkage.measured(left), GripperLinkage.measured(right)
 
 
+class Simulation(NamedTuple):
+    """The world of simulated or emulated arms, whose truth no robot knows.
+
+    Attributes:
+      place: puts everything somewhere, at rest, from joint positions [nq] and targets [14].
+      advance: lets one control period pass; None where time passes by itself.
+      state: returns joint positions [nq], velocities [nv] and targets [14].
+    """
+
+    place: Callable[[np.ndarray, np.ndarray], object]
+    advance: Callable[[], object] | None
+    state: Callable[[], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
 class Rig(NamedTuple):
     """Entered arms and cameras.
 
     Attributes:
       robot: both arms.
       cameras: the left and the right wrist camera.
-      trials: the episodes of a simulated run, and its pacer; None on real arms.
+      trials: the episodes of a simulated run, and its pacer; None on real arms, or where they are not judged.
+      simulation: the world of the arms; None of real ones and in foreign worlds.
     """
 
     robot: Robot
     cameras: Sequence[Camera]
     trials: Trials | None
+    simulation: Simulation | None = None
 
 
 @contextlib.contextmanager
 def open_rig(
-    config: RigConfig, passive: bool = False, episodes: int = 1, episode_s: float = 10.0
+    config: RigConfig,
+    passive: bool = False,
+    episodes: int = 1,
+    episode_s: float = 10.0,
+    judged: bool = True,
 ) -> Iterator[Rig]:
     """Connects arms and cameras; leaves arms that hold holding.
 
@@ -149,13 +169,14 @@ def open_rig(
       passive: only ever reads.
       episodes: how many a simulated run has.
       episode_s: how long each lasts.
+      judged: whether simulated episodes are those of the evaluation protocol, and judged.
 
     Raises:
       RobotFault: a port, servo or camera is missing or not as expected.
       BackendUnavailable: a package for it is missing.
     """
     with contextlib.ExitStack() as stack:
-        world: World | None = None
+        world: Simulation | None = None
         cameras: Sequence[Camera] = ()
         if config.robot == "aloha":
             settings = DynamixelConfig(
@@ -202,14 +223,14 @@ def open_rig(
             if config.recordings is None and not config.stub_cameras:
                 cameras = simulated.cameras(arms, _renderer(config.size))
         trials = None
-        if world is not None:
+        if world is not None and judged:
             trials = _trials(world, config, episodes, episode_s)
         lenses = [stack.enter_context(camera) for camera in cameras or _cameras(config)]
         arms_in_use = stack.enter_context(robot)
         problems = arms_in_use.setup_problems()
         if problems:
             raise RobotFault(f"What the arms say would be misread. {' '.join(problems)}")
-        yield Rig(arms_in_use, lenses, trials)
+        yield Rig(arms_in_use, lenses, trials, world)
 
 
 def _cameras(config: RigConfig) -> Sequence[Camera]:
@@ -253,15 +274,14 @@ def _renderer(size: int) -> Renderer:
     return renderers.make("raycast", scene.load("insert"), width=size, height=size, batch=1)
 
 
-def _trials(world: World, config: RigConfig, episodes: int, episode_s: float) -> Trials:
-    from alohas2r.deployment.trials import Trials
+def _trials(world: Simulation, config: RigConfig, episodes: int, episode_s: float) -> Trials:
+    from alohas2r.deployment.trials import Reading, Trials, World
 
-    return Trials(world, episodes, config.seed, not config.stepped, episode_s)
+    read = World(world.place, world.advance, Reading(world.state))
+    return Trials(read, episodes, config.seed, not config.stepped, episode_s)
 
 
-def _emulated_world(emulator: Emulator, stepped: bool) -> World:
-    from alohas2r.deployment.trials import Reading, World
-
+def _emulated_world(emulator: Emulator, stepped: bool) -> Simulation:
     def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         world = emulator.state()
         return world.qpos, world.qvel, world.goals
@@ -269,13 +289,11 @@ def _emulated_world(emulator: Emulator, stepped: bool) -> World:
     def place(qpos: np.ndarray, targets: np.ndarray) -> None:
         emulator.place(qpos)
 
-    return World(place, emulator.step if stepped else None, Reading(state))
+    return Simulation(place, emulator.step if stepped else None, state)
 
 
-def _simulated_world(arms: SimulatedWorld) -> World:
-    from alohas2r.deployment.trials import Reading, World
-
+def _simulated_world(arms: SimulatedWorld) -> Simulation:
     def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return arms.data.qpos, arms.data.qvel, arms.data.ctrl[arms.actuators]
 
-    return World(arms.place, arms.advance, Reading(state))
+    return Simulation(arms.place, arms.advance, state)

@@ -50,32 +50,42 @@ class PlanarArm:
         return xp.stack(parts, -1)
 
     def joints(self, targets: Array, goal: Array, rounds: int = 3, xp: Array = np) -> Array:
-        """Returns joint values [..., 7] near others that bring the gripper to a goal.
+        """Returns joint values [..., 7] near others that bring the gripper to a goal; see `change`."""
+        return targets + self.change(targets, goal - self.polar(targets, xp), rounds, xp)
 
-        Where the goal is out of reach they go towards it.
+    def change(self, targets: Array, moved: Array, rounds: int = 3, xp: Array = np) -> Array:
+        """Returns by how much joint values [..., 7] change to move the gripper by [..., 5] as NAMES.
+
+        Where that is out of reach they go towards it. Differences of small numbers alone are taken, so that single
+        precision suffices.
 
         Args:
           targets: [..., 7] joint values to start from.
-          goal: [..., 5] as NAMES.
+          moved: [..., 5] as NAMES.
           rounds: of Newton's method.
           xp: the array namespace, numpy or jax.numpy.
         """
         first, second = targets[..., 1], targets[..., 1] + targets[..., 2]
-        tip_reach, tip_height = _turned(self.tip, goal[..., 3], xp)
-        wanted_reach, wanted_height = goal[..., 1] - tip_reach, goal[..., 2] - tip_height
+        forearm = (self.forearm, 0.0)
+        pitched = _turned_on(self.tip, second + targets[..., 4], moved[..., 3], xp)
+        wanted_reach, wanted_height = moved[..., 1] - pitched[0], moved[..., 2] - pitched[1]
+        d_first, d_second = xp.zeros_like(first), xp.zeros_like(second)
         for _ in range(rounds):
-            reach, height = self._wrist(first, second, xp)
-            d_reach, d_height = wanted_reach - reach, wanted_height - height
-            by_first = _slope(self.upper, first, xp)
-            by_second = _slope((self.forearm, 0.0), second, xp)
+            upper_moved = _turned_on(self.upper, first, d_first, xp)
+            forearm_moved = _turned_on(forearm, second, d_second, xp)
+            d_reach = wanted_reach - upper_moved[0] - forearm_moved[0]
+            d_height = wanted_height - upper_moved[1] - forearm_moved[1]
+            by_first = _slope(self.upper, first + d_first, xp)
+            by_second = _slope(forearm, second + d_second, xp)
             area = by_first[0] * by_second[1] - by_first[1] * by_second[0]
             sign = xp.where(area < 0, -1.0, 1.0)
             area = sign * xp.maximum(sign * area, _LEAST_AREA)
-            first = first + (d_reach * by_second[1] - d_height * by_second[0]) / area
-            second = second + (d_height * by_first[0] - d_reach * by_first[1]) / area
+            d_first = d_first + (d_reach * by_second[1] - d_height * by_second[0]) / area
+            d_second = d_second + (d_height * by_first[0] - d_reach * by_first[1]) / area
+        still = xp.zeros_like(first)
         parts = [
-            *(goal[..., 0], first, second - first, targets[..., 3], goal[..., 3] - second),
-            *(targets[..., 5], goal[..., 4]),
+            *(moved[..., 0], d_first, d_second - d_first, still, moved[..., 3] - d_second),
+            *(still, moved[..., 4]),
         ]
         return xp.stack(parts, -1)
 
@@ -116,15 +126,17 @@ def toward(
     """
     scale = xp.asarray(np.array(SCALE, np.float32))
     low, high = (xp.asarray(np.array(end, np.float32)) for end in (box.low, box.high))
-    goal = arm.polar(targets, xp) + steps * scale * xp.clip(action, -1.0, 1.0)
-    goal = xp.minimum(xp.maximum(goal, low), high)
-    return (arm.joints(targets, goal, xp=xp) - targets) / steps
+    place = arm.polar(targets, xp)
+    moved = steps * scale * xp.clip(action, -1.0, 1.0)
+    moved = xp.minimum(xp.maximum(moved, low - place), high - place)
+    return arm.change(targets, moved, xp=xp) / steps
 
 
-def executed(arm: PlanarArm, before: Array, after: Array, steps: int) -> np.ndarray:
+def executed(arm: PlanarArm, before: Array, after: Array, steps: int, xp: Array = np) -> Array:
     """Returns the action [..., 5] in [-1, 1] that led targets [..., 7] to others in so many control steps."""
-    moved = arm.polar(np.asarray(after)) - arm.polar(np.asarray(before))
-    return np.clip(moved / (steps * np.array(SCALE)), -1.0, 1.0).astype(np.float32)
+    moved = arm.polar(after, xp) - arm.polar(before, xp)
+    scale = xp.asarray(np.array(SCALE, np.float32))
+    return xp.clip(moved / (steps * scale), -1.0, 1.0).astype(np.float32)
 
 
 def _turned(part: tuple[float, float], angle: Array, xp: Array) -> tuple[Array, Array]:
@@ -132,6 +144,16 @@ def _turned(part: tuple[float, float], angle: Array, xp: Array) -> tuple[Array, 
     x, z = part
     cosine, sine = xp.cos(angle), xp.sin(angle)
     return x * cosine + z * sine, z * cosine - x * sine
+
+
+def _turned_on(
+    part: tuple[float, float], angle: Array, change: Array, xp: Array
+) -> tuple[Array, Array]:
+    """Returns by how much (x, z) of a pitched part changes when its angle does."""
+    x, z = part
+    half = 2 * xp.sin(change / 2)
+    cosine, sine = xp.cos(angle + change / 2) * half, xp.sin(angle + change / 2) * half
+    return z * cosine - x * sine, -(z * sine + x * cosine)
 
 
 def _slope(part: tuple[float, float], angle: Array, xp: Array) -> tuple[Array, Array]:

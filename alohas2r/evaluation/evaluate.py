@@ -46,6 +46,7 @@ from alohas2r.evaluation.episodes import (
 )
 from alohas2r.evaluation.folder import AT_ONCE, EvaluationFolder
 from alohas2r.policies import artifact
+from alohas2r.policies.online.policy import NOT_EVALUATED, OnlinePolicy
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.exported import ExportedPolicy
 from alohas2r.policies.spec import PIXELS, PolicySpec, StudentSpec
@@ -72,6 +73,8 @@ def load_policy(path: str | os.PathLike[str]) -> Evaluable:
         policy = exported.load(path)
     else:
         loaded = artifact.load(path)
+        if isinstance(loaded, OnlinePolicy):
+            raise ArtifactError(NOT_EVALUATED.format(path=path, task=loaded.describe()["phase"]))
         assert isinstance(loaded, StatePolicy | StagedPolicy | StudentPolicy)
         policy = loaded
     _check_evaluable(policy, str(path))

@@ -29,6 +29,7 @@ KINDS = {
     "staged": ("alohas2r.policies.staged", "StagedPolicy"),
     "student": ("alohas2r.policies.vision", "StudentPolicy"),
     "pixels": ("alohas2r.policies.vision", "PixelPolicy"),
+    "online": ("alohas2r.policies.online.policy", "OnlinePolicy"),
     "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),
 }
 FILES = ("policy.json", "encoder.json")

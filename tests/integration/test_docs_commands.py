@@ -35,6 +35,8 @@ ELSEWHERE = {
 SIGNS = {
     "a robot": ("--robot aloha", "/dev/tty", "--soak-hours", "--fuzz-runs"),
     "a server": ("--server",),
+    "demonstrations": ("--demos",),
+    "a policy that was learnt on a robot": ("online-reach", "reach.onnx"),
     "an evaluation that was interrupted": ("runs/long --resume",),
     "a file of the reader's": (
         *(
@@ -57,6 +59,7 @@ SMALL = {
     "pretrain-encoder": {"--preset": "quick", "--minutes": "0"},
     "evaluate": {"--episodes": "2"},
     "record": {"--episodes": "2"},
+    "demonstrate": {"--episodes": "1"},
     "deploy": {"--episodes": "1", "--seconds": "2"},
     "bench-sim": {"--seconds": "1"},
     "bench-policy": {"--seconds": "1"},

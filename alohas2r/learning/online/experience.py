@@ -8,7 +8,6 @@ chain: of the decision during which that happened nothing is learnt, and what ca
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 from alohas2r.core.records import Record
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
+from alohas2r.policies.online.recent import recent_actions
 from alohas2r.policies.online.spec import RECENT, OnlineSpec
 
 SOURCES = ("policy", "demo", "human", "coach", "reset")
@@ -163,15 +163,6 @@ class Chains:
         self.counts.cuts += self._open is not None
         self._open, self._reward = None, 0.0
         return []
-
-
-def recent_actions(spec: OnlineSpec, past: list[np.ndarray]) -> np.ndarray:
-    """Returns the last executed actions [3, A], newest last, from the proprioception [32] at decisions up to now."""
-    kept = past[-(RECENT + 1) :]
-    recent = np.zeros((RECENT, spec.actions), np.float32)
-    for index, (before, after) in enumerate(itertools.pairwise(kept)):
-        recent[RECENT - (len(kept) - 1) + index] = spec.executed(before, after)
-    return recent
 
 
 def read_all(spec: OnlineSpec, records: Iterable[Record]) -> list[Row | Closed]:

@@ -15,7 +15,7 @@ from alohas2r.policies.online.spec import OnlineSpec
 _LAYERS = ((8, 4), (4, 2), (3, 1))
 _EPSILON = 1e-6  # of layer normalization
 LIMIT = 10.0  # standard deviations beyond which a feature says no more
-LOG_STD = (-5.0, 0.0)  # ends of the exploration's logarithm
+LOG_STD = (-5.0, 2.0)  # ends of the logarithm of the exploration's spread
 
 
 def dense(weights: Mapping[str, Array], name: str, values: Array) -> Array:

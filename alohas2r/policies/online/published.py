@@ -63,6 +63,14 @@ def newest(folder: str | os.PathLike[str]) -> int | None:
     return max((int(name[1]) for name in names if name), default=None)
 
 
+def tidy(folder: str | os.PathLike[str], keep: int) -> None:
+    """Removes all versions but so many of the newest."""
+    last = newest(folder)
+    for path in pathlib.Path(folder).glob("*.npz"):
+        if last is not None and _NAME.fullmatch(path.name) and int(path.stem) <= last - keep:
+            path.unlink(missing_ok=True)
+
+
 def read_version(folder: str | os.PathLike[str], spec: OnlineSpec, version: int) -> Published:
     """Reads a version.
 

@@ -110,14 +110,14 @@ class OnlineSpec:
         both = [own, still] if self.side == "left" else [still, own]
         return xp.concatenate(both, -1)
 
-    def executed(self, before: np.ndarray, after: np.ndarray, steps: int = HOLD) -> np.ndarray:
+    def executed(self, before: Array, after: Array, steps: int = HOLD, xp: Array = np) -> Array:
         """Returns the action [..., 5] that was executed between two observations: from the commands after the guard.
 
         Args:
           before: [..., 32] proprioception at the decision. after: at the next.
-          steps: control steps that a whole decision takes.
+          steps: control steps that a whole decision takes. xp: the array namespace.
         """
-        return polar.executed(self.arm, self.targets(before), self.targets(after), steps)
+        return polar.executed(self.arm, self.targets(before), self.targets(after), steps, xp)
 
 
 def planar_arm(side: str = "left") -> PlanarArm:

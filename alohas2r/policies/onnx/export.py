@@ -18,7 +18,6 @@ import jax.extend.core
 import numpy as np
 import onnx
 
-from alohas2r import config
 from alohas2r.config import check
 from alohas2r.core import files
 from alohas2r.core.types import JsonObject
@@ -95,7 +94,7 @@ def write(
     verified = verify(network, model, seed)
     details = {
         "format_version": container.FORMAT_VERSION,
-        "interface": config.to_dict(network.interface),
+        "interface": network.interface.described(),
         "action": dict(network.action),
         "opset": opset,
         "fp16": fp16,
@@ -148,6 +147,8 @@ def _check(network: Network, fp16: bool) -> dict[str, np.ndarray]:
     recorded = {name: np.asarray(value[:CHECK_STEPS]) for name, value in network.check.items()}
     if not fp16:
         return recorded
+    if network.interface.hold > 1:
+        raise ArtifactError("A policy that keeps its answers up is exported without --fp16.")
     rounded = {
         name: narrow(value, fp16).astype(np.float32) for name, value in network.weights.items()
     }

@@ -7,6 +7,7 @@ import os
 
 from alohas2r import config
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.policies.online.policy import NOT_EVALUATED, ONLINE
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.spec import PIXELS, STUDENT, PolicySpec, StudentSpec
 
@@ -41,6 +42,8 @@ def load(path: str | os.PathLike[str]) -> ExportedPolicy:
     try:
         kind = str(file.description["kind"])
         described = file.description["parts"]["insert"] if kind == "staged" else file.description
+        if kind == ONLINE:
+            raise ArtifactError(NOT_EVALUATED.format(path=path, task=described["phase"]))
         if kind not in ("state", "staged", STUDENT, PIXELS):
             raise ValueError(f"kind '{kind}'")
         sees = kind in (STUDENT, PIXELS)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from alohas2r.config import check
+from alohas2r.config import check, to_dict
+from alohas2r.core.types import JsonObject
 from alohas2r.embodiment import history as embodiment_history
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.errors import ArtifactError
@@ -107,14 +108,24 @@ class Memory:
       observation: the input that is remembered.
       feature: the network's input, which takes its place: the newest value, then the averages.
       history: the averages.
+      recent: instead of averages, so many values of the past, newest first; before there are any, the present one.
     """
 
     observation: str
     feature: str
     history: HistoryConfig
+    recent: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        check(self.recent >= 0, f"recent must not be negative, not {self.recent}")
+        check(not (self.recent and self.history.rates), "a memory has averages or past values")
 
     def feature_input(self, observed: Input) -> Input:
         """Returns the network's input that takes the place of the observed one."""
+        if self.recent:
+            shape = (observed.shape[0] * (1 + self.recent),)
+            return Input(self.feature, shape, observed.dtype, observed.unit)
         averages = [
             Part(f"{part.name} averaged at {rate}", part.size, part.unit)
             for rate in self.history.rates
@@ -134,22 +145,35 @@ class Interface:
       inputs: of `OnnxPolicy.act`, in order.
       memories: what it remembers of them.
       actions: how many come out, each in [-1, 1].
+      hold: control steps for which an answer is kept up, before the network is asked again.
     """
 
     inputs: tuple[Input, ...]
     memories: tuple[Memory, ...]
     actions: int
+    hold: int = 1
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""
         names = [one.name for one in self.inputs]
         check(bool(names) and len(set(names)) == len(names), "inputs need names of their own")
+        check(self.hold >= 1, f"hold must be at least 1, not {self.hold}")
         check(self.actions > 0, f"actions must be positive, not {self.actions}")
         vectors = [one.name for one in self.inputs if len(one.shape) == 1]
         remembered = [memory.observation for memory in self.memories]
         check(len(set(remembered)) == len(remembered), "one memory for one input")
         for name in remembered:
             check(name in vectors, f"memory needs a vector '{name}' among the inputs")
+
+    def described(self) -> JsonObject:
+        """Returns it as files keep it: what has its usual value is left out."""
+        plain = to_dict(self)
+        if self.hold == 1:
+            del plain["hold"]
+        for one in plain["memories"]:
+            if not one["recent"]:
+                del one["recent"]
+        return plain
 
     @property
     def network_inputs(self) -> tuple[Input, ...]:
@@ -175,6 +199,12 @@ class Interface:
         inputs, states = dict(values), []
         for index, memory in enumerate(self.memories):
             newest = inputs.pop(memory.observation)
+            if memory.recent:
+                after, inputs[memory.feature] = _recent(
+                    memory.recent, None if state is None else state[index], newest
+                )
+                states.append(after)
+                continue
             before = (
                 embodiment_history.init(memory.history, len(newest), np)
                 if state is None
@@ -184,6 +214,17 @@ class Interface:
             states.append(after)
             inputs[memory.feature] = features
         return tuple(states), inputs
+
+
+def _recent(
+    count: int, before: embodiment_history.HistoryState | None, newest: np.ndarray
+) -> tuple[embodiment_history.HistoryState, np.ndarray]:
+    """Returns the past values [count, n] with the newest among them, and the newest followed by those before it."""
+    past = np.repeat(newest[None], count, axis=0) if before is None else before.averages
+    seen = 0 if before is None else int(before.seen)
+    features = np.concatenate([newest, past.ravel()])
+    kept = np.concatenate([newest[None], past[:-1]])
+    return embodiment_history.HistoryState(kept, np.int32(seen + 1)), features
 
 
 def squares(array: np.ndarray) -> float:

@@ -9,13 +9,19 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 
+import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
 from alohas2r import config
 from alohas2r.core.types import Array, JsonObject
+from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.policies import artifact, vision
 from alohas2r.policies.networks import vision as vision_network
+from alohas2r.policies.networks.vision import Encoder
+from alohas2r.policies.online import policy as online
+from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.policies.online.spec import HOLD, RECENT
 from alohas2r.policies.onnx.interface import OUTPUT, Input, Interface, Memory, Part
 from alohas2r.policies.onnx.samples import Arrays, random_features, random_flags, wrist_views
 from alohas2r.policies.staged import StagedPolicy
@@ -61,6 +67,8 @@ def load_network(policy_path: str | os.PathLike[str], samples: int = 256, seed: 
     description = artifact.describe(policy_path)
     loaded = artifact.load(policy_path)
     recorded = artifact.read_npz(pathlib.Path(policy_path) / "check.npz")
+    if isinstance(loaded, OnlinePolicy):
+        return online_network(loaded, description, recorded, samples, seed)
     if isinstance(loaded, vision.StudentPolicy):
         return student_network(loaded, description, recorded, samples, seed)
     assert isinstance(loaded, StatePolicy | StagedPolicy)
@@ -166,4 +174,52 @@ def student_network(
     apply = functools.partial(vision_network.forward, spec)
     check_data = {name: recorded[name] for name in (*spec.inputs, OUTPUT)}
     action = config.to_dict(spec.action)
+    return Network(apply, loaded.weights, interface, action, description, check_data, drawn)
+
+
+def online_network(
+    loaded: OnlinePolicy,
+    description: JsonObject,
+    recorded: Arrays,
+    samples: int,
+    seed: int = 0,
+) -> Network:
+    """Returns a policy that was learnt on a robot as a JAX function of raw sensor inputs.
+
+    Args:
+      loaded: the policy; its description: policy.json.
+      description: policy.json.
+      recorded: check.npz: each of the policy's inputs as [T, ...], and "actions" [T, n].
+      samples: how many inputs to draw for the verification; pictures are rendered.
+      seed: of these.
+    """
+    spec = loaded.spec
+    rgb_name, depth_name = f"{spec.side}_rgb", f"{spec.side}_depth"
+    shapes = online.input_shapes(spec)
+    inputs = tuple(Input(name, *one) for name, one in shapes.items())
+    memory = Memory("proprioception", "features", HistoryConfig(()), RECENT)
+    interface = Interface(inputs, (memory,), loaded.action_size, HOLD)
+
+    def apply(weights: Mapping[str, Array], inputs: Mapping[str, Array]) -> Array:
+        flat = {
+            name.removeprefix("eyes/"): value
+            for name, value in weights.items()
+            if name.startswith("eyes/Conv")
+        }
+        tree = flax.traverse_util.unflatten_dict(flat, sep="/")
+        colours = vision_network.scale_rgb(inputs[rgb_name])
+        places = Encoder(spec.network.filters, False).apply({"params": tree}, colours)
+        near = vision_network.scale_depth(inputs[depth_name], spec.cameras.depth_cutoff)
+        return online.network_actions(spec, weights, places, near, inputs["features"], jnp)
+
+    half = samples // 2
+    draw = np.random.default_rng(seed)
+    felt = recorded["proprioception"][draw.integers(0, len(recorded["proprioception"]), samples)]
+    several = [felt + draw.normal(0, 0.01, felt.shape) for _ in range(RECENT + 1)]
+    drawn = {"features": np.concatenate(several, -1).astype(np.float32)}
+    views = wrist_views(spec.cameras.size, samples, seed, (spec.side,))
+    for name in (rgb_name, depth_name):
+        drawn[name] = np.concatenate([recorded[name][:half], views[name]])[:samples]
+    check_data = {name: recorded[name] for name in (*shapes, OUTPUT)}
+    action = online.action_of(spec)
     return Network(apply, loaded.weights, interface, action, description, check_data, drawn)

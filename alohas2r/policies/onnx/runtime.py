@@ -56,6 +56,7 @@ class OnnxPolicy:
         self.path = path
         self._session = session
         self._memory: State | None = None
+        self._asked, self._answer = 0, np.zeros(0, np.float32)
         try:
             self.export: JsonObject = json.loads(metadata[EXPORT_KEY])
             version = int(self.export["format_version"])
@@ -67,7 +68,7 @@ class OnnxPolicy:
             self.description: JsonObject = json.loads(metadata[DESCRIPTION_KEY])
             self.hash = str(self.description["hash"])
             self.action: JsonObject = self.export["action"]
-            self.interface = from_dict(Interface, self.export["interface"])
+            self.interface = from_dict(Interface, self.export["interface"], partial=True)
             self._check = unpack(metadata[CHECK_KEY])
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise ArtifactError(f"{path} is no exported policy ({error!r}).") from error
@@ -126,7 +127,7 @@ class OnnxPolicy:
 
     def reset(self) -> None:
         """Forgets the past."""
-        self._memory = None
+        self._memory, self._asked = None, 0
 
     def act(self, observation: Mapping[str, Array]) -> np.ndarray:
         """Returns the action for one observation and remembers it.
@@ -144,6 +145,9 @@ class OnnxPolicy:
             finite, or is so large that the action is not.
         """
         values = self._read(observation)
+        if self._asked % self.interface.hold:
+            self._asked += 1
+            return self._answer.copy()
         for one in self.interface.memories:  # no difference of such values is too large either
             if not math.isfinite(squares(values[one.observation])):
                 raise ArtifactError(f"The values of '{one.observation}' are too large to average.")
@@ -152,6 +156,7 @@ class OnnxPolicy:
         if not all_finite(actions):
             raise ArtifactError("The observation's values are too large to compute with.")
         self._memory = memory
+        self._asked, self._answer = self._asked + 1, actions
         return actions
 
     def network(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

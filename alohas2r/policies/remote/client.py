@@ -64,7 +64,9 @@ class PolicyClient:
                 if not isinstance(metadata, dict):
                     raise ArtifactError("its first frame holds no metadata")
                 described = metadata.get("interface")
-                self.interface = None if described is None else from_dict(Interface, described)
+                self.interface = (
+                    None if described is None else from_dict(Interface, described, partial=True)
+                )
                 stack.pop_all()  # stays open
         except Exception as error:  # whatever the library raises; it has no common base
             proxy = _proxy(self.url)

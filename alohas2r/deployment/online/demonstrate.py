@@ -1,0 +1,159 @@
+"""Demonstrations of a task, in the log that learning reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Literal
+
+from alohas2r.config import check, to_dict
+from alohas2r.core import assets
+from alohas2r.core.files import make_folder, write_atomic
+from alohas2r.core.types import JsonObject
+from alohas2r.deployment.config import LIMITS, DeployConfig
+from alohas2r.deployment.deploy import log_header
+from alohas2r.deployment.log import LogWriter
+from alohas2r.deployment.loop import Deployment
+from alohas2r.deployment.online.explorer import Decider, Explorer, Scripted
+from alohas2r.deployment.online.scripts import ScriptedExpert
+from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
+from alohas2r.deployment.online.truth import Start, Truth
+from alohas2r.deployment.report import Report
+from alohas2r.deployment.rig import RigConfig, open_rig
+from alohas2r.errors import ArtifactError
+from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.tasks import make_spec
+
+ABOUT, LOGS = "demonstrations.json", "log"
+_TRIES = 5  # episodes for each that is wanted, before it is given up
+EPISODE_S = 3600.0  # of the control loop: episodes end by themselves
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoConfig:
+    """What is demonstrated.
+
+    Attributes:
+      task: name of the task. by: who shows it.
+      episodes: how many that succeed. seed: of their starts.
+    """
+
+    task: str
+    by: Literal["script"] = "script"
+    episodes: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(self.by == "script", f"--by must be script, not '{self.by}'")
+        check(1 <= self.episodes <= 10_000, f"episodes must be in 1..10000, not {self.episodes}")
+
+
+class _Director:
+    """Episodes until so many have succeeded."""
+
+    def __init__(self, config: DemoConfig) -> None:
+        self._config = config
+        self.tries = self.successes = self.true_successes = self.steps = 0
+
+    def next(self) -> Plan | None:
+        enough = self.successes >= self._config.episodes
+        if enough or self.tries >= _TRIES * self._config.episodes:
+            return None
+        return Plan(self.tries, (self._config.seed, self.tries), True, True, False)
+
+    def ended(self, episode: Ended, state: Start) -> None:
+        self.tries += 1
+        self.successes += episode.success
+        self.true_successes += episode.truth
+        self.steps += episode.steps
+
+
+def demonstrate(
+    config: DemoConfig,
+    rig: RigConfig,
+    out: str | os.PathLike[str],
+    student: str | os.PathLike[str] | None = None,
+    on_step: Callable[[Report], None] | None = None,
+) -> JsonObject:
+    """Records demonstrations on simulated or emulated arms.
+
+    Args:
+      config: of what. rig: which arms; pictures are as the student takes them.
+      out: a new folder for the log.
+      student: whose eyes learning will have; the shipped one if None.
+      on_step: called after each control step.
+
+    Returns:
+      "task", "by", "episodes" that succeeded, "tries", "true_successes", "seconds" of acting, "out".
+
+    Raises:
+      ConfigError: real arms, which no script knows how to lead, or a setting out of range.
+      ArtifactError: the folder holds something already, or no episode succeeded.
+    """
+    check(
+        not rig.real,
+        "a script knows where objects are in a simulation only: use --robot sim or emulated",
+    )
+    eyes = student or assets.data_path("params") / "student"
+    _, cameras, network = read_eyes(eyes, "left")
+    spec = make_spec(config.task, cameras, network)
+    folder = pathlib.Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder} exists already; choose another folder, or remove it.")
+    make_folder(folder)
+    director = _Director(config)
+    rig = dataclasses.replace(rig, size=cameras.size, fovy_deg=cameras.fovy_deg, seed=config.seed)
+    deploy = stage_config()
+    header = log_header(deploy, LIMITS[deploy.mode], rig.robot, config.by)
+    header |= {
+        "task": config.task,
+        "seed": config.seed,
+        "stepped": rig.stepped,
+        "student": str(eyes),
+    }
+    with (
+        open_rig(rig, judged=False) as arms,
+        LogWriter(folder / LOGS / "0000.run", header) as log,
+    ):
+        assert arms.simulation is not None
+        truth = Truth(spec, arms.simulation)
+        back = ResetDraws(spec, (config.seed,), False)
+        explorer = Explorer(spec, _decider(spec, truth), back, truth.done)
+        stage = Stage(explorer, arms.simulation, truth, director, log, not rig.stepped)
+        Deployment(arms.robot, arms.cameras, explorer, deploy, stage, log, on_step=on_step).run(
+            stage
+        )
+    if not director.successes:
+        raise ArtifactError(f"None of {director.tries} demonstrations of {config.task} succeeded.")
+    result: JsonObject = {
+        "task": config.task,
+        "by": config.by,
+        "episodes": director.successes,
+        "tries": director.tries,
+        "true_successes": director.true_successes,
+        "seconds": director.steps * LIMITS[deploy.mode].period_s,
+    }
+    about = {**result, "spec": to_dict(spec), "robot": rig.robot, "seed": config.seed}
+    write_atomic(folder / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
+    return {**result, "out": str(folder)}
+
+
+def stage_config() -> DeployConfig:
+    """Returns how the control loop runs simulated or emulated arms that learn: episodes end by themselves."""
+    return DeployConfig(
+        mode="full",
+        episodes=10**9,
+        episode_s=EPISODE_S,
+        approach=False,
+        retreat=False,
+        frozen_s=0.0,
+    )
+
+
+def _decider(spec: OnlineSpec, truth: Truth) -> Decider:
+    return Scripted(ScriptedExpert(spec, truth.grip))

@@ -1,0 +1,113 @@
+"""What only a simulation knows: where the object is, and whether a task is truly done. Nothing learns from it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+
+from alohas2r.deployment.rig import Simulation
+from alohas2r.embodiment.joints import PER_ARM, SIDES
+from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.sim import scene
+from alohas2r.sim.kinematics import quaternion_matrix, tip_midpoints
+from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF, TABLE_HEIGHT
+
+# Where objects lie when episodes start: reach (m) and direction about the waist's home (rad), and how far their axis is
+# turned from that direction (rad). Poses: half range of the waist about its home.
+REACH, DIRECTION, YAW, WAIST = (0.31, 0.40), 0.25, 0.09, 0.15
+_SPARE_M = (
+    0.004  # beside the object, where the middle between the fingertips still counts as within it
+)
+_LIFTED_M = 0.05  # above where it lay
+_UPRIGHT = 0.9  # cosine of the object's tilt
+
+
+class Start(NamedTuple):
+    """Where an episode begins: joint positions [nq] and targets [14]."""
+
+    qpos: np.ndarray
+    targets: np.ndarray
+
+
+class Truth:
+    """Measures the world of simulated arms.
+
+    Args:
+      spec: what learns. simulation: the world.
+    """
+
+    def __init__(self, spec: OnlineSpec, simulation: Simulation) -> None:
+        loaded = scene.load_physics("insert")
+        self._spec, self._simulation = spec, simulation
+        self._scene, self._data = loaded, mujoco.MjData(loaded.model)
+        self._arm = arm = loaded.arms[SIDES.index(spec.side)]
+        self._grip = loaded.sensor(f"{arm.object_sensors}_grip_pos", 3)
+        self._lain = 0.0
+        self._turn = quaternion_matrix(arm.base_quat)
+        self._actuators = np.concatenate([one.ctrl for one in loaded.arms])
+
+    def begin(self) -> None:
+        """Remembers how high the object lies at the start of an episode."""
+        self._lain = float(self._object()[2])
+
+    def state(self) -> Start:
+        """Returns the world's present state."""
+        qpos, _, targets = self._simulation.state()
+        return Start(np.array(qpos, float), np.array(targets, float))
+
+    def grip(self) -> np.ndarray:
+        """Returns waist, reach and height [3] at which the arm grips the object (rad, m, m)."""
+        data = self._data
+        data.qpos[:] = self._simulation.state()[0]
+        mujoco.mj_fwdPosition(self._scene.model, data)
+        mujoco.mj_sensorPos(self._scene.model, data)
+        x, y, z = data.sensordata[self._grip]
+        return np.array([np.arctan2(y, x), np.hypot(x, y), z])
+
+    def done(self) -> bool:
+        """Returns whether the task is done at present, as nobody on a robot can tell."""
+        qpos = self._simulation.state()[0]
+        if self._spec.task == "pick":
+            return bool(qpos[self._arm.object_qpos[2]] > self._lain + _LIFTED_M)
+        arms = qpos[np.array([one.qpos for one in self._scene.arms])]
+        tip = tip_midpoints(arms)[SIDES.index(self._spec.side)]
+        turn = quaternion_matrix(qpos[self._arm.object_qpos[3:]])
+        inside = np.abs(turn.T @ (tip - qpos[self._arm.object_qpos[:3]]))
+        return bool((inside < [HALF_LENGTH, SOCKET_HALF + _SPARE_M, SOCKET_HALF + _SPARE_M]).all())
+
+    def in_region(self) -> bool:
+        """Returns whether the object lies upright and flat where the arm can take it."""
+        qpos = self._simulation.state()[0]
+        waist, reach, _ = self.grip()
+        quaternion = qpos[self._arm.object_qpos[3:]]
+        turn = self._turn.T @ quaternion_matrix(quaternion)
+        home = float(self._scene.home_ctrl[self._arm.ctrl[0]])
+        along = np.arctan2(turn[1, 0], turn[0, 0]) - waist
+        askew = abs((along + np.pi / 2) % np.pi - np.pi / 2)
+        near = REACH[0] - 0.06 < reach < REACH[1] + 0.02 and abs(waist - home) < DIRECTION + 0.15
+        lies = abs(self._object()[2] - TABLE_HEIGHT - SOCKET_HALF) < 0.015
+        return bool(near and lies and turn[2, 2] > _UPRIGHT and askew < 0.5)
+
+    def draw(self, draw: np.random.Generator) -> Start:
+        """Draws where an episode begins: the arm in its home pose, the object before it."""
+        qpos, arm = self._scene.home_qpos.copy(), self._arm
+        targets = self._scene.home_ctrl[self._actuators].copy()
+        home = float(self._scene.home_ctrl[arm.ctrl[0]])
+        waist = home + draw.uniform(-WAIST, WAIST)
+        targets[PER_ARM * SIDES.index(self._spec.side)] = qpos[arm.qpos[0]] = waist
+        angle = home + draw.uniform(-DIRECTION, DIRECTION)
+        reach, yaw = draw.uniform(*REACH), angle + draw.uniform(-YAW, YAW)
+        height = qpos[arm.object_qpos[2]] - arm.base_pos[2]
+        place = np.array([reach * np.cos(angle), reach * np.sin(angle), height])
+        qpos[arm.object_qpos[:3]] = arm.base_pos + self._turn @ place
+        half = np.array([np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)])
+        turned = np.zeros(4)
+        mujoco.mju_mulQuat(turned, np.asarray(arm.base_quat, float), half)
+        qpos[arm.object_qpos[3:]] = turned
+        return Start(qpos, targets)
+
+    def _object(self) -> np.ndarray:
+        """Returns where the object is in the world [3]."""
+        return np.asarray(self._simulation.state()[0])[self._arm.object_qpos[:3]]

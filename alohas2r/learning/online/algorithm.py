@@ -1,0 +1,276 @@
+"""The learner as an algorithm of the run loop: an iteration is a chunk of the robot's decisions, and a version."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alohas2r.core.records import Record
+from alohas2r.core.types import Array, JsonObject, PyTree
+from alohas2r.errors import ArtifactError
+from alohas2r.learning.online import losses
+from alohas2r.learning.online.clone import clone
+from alohas2r.learning.online.experience import Chains, Row
+from alohas2r.learning.online.replay import Batch, Replay, half_and_half
+from alohas2r.learning.online.sources import Tail, read_demos
+from alohas2r.learning.run.loop import Figures
+from alohas2r.policies import artifact
+from alohas2r.policies.online import networks, published
+from alohas2r.policies.online.config import LOGS, PUBLISHED, OnlineRun
+from alohas2r.policies.online.policy import OnlinePolicy, recorded_inputs
+
+_POLL_S = 0.02
+POLICY = "policy"
+# That are kept: a stepped run that is resumed needs that of the episode during which it was killed.
+_VERSIONS = 30
+
+
+class State(NamedTuple):
+    """What changes: weights that learn by name, slow critics, optimizers, chunks that are done."""
+
+    policy: PyTree
+    critics: PyTree
+    slow: PyTree
+    temperature: PyTree  # its logarithm
+    optimizers: PyTree
+    chunks: np.ndarray
+
+
+class OnlineAlgorithm:
+    """Learns from the log that a robot writes; see `learning.run.loop.Algorithm`.
+
+    Args:
+      folder: of the run. run: what it is.
+      eyes: frozen weights.
+      parent: process that writes the log; the learner ends with it. None: it goes on.
+    """
+
+    label = "learn"
+    losses = ("critic_loss",)
+    remedy = "learning_rate"
+    artifacts = (POLICY,)
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        run: OnlineRun,
+        eyes: Mapping[str, np.ndarray],
+        parent: int | None = None,
+    ) -> None:
+        self._folder, self._run, self._eyes, self._parent = folder, run, dict(eyes), parent
+        config = run.config
+        self.steps_per_iteration = config.chunk if config.learns else 1
+        self.iterations = config.decisions // config.chunk if config.learns else 1
+        rows = read_demos(run.demos, run.spec)
+        self._demos = Replay(run.spec, eyes, True)
+        self._demos.add(rows)
+        self._check = [one for one in rows if isinstance(one, Row)][:64]
+        self._own = Replay(run.spec, eyes, False)
+        self._chains, self._tail = Chains(run.spec), Tail(folder / LOGS)
+        self._stream: Iterator[Record] | None = None  # what was polled, and not taken yet
+        self._fixed: dict[str, np.ndarray] = {}
+        self._optimizers = (
+            optax.adam(config.policy_rate),
+            optax.adam(config.learning_rate),
+            optax.adam(config.learning_rate),
+        )
+        self._learn = jax.jit(self._group, donate_argnums=0)
+
+    def init(self) -> State:
+        """Clones the demonstrations and publishes the first version."""
+        run, config = self._run, self._run.config
+        draw = np.random.default_rng([run.seed, 5])
+        weights = self._first(draw)
+        if config.clone_steps:
+            weights, _ = clone(
+                run.spec, weights, self._demos, config.clone_steps, config.feature_noise, run.seed
+            )
+        policy = {name: jnp.asarray(weights[name]) for name in weights if name.startswith("policy")}
+        self._fixed = {name: value for name, value in weights.items() if name not in policy}
+        critics = jax.tree.map(jnp.asarray, losses.init_critics(run.spec, config, draw))
+        temperature = jnp.log(jnp.maximum(config.temperature, 1e-6))
+        parts = (policy, critics, temperature)
+        several = zip(self._optimizers, parts, strict=True)
+        optimizers = tuple(optimizer.init(part) for optimizer, part in several)
+        slow = jax.tree.map(jnp.copy, critics)
+        state = State(policy, critics, slow, temperature, optimizers, np.zeros((), np.int64))
+        self._publish(state, 0)
+        return state
+
+    def _first(self, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        """Returns random weights, and the features' moments."""
+        spec = self._run.spec
+        mean, std = self._demos.moments()
+        weights = {"mean": mean, "std": std}
+        if spec.base:
+            sizes = (spec.features, *spec.hidden, spec.actions)
+            weights |= networks.init_mlp(draw, "base", sizes, 0.1)
+        if spec.policy:
+            inputs = spec.features + spec.actions * spec.base
+            sizes = (inputs, *spec.hidden, 2 * spec.actions)
+            weights |= networks.init_mlp(draw, "policy", sizes, 0.01)
+        return weights
+
+    def collect(self, state: State) -> tuple[State, int]:
+        """Reads the log up to the last decision of this chunk; returns how many decisions it then has."""
+        config = self._run.config
+        if not config.learns:
+            return state, 0
+        wanted = (int(state.chunks) + 1) * config.chunk
+        while self._chains.counts.decisions < wanted:
+            if not self._read(wanted):
+                self._wait()
+        return state, wanted
+
+    def _read(self, wanted: int) -> bool:
+        """Takes records until so many decisions were begun; whether there was any."""
+        any_read = False
+        if self._stream is None:
+            self._stream = self._tail.poll()
+        for record in self._stream:
+            any_read = True
+            self._own.add(self._chains.take(record))
+            if self._chains.counts.decisions >= wanted:
+                break
+        return any_read
+
+    def _wait(self) -> None:
+        self._stream = None
+        if self._parent is not None and os.getppid() != self._parent:
+            raise ArtifactError("The robot's side ended; --resume goes on.")
+        time.sleep(_POLL_S)
+
+    def update(self, state: State, data: int) -> tuple[State, Figures]:
+        """Learns from all that was read, and publishes the next version."""
+        config, run = self._run.config, self._run
+        if not config.learns:
+            return state, {"critic_loss": 0.0}
+        chunk = int(state.chunks)
+        draw = np.random.default_rng([run.seed, 6, chunk])
+        key = jax.random.fold_in(jax.random.PRNGKey(run.seed), chunk)
+        groups = config.chunk * config.updates // config.policy_every
+        if data <= config.warmup or not self._own.decisions:
+            groups = 0
+        total: dict[str, float] = {}
+        learning: PyTree = state[:-1]
+        for number in range(groups):
+            several = [self._sample(draw) for _ in range(config.policy_every)]
+            batch = Batch(*(np.stack(parts) for parts in zip(*several, strict=True)))
+            learning, figures = self._learn(
+                learning, self._fixed, batch, jax.random.fold_in(key, number)
+            )
+            for name, value in figures.items():
+                total[name] = total.get(name, 0.0) + float(value) / groups
+        policy, critics, slow, temperature, optimizers = learning
+        state = State(policy, critics, slow, temperature, optimizers, np.asarray(chunk + 1))
+        self._publish(state, chunk + 1)
+        counts = self._chains.counts
+        return state, {
+            "critic_loss": 0.0,
+            **total,
+            "successes": float(counts.successes),
+            "cuts": float(counts.cuts),
+            "replay": float(self._own.decisions),
+        }
+
+    def _sample(self, draw: np.random.Generator) -> Batch:
+        config = self._run.config
+        return half_and_half(
+            self._demos, self._own, draw, config.batch, config.n_step, config.discount
+        )
+
+    def _group(
+        self, learning: PyTree, fixed: Mapping[str, Array], batch: Batch, key: jax.Array
+    ) -> tuple[PyTree, dict[str, Array]]:
+        """Some updates of the critics, and one of the policy on the last of their batches."""
+        spec, config = self._run.spec, self._run.config
+        policy, critics, slow, log_temperature, optimizers = learning
+        weights = {**fixed, **policy}
+
+        def one(carried: PyTree, given: PyTree) -> PyTree:
+            critics, slow, memory = carried
+            each, each_key = given
+            target = losses.target_value(spec, config, weights, slow, each, each_key)
+            normal = networks.normalize(weights, each.features, jnp)
+            (loss, value), slope = jax.value_and_grad(
+                functools.partial(losses.critic_loss, config), has_aux=True
+            )(critics, jax.lax.stop_gradient(target), normal, each.action)
+            change, memory = self._optimizers[1].update(slope, memory, critics)
+            critics = optax.apply_updates(critics, change)
+            slow = jax.tree.map(lambda a, b: a + config.tau * (b - a), slow, critics)
+            return (critics, slow, memory), (loss, value)
+
+        keys = jax.random.split(key, config.policy_every + 1)
+        carried = (critics, slow, optimizers[1])
+        (critics, slow, memory), (loss, value) = jax.lax.scan(one, carried, (batch, keys[1:]))
+        last = jax.tree.map(lambda x: x[-1], batch)
+        noise = jax.random.normal(keys[0], last.action.shape)
+        temperature: Array = jnp.exp(log_temperature)
+        slope, entropy = jax.grad(
+            lambda part: losses.policy_loss(
+                spec, config, part, fixed, critics, temperature, last, noise
+            ),
+            has_aux=True,
+        )(policy)
+        change, policy_memory = self._optimizers[0].update(slope, optimizers[0], policy)
+        policy = optax.apply_updates(policy, change)
+        third = optimizers[2]
+        if config.tuned:  # towards an entropy of minus the number of actions
+            slope = jnp.exp(log_temperature) * (entropy + spec.actions)
+            change, third = self._optimizers[2].update(slope, third, log_temperature)
+            log_temperature = cast(Array, optax.apply_updates(log_temperature, change))
+        figures = {
+            "critic_loss": loss.mean(),
+            "value": value.mean(),
+            "entropy": entropy,
+            "temperature": jnp.exp(log_temperature),
+        }
+        memories = (policy_memory, memory, third)
+        return (policy, critics, slow, log_temperature, memories), figures
+
+    def _weights(self, state: State) -> dict[str, np.ndarray]:
+        return {**self._fixed, **{name: np.asarray(value) for name, value in state.policy.items()}}
+
+    def _publish(self, state: State, version: int) -> None:
+        weights = self._weights(state)
+        if not all(np.isfinite(value).all() for value in weights.values()):
+            raise ArtifactError(
+                f"The weights are not finite in version {version}: start anew, in another --out, with a smaller"
+                f" {self.remedy}."
+            )
+        published.publish(self._folder / PUBLISHED, self._run.spec, version, weights)
+        published.tidy(self._folder / PUBLISHED, _VERSIONS)
+
+    def evaluate(self, state: State) -> Figures:
+        """The robot's side evaluates."""
+        return {}
+
+    def finish(self, state: State, trained: JsonObject, figures: Figures) -> dict[str, str]:
+        """Writes the policy."""
+        policy = OnlinePolicy(self._run.spec, {**self._eyes, **self._weights(state)}, trained)
+        rows = recorded_inputs(self._run.spec, self._check)
+        return {POLICY: str(artifact.save(policy, self._folder / POLICY, rows))}
+
+    def checkpointed(self, state: State) -> PyTree:
+        """Returns what a checkpoint keeps: everything that changes; the replay is built anew from the log."""
+        return jax.tree.map(np.asarray, state)
+
+    def restored(self, kept: PyTree) -> State:
+        """Returns the state from what a checkpoint kept."""
+        policy, critics, slow, temperature, optimizers, chunks = kept
+        arrays = (policy, critics, slow, temperature, optimizers)
+        policy, critics, slow, temperature, optimizers = jax.tree.map(jnp.asarray, arrays)
+        wanted = int(chunks) * self._run.config.chunk
+        while self._run.config.learns and self._chains.counts.decisions < wanted:
+            if not self._read(wanted):
+                self._wait()
+        return State(policy, critics, slow, temperature, optimizers, np.asarray(chunks))

@@ -1,0 +1,113 @@
+"""What critics and policy learn from a batch; pure JAX on named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alohas2r.core.types import Array
+from alohas2r.learning.online.replay import Batch
+from alohas2r.policies.online import networks
+from alohas2r.policies.online.config import OnlineConfig
+from alohas2r.policies.online.spec import OnlineSpec
+
+Weights = Mapping[str, Array]
+
+
+class Drawn(NamedTuple):
+    """What the policy does: [B, A] joined with the base, the logarithm of its density [B], its mean [B, A]."""
+
+    action: Array
+    log_density: Array
+    mean: Array
+
+
+def init_critics(
+    spec: OnlineSpec, config: OnlineConfig, draw: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Returns random critics: each array has them all on its first axis."""
+    sizes = (spec.features + spec.actions, *config.hidden, 1)
+    several = [
+        networks.init_mlp(draw, "critic", sizes, normalized=True) for _ in range(config.critics)
+    ]
+    return {name: np.stack([one[name] for one in several]) for name in several[0]}
+
+
+def values(config: OnlineConfig, critics: Weights, normal: Array, action: Array) -> Array:
+    """Returns what each critic thinks of actions, [K, B]."""
+    inputs = jnp.concatenate([normal, action], -1)
+
+    def one(weights: Weights) -> Array:
+        return networks.mlp(weights, "critic", inputs, len(config.hidden), jnp)[..., 0]
+
+    return jax.vmap(one)(critics)
+
+
+def act(spec: OnlineSpec, weights: Weights, normal: Array, noise: Array) -> Drawn:
+    """Returns what base and policy do with noise [B, A]."""
+    base = networks.base_action(spec, weights, normal, jnp)
+    mean, log_std = networks.policy_heads(spec, weights, normal, base, jnp)
+    drawn = mean + jnp.exp(log_std) * noise
+    squashed = jnp.tanh(drawn)
+    gauss = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
+    # log(1 - tanh^2), stable: 2 (log 2 - x - softplus(-2x)).
+    change = 2 * (jnp.log(2.0) - drawn - jax.nn.softplus(-2 * drawn))
+    action = networks.joined(spec, base, squashed, jnp)
+    return Drawn(action, (gauss - change).sum(-1), jnp.tanh(mean))
+
+
+def critic_loss(
+    config: OnlineConfig,
+    critics: Weights,
+    target: Array,
+    normal: Array,
+    action: Array,
+) -> tuple[Array, Array]:
+    """Returns the squared error of all critics, and their mean value."""
+    said = values(config, critics, normal, action)
+    return ((said - target[None]) ** 2).mean(), said.mean()
+
+
+def target_value(
+    spec: OnlineSpec,
+    config: OnlineConfig,
+    weights: Weights,
+    slow: Weights,
+    batch: Batch,
+    key: jax.Array,
+) -> Array:
+    """Returns what the critics should say [B]: rewards, and the least value where they led."""
+    noise_key, choice_key = jax.random.split(key)
+    normal = networks.normalize(weights, batch.next_features, jnp)
+    noise = jax.random.normal(noise_key, batch.action.shape)
+    drawn = act(spec, weights, normal, noise)
+    said = values(config, slow, normal, drawn.action)
+    chosen = jax.random.permutation(choice_key, config.critics)[: config.least_of]
+    return batch.returns + batch.discount * said[chosen].min(0)
+
+
+def policy_loss(
+    spec: OnlineSpec,
+    config: OnlineConfig,
+    policy: Weights,
+    weights: Weights,
+    critics: Weights,
+    temperature: Array,
+    batch: Batch,
+    noise: Array,
+) -> tuple[Array, Array]:
+    """Returns the policy's loss and the mean entropy."""
+    normal = networks.normalize(weights, batch.features, jnp)
+    drawn = act(spec, {**weights, **policy}, normal, noise)
+    said = values(config, critics, normal, drawn.action)
+    worth = said.min(0) if config.critics == config.least_of else said.mean(0)
+    loss = (temperature * drawn.log_density - worth).mean()
+    if config.demo_weight:
+        apart = ((drawn.mean - batch.action) ** 2).mean(-1)
+        share = batch.demo.astype(jnp.float32)
+        loss += config.demo_weight * (apart * share).sum() / jnp.maximum(share.sum(), 1.0)
+    return loss, -drawn.log_density.mean()

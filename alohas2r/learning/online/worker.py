@@ -1,0 +1,72 @@
+"""The learner, a process of its own: `python -m alohas2r.learning.online.worker FOLDER [--resume]`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import sys
+
+from alohas2r.core.types import Json, JsonObject
+from alohas2r.errors import Alohas2rError, ArtifactError
+from alohas2r.learning.online.algorithm import OnlineAlgorithm
+from alohas2r.learning.run.loop import Run, Schedule
+from alohas2r.policies import artifact
+from alohas2r.policies.online.config import LEARNER, OnlineRun, read_online_run
+from alohas2r.policies.online.eyes import read_eyes
+
+REFUSED = 3  # exit status where what went wrong is said in one line
+
+
+def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> JsonObject:
+    """Learns from the log of a run until all of it is learnt.
+
+    Args:
+      folder: of the run. resume: whether to go on from the newest checkpoint.
+      parent: process that writes the log; the learner ends with it.
+
+    Returns:
+      As `learning.run.loop.Run.train`.
+
+    Raises:
+      ArtifactError: the log, a demonstration or the student is damaged or of something else.
+    """
+    run = read_online_run(folder)
+    found_hash = artifact.describe(run.student)["hash"]
+    if found_hash != run.eyes_hash:
+        raise ArtifactError(
+            f"The student {run.student} is another one than when this run began; its eyes would see otherwise."
+        )
+    eyes, *_ = read_eyes(run.student, run.spec.side)
+    algorithm = OnlineAlgorithm(folder, run, eyes, parent)
+    identity: dict[str, Json] = {"seed": run.seed, "stepped": run.stepped, "student": run.eyes_hash}
+    with Run(folder / LEARNER, run.config, identity, resume) as trained:
+        schedule = Schedule(checkpoints=max(1, algorithm.iterations // 5))
+        parents: dict[str, str | None] = {"student": run.eyes_hash}
+        return trained.train(algorithm, command_of(run), parents, schedule)
+
+
+def command_of(run: OnlineRun) -> str:
+    """Returns the command that learns the same again."""
+    words = ["alohas2r", "learn", run.spec.task, "--arm", run.config.arm, "--seed", str(run.seed)]
+    for demo in run.demos:
+        words += ["--demos", demo]
+    words += ["--minutes", f"{run.config.minutes:g}", "--robot", run.robot, "--resets", run.resets]
+    return shlex.join([*words, *(["--stepped"] if run.stepped else [])])
+
+
+def main(arguments: list[str]) -> int:
+    """Learns, and returns the exit status."""
+    folder, *options = arguments
+    try:
+        learn(pathlib.Path(folder), "--resume" in options, os.getppid())
+    except Alohas2rError as error:
+        sys.stderr.write(f"\n{' '.join(str(error).split())}\n")
+        return REFUSED
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,180 @@
+"""Settings of learning on the robot, which actor and learner share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Literal
+
+from alohas2r.config import check, from_dict, override, to_dict
+from alohas2r.core.files import write_atomic
+from alohas2r.core.types import JsonObject
+from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
+from alohas2r.policies.online.spec import HOLD, OnlineSpec
+
+SETTINGS = "online.json"
+LOGS, PUBLISHED, LEARNER = "log", "published", "learner"
+DECISIONS_PER_MINUTE = 60 * 20 // HOLD
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+    """How something is learnt.
+
+    Attributes:
+      arm: which of ARMS the settings began with.
+      minutes: of acting.
+      chunk: decisions between two versions of the weights.
+      updates: of the critics, for each decision.
+      warmup: decisions before the first update.
+      batch: decisions of an update, half of them demonstrations.
+      n_step: decisions over which rewards are added up. discount: for each.
+      critics: how many. least_of: over how many of them, drawn anew, the least value is taken.
+      tau: share of the critics that their slow copies take over in an update.
+      learning_rate: of the critics. policy_rate: of the policy. policy_every: updates of the critics for one of it.
+      temperature: worth of entropy; the first one, if it is tuned. tuned: whether it follows the entropy.
+      demo_weight: of the distance from demonstrations in the policy's loss.
+      clone_steps: of cloning the demonstrations beforehand; 0: nothing is cloned. feature_noise: in these.
+      hidden: layers of all networks.
+      scale: how much of a policy's action is added to the base's; 0: the task's own.
+      evaluate_minutes: of acting between evaluations. evaluate_episodes: of each; final_episodes: of the last.
+    """
+
+    arm: str
+    minutes: float = 30.0
+    chunk: int = 20
+    updates: int = 16
+    warmup: int = 200
+    batch: int = 128
+    n_step: int = 3
+    discount: float = 0.95
+    critics: int = 2
+    least_of: int = 2
+    tau: float = 0.01
+    learning_rate: float = 3e-4
+    policy_rate: float = 1e-4
+    policy_every: int = 4
+    temperature: float = 0.01
+    tuned: bool = False
+    demo_weight: float = 0.0
+    clone_steps: int = 3000
+    feature_noise: float = 0.05
+    hidden: tuple[int, ...] = (256, 256)
+    scale: float = 0.0
+    evaluate_minutes: float = 5.0
+    evaluate_episodes: int = 20
+    final_episodes: int = 200
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(0 < self.minutes <= 10_000, f"minutes must lie in (0, 10000], not {self.minutes}")
+        check(1 <= self.least_of <= self.critics, "least_of must lie in 1..critics")
+        for name in ("chunk", "batch", "n_step", "policy_every"):
+            check(getattr(self, name) >= 1, f"{name} must be at least 1")
+        check(self.batch >= 2, "batch must be at least 2")
+        check(
+            self.updates % self.policy_every == 0,
+            f"updates = {self.updates} must be a multiple of policy_every = {self.policy_every}",
+        )
+        check(0 <= self.discount < 1, f"discount must lie in [0, 1), not {self.discount}")
+        check(0 < self.tau <= 1, f"tau must lie in (0, 1], not {self.tau}")
+        rates = self.learning_rate > 0 and self.policy_rate > 0
+        check(rates, "learning_rate and policy_rate must be positive")
+        check(self.temperature >= 0, "temperature must not be negative")
+        check(self.warmup >= 0, "warmup must not be negative")
+        check(self.clone_steps >= 0, "clone_steps must not be negative")
+        check(0 <= self.scale <= 1, f"scale must lie in 0..1, not {self.scale}")
+        check(self.evaluate_minutes > 0, "evaluate_minutes must be positive")
+        check(self.evaluate_episodes >= 0, "evaluate_episodes must not be negative")
+        check(self.final_episodes >= 0, "final_episodes must not be negative")
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learnt of what the robot does."""
+        return self.updates > 0
+
+    @property
+    def decisions(self) -> int:
+        """How many the robot makes; whole chunks."""
+        wanted = round(self.minutes * DECISIONS_PER_MINUTE)
+        return self.chunk * max(1, wanted // self.chunk) if self.learns else 0
+
+
+# Source of the settings: see docs/online.md.
+ARMS = {
+    "bc": OnlineConfig("bc", updates=0),
+    "residual": OnlineConfig("residual"),
+    "warm": OnlineConfig("warm", demo_weight=2.0),
+    "rlpd": OnlineConfig(
+        "rlpd",
+        updates=20,
+        policy_every=20,
+        n_step=1,
+        critics=10,
+        least_of=1,
+        tau=0.005,
+        policy_rate=3e-4,
+        temperature=0.1,
+        tuned=True,
+        clone_steps=0,
+    ),
+}
+
+
+def find_arm(name: str, overrides: tuple[str, ...] = ()) -> OnlineConfig:
+    """Returns an arm's settings with changes.
+
+    Raises:
+      ConfigError: no such arm or setting.
+    """
+    if name not in ARMS:
+        raise ConfigError(f"There is no arm '{name}'.{did_you_mean(name, ARMS)}")
+    return override(ARMS[name], overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineRun:
+    """What a run is, as its folder says.
+
+    Attributes:
+      spec: the policy. config: how it learns.
+      seed: of all that is drawn. stepped: whether actor and learner wait for each other.
+      robot: "sim" or "emulated".
+      demos: folders of demonstrations. student: whose eyes the policy has; eyes_hash: of that student.
+      resets: "robot": it goes back to a start itself; "placed": the simulation puts everything to a new start.
+    """
+
+    spec: OnlineSpec
+    config: OnlineConfig
+    seed: int
+    stepped: bool
+    robot: Literal["sim", "emulated"]
+    demos: tuple[str, ...]
+    student: str
+    eyes_hash: str
+    resets: Literal["robot", "placed"]
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes it into the run's folder."""
+        write_atomic(folder / SETTINGS, json.dumps(to_dict(self), indent=2).encode() + b"\n")
+
+
+def read_online_run(folder: str | os.PathLike[str]) -> OnlineRun:
+    """Reads what a run is.
+
+    Raises:
+      ArtifactError: there is none, or it is damaged.
+    """
+    path = pathlib.Path(folder) / SETTINGS
+    try:
+        described: JsonObject = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} holds no run to resume; leave out --resume.") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}).") from error
+    try:
+        return from_dict(OnlineRun, described)
+    except ConfigError as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from error

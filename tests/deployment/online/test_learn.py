@@ -1,0 +1,224 @@
+"""Demonstrations and learning on simulated arms, through the control loop, with the learner beside."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import online_cases
+import pytest
+
+from alohas2r.core.records import RecordReader
+from alohas2r.deployment.log import LogWriter, read_run
+from alohas2r.deployment.online import learn as online
+from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
+from alohas2r.deployment.online.director import EVALUATIONS
+from alohas2r.deployment.online.explorer import Explorer, Scripted
+from alohas2r.deployment.online.learn import LearnConfig, learn, plan_run
+from alohas2r.deployment.online.scripts import ScriptedExpert
+from alohas2r.deployment.online.stage import Plan, ResetDraws, Stage
+from alohas2r.deployment.online.truth import Truth
+from alohas2r.deployment.rig import RigConfig, open_rig
+from alohas2r.errors import ArtifactError, ConfigError, RobotFault
+from alohas2r.learning.online import worker
+from alohas2r.learning.online.experience import Closed, Row, read_all
+from alohas2r.learning.online.sources import read_demos
+from alohas2r.policies import artifact
+from alohas2r.policies.online import published
+from alohas2r.policies.online.policy import OnlinePolicy
+
+SPEC = online_cases.spec(hidden=(16, 16))
+SMALL = (
+    "minutes=0.1",
+    "chunk=10",
+    "warmup=5",
+    "batch=16",
+    "updates=4",
+    "hidden=(16, 16)",
+    "clone_steps=50",
+    "evaluate_minutes=0.04",
+    "evaluate_episodes=1",
+    "final_episodes=1",
+)
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("demos") / "reach"
+    result = demonstrate(DemoConfig("reach", episodes=2), RigConfig("sim", stepped=True), folder)
+    assert result["episodes"] == result["true_successes"] == 2
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt(demos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("learnt") / "run"
+    told = []
+    config = LearnConfig("reach", "residual", (str(demos),), SMALL, stepped=True)
+    result = learn(config, folder, tell=lambda progress, episode: told.append(episode))
+    assert result["evaluations"][-1]["final"]
+    assert result["minutes"] >= 0.09
+    assert sum(one.plan.evaluation for one in told) == len(result["evaluations"]) >= 2
+    assert not result["aborted"]
+    return folder
+
+
+def test_a_demonstration_is_what_was_commanded(demos):
+    run = read_run(demos / "log" / "0000.run")
+    records = RecordReader(demos / "log" / "0000.run", strict=True).poll()
+    rows = read_all(SPEC, records)
+    actions = np.array([one.action for one in rows if isinstance(one, Closed)])
+    wanted = [one.arrays["learning/wanted"] for one in run.steps if "learning/wanted" in one.arrays]
+    assert len(actions) == len(wanted)
+    assert np.abs(actions).max() <= 1
+    for before, after in zip(run.steps[:-1], run.steps[1:], strict=True):
+        if before.values["episode"] != after.values["episode"]:
+            continue
+        told = SPEC.targets(after.arrays["observation/proprioception"])
+        np.testing.assert_allclose(told, before.arrays["command"][:7], atol=1e-6)
+    first, truths = run.steps[0], [one.values["learning"]["truth"] for one in run.steps]
+    assert first.values["learning"]["source"] == "demo"
+    assert truths.count(True) >= 2
+    ends = [one for one in run.steps if one.values["learning"]["terminated"]]
+    assert [one.values["learning"]["reward"] for one in ends] == [1.0, 1.0]
+
+
+def test_the_same_is_learnt_from_the_log_alone(learnt, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(learnt / "log", again / "log")
+    shutil.copy(learnt / "online.json", again)
+    assert worker.learn(again, False)["finished"]
+    spec = online.read_online_run(again).spec
+    newest = published.newest(learnt / "published")
+    assert newest == published.newest(again / "published") == 3
+    versions = [
+        [published.read_version(folder / "published", spec, n).weights for n in range(4)]
+        for folder in (learnt, again)
+    ]
+    for one, other in zip(*versions, strict=True):
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, other[name])
+    first, last = versions[0][0], versions[0][-1]
+    assert any((first[name] != last[name]).any() for name in first if name.startswith("policy"))
+    assert all((first[name] == last[name]).all() for name in first if name.startswith("base"))
+
+
+def test_the_artifact_acts_as_the_actor_did(learnt):
+    """What was decided without noise in the evaluation, the artifact decides again from the log."""
+    policy = artifact.load(learnt / "policy", OnlinePolicy)
+    paths = sorted((learnt / "log").glob("*.run"))
+    steps = [step for path in paths for step in read_run(path).steps]
+    last = max(step.values["episode"] for step in steps)
+    shown = [one for one in steps if one.values["episode"] == last]
+    assert all(one.values["learning"]["evaluation"] for one in shown)
+    assert shown[0].values["learning"]["version"] == 3
+    for one in shown:
+        said = one.values["learning"]
+        if said["terminated"] or said["truncated"]:
+            continue
+        seen = {
+            name.removeprefix("observation/"): value
+            for name, value in one.arrays.items()
+            if name.startswith("observation/")
+        }
+        np.testing.assert_allclose(policy.act(seen), one.arrays["action"], atol=1e-5)
+
+
+def test_evaluations_are_written_as_they_come(learnt):
+    rows = [json.loads(line) for line in (learnt / EVALUATIONS).read_text().splitlines()]
+    assert [row["final"] for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert all(0 <= row["success"] <= 1 for row in rows)
+    assert rows[-1]["version"] == 3
+
+
+def test_a_finished_run_is_resumed_to_its_result(learnt, demos):
+    config = LearnConfig("reach", "residual", (str(demos),), SMALL, stepped=True)
+    other = (*SMALL[:-1], "final_episodes=2")
+    with pytest.raises(ConfigError, match="final_episodes: 1 -> 2"):
+        learn(LearnConfig("reach", "residual", (str(demos),), other, stepped=True), learnt, True)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        learn(config, learnt)
+
+
+def test_bad_input_is_said_in_a_line(demos, tmp_path):
+    def config(task="reach", arm="bc", demo=demos, **changes):
+        return LearnConfig(task, arm, (str(demo),), SMALL, stepped=True, **changes)
+
+    with pytest.raises(ConfigError, match="no task 'wave'"):
+        plan_run(config("wave"))
+    with pytest.raises(ConfigError, match="no arm 'legs'"):
+        plan_run(config(arm="legs"))
+    with pytest.raises(ConfigError, match="learn needs demonstrations"):
+        LearnConfig("reach", "bc", ())
+    with pytest.raises(ConfigError, match="needs --robot sim or emulated"):
+        config(robot="aloha")
+    with pytest.raises(ArtifactError, match="holds no run to resume"):
+        learn(config(), tmp_path / "none", resume=True)
+    with pytest.raises(ConfigError, match="demonstrates 'reach', not 'pick'"):
+        read_demos([str(demos)], online_cases.spec("pick"))
+    with pytest.raises(ConfigError, match="is of the left arm"):
+        read_demos([str(demos)], online_cases.spec(side="right"))
+    with pytest.raises(ArtifactError, match="holds no demonstrations"):
+        read_demos([str(tmp_path)], SPEC)
+    with pytest.raises(ArtifactError, match="exists already"):
+        demonstrate(DemoConfig("reach"), RigConfig("sim", stepped=True), demos)
+    copied = tmp_path / "copied"
+    shutil.copytree(demos, copied)
+    (copied / "demonstrations.json").write_text("{")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read_demos([str(copied)], SPEC)
+    shutil.copy(demos / "demonstrations.json", copied)
+    log = copied / "log" / "0000.run"
+    content = bytearray(log.read_bytes())
+    log.write_bytes(content[: len(content) // 8])
+    with pytest.raises(ArtifactError, match="None of the demonstrations"):
+        read_demos([str(copied)], SPEC)
+    content[len(content) // 2] ^= 255
+    log.write_bytes(content)
+    with pytest.raises(ArtifactError, match="damaged at byte"):
+        read_demos([str(copied)], SPEC)
+    rows = read_demos([str(demos)], SPEC)
+    assert sum(isinstance(one, Closed) and one.terminated for one in rows) == 2
+    closed = sum(isinstance(one, Closed) for one in rows)
+    assert sum(isinstance(one, Row) for one in rows) == closed
+
+
+def test_a_learner_that_refuses_is_heard(tmp_path):
+    broken = tmp_path / "demos"
+    broken.mkdir()
+    config = LearnConfig("reach", "bc", (str(broken),), SMALL, stepped=True)
+    with pytest.raises(ArtifactError, match="holds no demonstrations"):
+        learn(config, tmp_path / "run")
+    assert worker.__name__ == online.WORKER
+
+
+class Aborting:
+    """A director whose episodes never come to their end."""
+
+    def __init__(self) -> None:
+        self.aborted: list[bool] = []
+
+    def next(self) -> Plan:
+        return Plan(len(self.aborted), (0, len(self.aborted)), False, True, False)
+
+    def ended(self, episode, state) -> None:
+        self.aborted.append(episode.aborted)
+
+
+def test_three_aborted_episodes_in_a_row_stop_it(tmp_path):
+    rig = RigConfig("sim", stepped=True, stub_cameras=True)
+    with open_rig(rig, judged=False) as arms, LogWriter(tmp_path / "log.run", {}) as log:
+        assert arms.simulation is not None
+        truth, director = Truth(SPEC, arms.simulation), Aborting()
+        expert = Scripted(ScriptedExpert(SPEC, truth.grip))
+        explorer = Explorer(SPEC, expert, ResetDraws(SPEC, (0,), True), truth.done)
+        stage = Stage(explorer, arms.simulation, truth, director, log, False)
+
+        def play() -> None:
+            for episode in range(5):
+                assert not stage.ended()
+                stage.begin(episode)
+
+        with pytest.raises(RobotFault, match="3 episodes in a row were ended"):
+            play()
+    assert director.aborted == [True] * 3
