@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from alohas2r.config import check, to_dict
+from alohas2r.config import check, from_dict, to_dict
 from alohas2r.core.types import JsonObject
 from alohas2r.embodiment import history as embodiment_history
 from alohas2r.embodiment.history import HistoryConfig
@@ -174,6 +174,20 @@ class Interface:
             if not one["recent"]:
                 del one["recent"]
         return plain
+
+    @classmethod
+    def read(cls, data: JsonObject) -> Interface:
+        """Returns what was described.
+
+        Raises:
+          ConfigError: it is no description of an interface.
+        """
+        if not isinstance(data, dict):
+            return from_dict(cls, data)
+        memories = data.get("memories", ())
+        if isinstance(memories, list | tuple) and all(isinstance(one, dict) for one in memories):
+            data = {**data, "memories": [{"recent": 0, **one} for one in memories]}
+        return from_dict(cls, {"hold": 1, **data})
 
     @property
     def network_inputs(self) -> tuple[Input, ...]:

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-from alohas2r.config import from_dict
 from alohas2r.core.types import Array, JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.onnx.container import (
@@ -68,7 +67,7 @@ class OnnxPolicy:
             self.description: JsonObject = json.loads(metadata[DESCRIPTION_KEY])
             self.hash = str(self.description["hash"])
             self.action: JsonObject = self.export["action"]
-            self.interface = from_dict(Interface, self.export["interface"], partial=True)
+            self.interface = Interface.read(self.export["interface"])
             self._check = unpack(metadata[CHECK_KEY])
         except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise ArtifactError(f"{path} is no exported policy ({error!r}).") from error

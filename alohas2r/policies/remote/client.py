@@ -12,7 +12,6 @@ from typing import Self
 import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
-from alohas2r.config import from_dict
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, BackendUnavailable
 from alohas2r.policies.onnx.interface import Interface
@@ -64,9 +63,7 @@ class PolicyClient:
                 if not isinstance(metadata, dict):
                     raise ArtifactError("its first frame holds no metadata")
                 described = metadata.get("interface")
-                self.interface = (
-                    None if described is None else from_dict(Interface, described, partial=True)
-                )
+                self.interface = None if described is None else Interface.read(described)
                 stack.pop_all()  # stays open
         except Exception as error:  # whatever the library raises; it has no common base
             proxy = _proxy(self.url)
