@@ -85,6 +85,10 @@ def learn(
         typer.Option(help="Folder of the run (runs/online-TASK-ARM if left out)."),
     ] = None,
     resume: Resume = False,
+    offline: Annotated[
+        list[pathlib.Path] | None,
+        typer.Option(help="Folder of an earlier run, whose decisions are learnt from as well."),
+    ] = None,
     settings: Settings = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -106,6 +110,7 @@ def learn(
         stepped,
         resets or "",
         seed,
+        offline=tuple(str(earlier) for earlier in offline or ()),
     )
     with _episodes() as tell:
         result = online.learn(config, folder, resume, None, tell)

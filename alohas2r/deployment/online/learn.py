@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -34,6 +35,7 @@ from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
 from alohas2r.policies.online.config import LOGS, OnlineRun, find_arm, read_online_run
 from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.policies.online.protocol import protocol_of
 from alohas2r.policies.online.tasks import make_spec
 
 # The learner's program. Nothing of it is imported: a robot's computer has no JAX.
@@ -52,6 +54,7 @@ class LearnConfig:
       stepped: whether time stands still between control steps, and actor and learner wait for each other.
       resets: "robot", "placed", or "" for the task's own: pick goes back to a start itself, reach is placed.
       seed: of all that is drawn. student: whose eyes the policy has; "": the shipped one.
+      offline: folders of earlier runs of the task, whose decisions are learnt from as well.
     """
 
     task: str
@@ -63,6 +66,7 @@ class LearnConfig:
     resets: Literal["robot", "placed", ""] = ""
     seed: int = 0
     student: str = ""
+    offline: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks what fits together."""
@@ -104,6 +108,7 @@ def plan_run(config: LearnConfig) -> OnlineRun:
         student=student,
         eyes_hash=str(artifact.describe(student)["hash"]),
         resets=resets,
+        offline=tuple(str(pathlib.Path(one).resolve()) for one in config.offline),
     )
 
 
@@ -121,8 +126,8 @@ def learn(
       on_step: called after each control step. tell: after each episode.
 
     Returns:
-      "task", "arm", "minutes" of acting, "reset_minutes", "wall_s", "episodes", "successes", "true_successes",
-      "helped", "aborted", "success" (of the last evaluation, by the truth), "evaluations", "timing", "out".
+      "task", "arm", "protocol" with its hash, "seed", "minutes" of acting, "reset_minutes", "wall_s", "episodes",
+      "successes", "true_successes", "helped", "aborted", "success" (of the last evaluation, by the truth), "evaluations", "timing", "out".
 
     Raises:
       ConfigError: settings that do not fit together, or other ones than the run was begun with.
@@ -283,13 +288,14 @@ def _segment(
 def _result(
     folder: pathlib.Path, run: OnlineRun, progress: Progress, wall_s: float, tally: Tally
 ) -> JsonObject:
-    import json
-
-    path = folder / EVALUATIONS
+    protocol, path = protocol_of(run.config), folder / EVALUATIONS
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {
         "task": run.spec.task,
         "arm": run.config.arm,
+        "protocol": protocol.name,
+        "protocol_hash": protocol.hash,
+        "seed": run.seed,
         "minutes": round(progress.minutes, 2),
         "reset_minutes": round(progress.reset_steps / 1200, 2),
         "wall_s": round(wall_s, 1),

@@ -8,6 +8,7 @@ import numpy as np
 
 from alohas2r.embodiment.polar import SCALE
 from alohas2r.policies.online.spec import HOLD, OnlineSpec
+from alohas2r.policies.online.tasks import OnlineStart
 
 PITCH = 0.6  # rad; of the gripper above an object
 _ABOVE_M, _OPEN_M, _CLOSED_M, _LIFT_M = 0.06, 0.036, 0.004, 0.15
@@ -100,8 +101,7 @@ def way_back(
     now: np.ndarray,
     holds: bool,
     draw: np.random.Generator,
-    region: tuple[tuple[float, float], float],
-    waist: float,
+    region: OnlineStart,
 ) -> Way:
     """Returns the way to a new start: what is held is set down at a random place, then the arm goes home.
 
@@ -109,15 +109,12 @@ def way_back(
       spec: what learns.
       home: [5] where episodes start. now: [5] where the arm is.
       holds: whether something is held.
-      draw: source of the places. region: reach (m) and half range of the direction (rad) of objects.
-      waist: half range of the waist at the start (rad).
+      draw: source of the places. region: where episodes start.
     """
     start = home.copy()
-    start[0] += draw.uniform(-waist, waist)
-    reach, direction = (
-        draw.uniform(*region[0]) - 0.02,
-        home[0] + draw.uniform(-region[1], region[1]),
-    )
+    start[0] += draw.uniform(-region.waist, region.waist)
+    reach = draw.uniform(*region.reach) - 0.02
+    direction = home[0] + draw.uniform(-region.direction, region.direction)
     places = []
     if holds:
         over = np.array([direction, reach, 0.08, PITCH, now[4]])

@@ -11,11 +11,12 @@ import numpy as np
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.online.explorer import Explorer, Phase
 from alohas2r.deployment.online.scripts import Way, way_back
-from alohas2r.deployment.online.truth import DIRECTION, REACH, WAIST, Start, Truth
+from alohas2r.deployment.online.truth import Start, Truth
 from alohas2r.deployment.rig import Simulation
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM, SIDES
 from alohas2r.errors import RobotFault
 from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.tasks import START
 from alohas2r.sim import scene
 
 ABORTED = 3  # episodes in a row that the guard ended, after which nothing goes on
@@ -216,4 +217,4 @@ class ResetDraws:
         holds = spec.task == "pick" and spec.targets(felt)[-1] < 0.02 < own[PER_ARM - 1] + 0.006
         draw = np.random.default_rng([*self._seed, self.number, 3])
         now = spec.arm.polar(spec.targets(felt))
-        return way_back(spec, home, now, bool(holds), draw, (REACH, DIRECTION), WAIST)
+        return way_back(spec, home, now, bool(holds), draw, START)

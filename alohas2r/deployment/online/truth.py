@@ -10,13 +10,11 @@ import numpy as np
 from alohas2r.deployment.rig import Simulation
 from alohas2r.embodiment.joints import PER_ARM, SIDES
 from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.tasks import START
 from alohas2r.sim import scene
 from alohas2r.sim.kinematics import quaternion_matrix, tip_midpoints
 from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF, TABLE_HEIGHT
 
-# Where objects lie when episodes start: reach (m) and direction about the waist's home (rad), and how far their axis is
-# turned from that direction (rad). Poses: half range of the waist about its home.
-REACH, DIRECTION, YAW, WAIST = (0.31, 0.40), 0.25, 0.09, 0.15
 _SPARE_M = (
     0.004  # beside the object, where the middle between the fingertips still counts as within it
 )
@@ -86,7 +84,10 @@ class Truth:
         home = float(self._scene.home_ctrl[self._arm.ctrl[0]])
         along = np.arctan2(turn[1, 0], turn[0, 0]) - waist
         askew = abs((along + np.pi / 2) % np.pi - np.pi / 2)
-        near = REACH[0] - 0.06 < reach < REACH[1] + 0.02 and abs(waist - home) < DIRECTION + 0.15
+        near = (
+            START.reach[0] - 0.06 < reach < START.reach[1] + 0.02
+            and abs(waist - home) < START.direction + 0.15
+        )
         lies = abs(self._object()[2] - TABLE_HEIGHT - SOCKET_HALF) < 0.015
         return bool(near and lies and turn[2, 2] > _UPRIGHT and askew < 0.5)
 
@@ -95,10 +96,10 @@ class Truth:
         qpos, arm = self._scene.home_qpos.copy(), self._arm
         targets = self._scene.home_ctrl[self._actuators].copy()
         home = float(self._scene.home_ctrl[arm.ctrl[0]])
-        waist = home + draw.uniform(-WAIST, WAIST)
+        waist = home + draw.uniform(-START.waist, START.waist)
         targets[PER_ARM * SIDES.index(self._spec.side)] = qpos[arm.qpos[0]] = waist
-        angle = home + draw.uniform(-DIRECTION, DIRECTION)
-        reach, yaw = draw.uniform(*REACH), angle + draw.uniform(-YAW, YAW)
+        angle = home + draw.uniform(-START.direction, START.direction)
+        reach, yaw = draw.uniform(*START.reach), angle + draw.uniform(-START.yaw, START.yaw)
         height = qpos[arm.object_qpos[2]] - arm.base_pos[2]
         place = np.array([reach * np.cos(angle), reach * np.sin(angle), height])
         qpos[arm.object_qpos[:3]] = arm.base_pos + self._turn @ place

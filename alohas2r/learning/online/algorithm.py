@@ -21,7 +21,7 @@ from alohas2r.learning.online import losses
 from alohas2r.learning.online.clone import clone
 from alohas2r.learning.online.experience import Chains, Row
 from alohas2r.learning.online.replay import Batch, Replay, half_and_half
-from alohas2r.learning.online.sources import Tail, read_demos
+from alohas2r.learning.online.sources import Tail, read_demos, read_earlier
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks, published
@@ -75,6 +75,8 @@ class OnlineAlgorithm:
         self._demos.add(rows)
         self._check = [one for one in rows if isinstance(one, Row)][:64]
         self._own = Replay(run.spec, eyes, False)
+        for earlier in run.offline:
+            self._own.add(read_earlier(earlier, run.spec))
         self._chains, self._tail = Chains(run.spec), Tail(folder / LOGS)
         self._stream: Iterator[Record] | None = None  # what was polled, and not taken yet
         self._fixed: dict[str, np.ndarray] = {}

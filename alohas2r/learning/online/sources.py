@@ -45,6 +45,21 @@ def read_demos(folders: Sequence[str], spec: OnlineSpec) -> list[Row | Closed]:
     return rows
 
 
+def read_earlier(folder: str, spec: OnlineSpec) -> list[Row | Closed]:
+    """Returns the rows of an earlier run of the same task, whoever acted in it.
+
+    Raises:
+      ArtifactError: there is no such run, it is damaged, or its log holds no decision.
+    """
+    logs, chains = pathlib.Path(folder) / LOGS, Chains(spec)
+    rows = [one for record in Tail(logs).poll() for one in chains.take(record)]
+    if not rows:
+        raise ArtifactError(
+            f"{folder} holds no decisions to learn from; --offline takes folders of alohas2r learn."
+        )
+    return rows
+
+
 def _check_rate(path: pathlib.Path, records: Sequence[Record]) -> None:
     period_s = records[0].values.get("period_s") if records else None
     if period_s != CONTROL_PERIOD_S:

@@ -144,6 +144,7 @@ class OnlineRun:
       robot: "sim" or "emulated".
       demos: folders of demonstrations. student: whose eyes the policy has; eyes_hash: of that student.
       resets: "robot": it goes back to a start itself; "placed": the simulation puts everything to a new start.
+      offline: folders of earlier runs, whose decisions are learnt from as well.
     """
 
     spec: OnlineSpec
@@ -155,6 +156,7 @@ class OnlineRun:
     student: str
     eyes_hash: str
     resets: Literal["robot", "placed"]
+    offline: tuple[str, ...]
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes it into the run's folder."""

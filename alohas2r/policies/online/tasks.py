@@ -43,6 +43,22 @@ class OnlineTask:
         return round(self.seconds / CONTROL_PERIOD_S)
 
 
+@dataclasses.dataclass(frozen=True)
+class OnlineStart:
+    """Where episodes start.
+
+    Attributes:
+      reach: of objects, range (m). direction: of objects about the waist's home, half range (rad).
+      yaw: how far an object is turned from its direction, half range (rad). waist: about its home, half range (rad).
+    """
+
+    reach: tuple[float, float] = (0.31, 0.40)
+    direction: float = 0.25
+    yaw: float = 0.09
+    waist: float = 0.15
+
+
+START = OnlineStart()
 TASKS = {
     "reach": OnlineTask("reach", 6.0, 0.25, 0.4),
     "pick": OnlineTask("pick", 10.0, 0.4, 0.4),

@@ -46,7 +46,8 @@ def test_numpy_jax_and_onnx_agree(folder):
         load_policy(folder / "policy.onnx"),
     )
     network = load_network(folder / "policy", 16)
-    rows, state = policy.check_inputs(artifact.read_npz(folder / "policy" / "check.npz")), None
+    rows = policy.check_inputs(artifact.read_npz(folder / "policy" / "check.npz"))
+    state, before = None, np.zeros(14)
     for step in range(24):
         seen = {name: row[step] for name, row in rows.items()}
         ours, theirs = policy.act(seen), file.act(seen)

@@ -1,0 +1,48 @@
+"""The frozen numbers by which learning on a robot is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from alohas2r.config import digest
+from alohas2r.policies.online.config import OnlineConfig
+from alohas2r.policies.online.spec import HOLD
+from alohas2r.policies.online.tasks import START, TASKS, OnlineStart, OnlineTask
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnProtocol:
+    """Unaided, deterministic evaluations in the nominal simulation, counted by the truth.
+
+    Attributes:
+      name: never used for other numbers.
+      evaluate_minutes: of acting between evaluations. evaluate_episodes: of each. final_episodes: of the last.
+      tasks: with how long their episodes last. start: where these begin. hold: control steps of a decision.
+    """
+
+    name: str = "learn-v1"
+    evaluate_minutes: float = 5.0
+    evaluate_episodes: int = 20
+    final_episodes: int = 200
+    tasks: tuple[OnlineTask, ...] = (TASKS["reach"], TASKS["pick"])
+    start: OnlineStart = START
+    hold: int = HOLD
+
+    @property
+    def hash(self) -> str:
+        """Identifies the numbers."""
+        return digest(self)[:16]
+
+
+LEARN_V1 = LearnProtocol()
+
+
+def protocol_of(config: OnlineConfig) -> LearnProtocol:
+    """Returns learn-v1, or what a run's settings make of it under another name."""
+    other = dataclasses.replace(
+        LEARN_V1,
+        evaluate_minutes=config.evaluate_minutes,
+        evaluate_episodes=config.evaluate_episodes,
+        final_episodes=config.final_episodes,
+    )
+    return LEARN_V1 if other == LEARN_V1 else dataclasses.replace(other, name="learn-v1+modified")
