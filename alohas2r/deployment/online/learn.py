@@ -127,7 +127,8 @@ def learn(
 
     Returns:
       "task", "arm", "protocol" with its hash, "seed", "minutes" of acting, "reset_minutes", "wall_s", "episodes",
-      "successes", "true_successes", "helped", "aborted", "success" (of the last evaluation, by the truth), "evaluations", "timing", "out".
+      "successes", "true_successes", "helped", "aborted", "success" (of the last evaluation, by the truth),
+      "evaluations", "timing", "policy", "out".
 
     Raises:
       ConfigError: settings that do not fit together, or other ones than the run was begun with.
