@@ -49,10 +49,15 @@ def demonstrate(
     """
     demos, rigs = library("deployment.online.demonstrate"), library("deployment.rig")
     config = demos.DemoConfig(task, by, episodes, seed)
-    with live(episodes, False) as on_step:
-        result = demos.demonstrate(
-            config, rigs.RigConfig(robot, stepped=stepped), out, None, on_step
-        )
+    rig = rigs.RigConfig(robot, stepped=stepped)
+    with contextlib.ExitStack() as stack:
+        rule = on_step = None
+        if by == "keyboard":
+            say = Console(stderr=True).print
+            rule = stack.enter_context(library("deployment.online.keyboard").Keyboard(say))
+        else:
+            on_step = stack.enter_context(live(episodes, False))
+        result = demos.demonstrate(config, rig, out, None, on_step, rule)
     show(result, f"Demonstrated {task} in {out}", as_json)
 
 

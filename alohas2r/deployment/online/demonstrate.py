@@ -17,19 +17,19 @@ from alohas2r.deployment.config import LIMITS, DeployConfig
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
-from alohas2r.deployment.online.explorer import Decider, Explorer, Scripted
+from alohas2r.deployment.online.explorer import Explorer, Rule, Scripted
 from alohas2r.deployment.online.scripts import ScriptedExpert
 from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
 from alohas2r.deployment.online.truth import Start, Truth
-from alohas2r.deployment.report import Report
+from alohas2r.deployment.report import Outcome, Report
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online.eyes import read_eyes
-from alohas2r.policies.online.spec import OnlineSpec
 from alohas2r.policies.online.tasks import make_spec
 
 ABOUT, LOGS = "demonstrations.json", "log"
 _TRIES = 5  # episodes for each that is wanted, before it is given up
+PERSON_S = 60.0  # that a person has for an episode
 EPISODE_S = 3600.0  # of the control loop: episodes end by themselves
 
 
@@ -43,13 +43,15 @@ class DemoConfig:
     """
 
     task: str
-    by: Literal["script"] = "script"
+    by: Literal["script", "keyboard"] = "script"
     episodes: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check(self.by == "script", f"--by must be script, not '{self.by}'")
+        check(
+            self.by in ("script", "keyboard"), f"--by must be script or keyboard, not '{self.by}'"
+        )
         check(1 <= self.episodes <= 10_000, f"episodes must be in 1..10000, not {self.episodes}")
 
 
@@ -79,6 +81,7 @@ def demonstrate(
     out: str | os.PathLike[str],
     student: str | os.PathLike[str] | None = None,
     on_step: Callable[[Report], None] | None = None,
+    rule: Rule | None = None,
 ) -> JsonObject:
     """Records demonstrations on simulated or emulated arms.
 
@@ -87,6 +90,7 @@ def demonstrate(
       out: a new folder for the log.
       student: whose eyes learning will have; the shipped one if None.
       on_step: called after each control step.
+      rule: who shows it, if not a script: a person's `Keyboard`.
 
     Returns:
       "task", "by", "episodes" that succeeded, "tries", "true_successes", "seconds" of acting, "out".
@@ -95,6 +99,10 @@ def demonstrate(
       ConfigError: real arms, which no script knows how to lead, or a setting out of range.
       ArtifactError: the folder holds something already, or no episode succeeded.
     """
+    check(
+        rule is None or not rig.stepped,
+        "a person cannot show anything while time stands still: leave out --stepped",
+    )
     check(
         not rig.real,
         "a script knows where objects are in a simulation only: use --robot sim or emulated",
@@ -123,10 +131,19 @@ def demonstrate(
         assert arms.simulation is not None
         truth = Truth(spec, arms.simulation)
         back = ResetDraws(spec, (config.seed,), False)
-        explorer = Explorer(spec, _decider(spec, truth), back, truth.done)
+        shown = ScriptedExpert(spec, truth.grip) if rule is None else rule
+        decider = Scripted(shown, "demo" if rule is None else "human")
+        seconds = None if rule is None else PERSON_S
+        explorer = Explorer(spec, decider, back, truth.done, seconds)
         stage = Stage(explorer, arms.simulation, truth, director, log, not rig.stepped)
-        Deployment(arms.robot, arms.cameras, explorer, deploy, stage, log, on_step=on_step).run(
-            stage
+        deployment = Deployment(
+            arms.robot, arms.cameras, explorer, deploy, stage, log, on_step=on_step
+        )
+        outcome = deployment.run(stage)
+    if director.next() is not None:
+        raise ArtifactError(
+            f"The demonstrations were stopped ({why_stopped(outcome)}); {director.successes} of {config.episodes} had"
+            f" succeeded. Begin anew in another --out than {folder}."
         )
     if not director.successes:
         raise ArtifactError(f"None of {director.tries} demonstrations of {config.task} succeeded.")
@@ -155,5 +172,6 @@ def stage_config() -> DeployConfig:
     )
 
 
-def _decider(spec: OnlineSpec, truth: Truth) -> Decider:
-    return Scripted(ScriptedExpert(spec, truth.grip))
+def why_stopped(outcome: Outcome) -> str:
+    """Returns in words why a run ended before its time."""
+    return "; ".join(reason for _, reason in outcome.reasons) or "nobody said why"

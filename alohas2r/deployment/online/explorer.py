@@ -10,7 +10,7 @@ import numpy as np
 
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.online.scripts import Way
-from alohas2r.embodiment.joints import JOINTS
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S, JOINTS
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.published import Published
 from alohas2r.policies.online.recent import recent_actions
@@ -39,6 +39,11 @@ class Decider(Protocol):
     source: str
     version: int
 
+    @property
+    def gave_up(self) -> bool:
+        """Whether it gives the episode up."""
+        ...
+
     def begin(self, seed: Sequence[int], explores: bool) -> None:
         """Starts an episode."""
         ...
@@ -56,6 +61,7 @@ class Learned:
     """
 
     source = "policy"
+    gave_up = False
 
     def __init__(self, spec: OnlineSpec, eyes: Mapping[str, np.ndarray]) -> None:
         self._spec, self._eyes = spec, eyes
@@ -99,6 +105,7 @@ class Explorer:
       spec: what learns. decider: who decides.
       back: returns the way to a new start from what is felt [32], or None where the scene is put right otherwise.
       truth: whether the task is truly done; None where nobody knows.
+      seconds: how long an episode lasts at most; None: as long as the task says.
 
     Attributes:
       phase: what the arm does. steps: control steps of acting so far; reset_steps: of the way back; decisions: made.
@@ -111,11 +118,14 @@ class Explorer:
         decider: Decider,
         back: Callable[[np.ndarray], Way | None],
         truth: Callable[[], bool] | None = None,
+        seconds: float | None = None,
     ) -> None:
         self.spec, self.decider = spec, decider
         self._back, self._truth = back, truth
         self._reward = Reward(spec)
         self._limit = find_online_task(spec.task).steps
+        if seconds is not None:
+            self._limit = round(seconds / CONTROL_PERIOD_S)
         self._evaluation = False
         self.phase = Phase.IDLE
         self.steps = self.decisions = self.reset_steps = 0
@@ -155,7 +165,7 @@ class Explorer:
         spec = self.spec
         rgb, depth = (observation[f"{spec.side}_{kind}"] for kind in ("rgb", "depth"))
         done = self._reward.update(felt, depth)
-        late = self.steps >= self._limit
+        late = self.steps >= self._limit or self.decider.gave_up
         truth = None if self._truth is None else self._truth()
         said: JsonObject = {
             **self._said(self.decider.source, truth),
@@ -210,7 +220,13 @@ class Explorer:
 
 
 class Rule(Protocol):
-    """A rule that acts by what is felt."""
+    """A rule that acts by what is felt.
+
+    Attributes:
+      gave_up: whether it gives the episode up.
+    """
+
+    gave_up: bool
 
     def begin(self, seed: Sequence[int]) -> None:
         """Starts an episode."""
@@ -225,14 +241,18 @@ class Scripted:
     """Decides by a rule: `Decider`.
 
     Args:
-      expert: the rule, with `begin(seed)` and `act(proprioception)`.
+      expert: the rule. source: as logs name it.
     """
 
-    source = "demo"
     version = -1
 
-    def __init__(self, expert: Rule) -> None:
-        self._expert = expert
+    def __init__(self, expert: Rule, source: str = "demo") -> None:
+        self._expert, self.source = expert, source
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the rule gives the episode up."""
+        return self._expert.gave_up
 
     def begin(self, seed: Sequence[int], explores: bool) -> None:
         """Starts an episode."""

@@ -23,7 +23,7 @@ from alohas2r.deployment.config import LIMITS
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
-from alohas2r.deployment.online.demonstrate import stage_config
+from alohas2r.deployment.online.demonstrate import stage_config, why_stopped
 from alohas2r.deployment.online.director import EVALUATIONS, LearnDirector, Progress, read_progress
 from alohas2r.deployment.online.explorer import Explorer, Learned
 from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
@@ -96,6 +96,7 @@ def plan_run(config: LearnConfig) -> OnlineRun:
         base=cloned,
         policy=settings.learns,
         scale=settings.scale or None,
+        loudest=settings.loudest,
     )
     resets = config.resets or ("robot" if config.task == "pick" else "placed")
     return OnlineRun(
@@ -253,11 +254,14 @@ def _act(
                 if on_step is not None:
                     on_step(report)
 
-            Deployment(arms.robot, arms.cameras, explorer, deploy, stage, log, on_step=note).run(
-                stage
+            deployment = Deployment(
+                arms.robot, arms.cameras, explorer, deploy, stage, log, on_step=note
             )
+            outcome = deployment.run(stage)
     if not progress.final:
-        raise ArtifactError(f"The run was stopped; --resume --out {folder} continues.")
+        raise ArtifactError(
+            f"The run was stopped ({why_stopped(outcome)}); --resume --out {folder} continues."
+        )
 
 
 class _Numbered:

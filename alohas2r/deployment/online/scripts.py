@@ -32,6 +32,9 @@ class ScriptedExpert:
       spec: what is demonstrated.
       grip: returns waist, reach and height [3] at which the arm grips the object.
       noise: standard deviation of what is added to its actions.
+
+    Attributes:
+      gave_up: never.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class ScriptedExpert:
         self._spec, self._grip, self._noise = spec, grip, noise
         self._draw = np.random.default_rng(0)
         self._stage, self._closed = 0, 0
+        self.gave_up = False
 
     def begin(self, seed: Sequence[int]) -> None:
         """Starts an episode."""

@@ -39,6 +39,7 @@ class OnlineConfig:
       clone_steps: of cloning the demonstrations beforehand; 0: nothing is cloned. feature_noise: in these.
       hidden: layers of all networks.
       scale: how much of a policy's action is added to the base's; 0: the task's own.
+      loudest: largest logarithm of the spread with which the policy explores.
       evaluate_minutes: of acting between evaluations. evaluate_episodes: of each; final_episodes: of the last.
     """
 
@@ -63,6 +64,7 @@ class OnlineConfig:
     feature_noise: float = 0.05
     hidden: tuple[int, ...] = (256, 256)
     scale: float = 0.0
+    loudest: float = -1.0
     evaluate_minutes: float = 5.0
     evaluate_episodes: int = 20
     final_episodes: int = 200
@@ -118,6 +120,7 @@ ARMS = {
         policy_rate=3e-4,
         temperature=0.1,
         tuned=True,
+        loudest=2.0,
         clone_steps=0,
     ),
 }

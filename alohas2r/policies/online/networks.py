@@ -15,7 +15,7 @@ from alohas2r.policies.online.spec import OnlineSpec
 _LAYERS = ((8, 4), (4, 2), (3, 1))
 _EPSILON = 1e-6  # of layer normalization
 LIMIT = 10.0  # standard deviations beyond which a feature says no more
-LOG_STD = (-5.0, 2.0)  # ends of the logarithm of the exploration's spread
+LOG_STD = -5.0  # least logarithm of the exploration's spread
 
 
 def dense(weights: Mapping[str, Array], name: str, values: Array) -> Array:
@@ -163,7 +163,7 @@ def policy_heads(
     inputs = xp.concatenate([normal, base], -1) if spec.base else normal
     outputs = mlp(weights, "policy", inputs, len(spec.hidden), xp)
     mean, spread = outputs[..., : spec.actions], outputs[..., spec.actions :]
-    low, high = LOG_STD
+    low, high = LOG_STD, spec.loudest
     return mean, low + 0.5 * (high - low) * (xp.tanh(spread) + 1.0)
 
 

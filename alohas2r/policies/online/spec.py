@@ -37,6 +37,7 @@ class OnlineSpec:
       policy: whether there is a policy that learns by reward.
       scale: how much of a policy's action is added to the base's.
       tempo: factor of every movement.
+      loudest: largest logarithm of the spread with which the policy explores, before tanh.
     """
 
     task: TaskName
@@ -52,6 +53,7 @@ class OnlineSpec:
     policy: bool = True
     scale: float = 0.4
     tempo: float = 1.0
+    loudest: float = -1.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -61,6 +63,7 @@ class OnlineSpec:
         check(self.base or self.policy, "a policy needs a base, or a policy that learns, or both")
         check(0 < self.scale <= 1, f"scale must lie in (0, 1], not {self.scale}")
         check(0.4 <= self.tempo <= 1.2, f"tempo must lie in 0.4..1.2, not {self.tempo}")
+        check(-4 <= self.loudest <= 2, f"loudest must lie in -4..2, not {self.loudest}")
         check(bool(self.hidden) and min(self.hidden) >= 1, "hidden needs layers of 1 or more")
 
     @property

@@ -95,12 +95,14 @@ def make_spec(
     policy: bool = True,
     scale: float | None = None,
     tempo: float = 1.0,
+    loudest: float = -1.0,
 ) -> OnlineSpec:
     """Returns what a policy for a task is.
 
     Args:
       task: its name. cameras, network: of the student whose eyes it has.
-      side: the arm that learns. hidden: layers. base, policy, scale, tempo: see OnlineSpec; None: the task's scale.
+      side: the arm that learns. hidden: layers. base, policy, scale, tempo, loudest: see OnlineSpec;
+        None: the task's scale.
 
     Raises:
       ConfigError: no such task, or a number out of range.
@@ -125,6 +127,7 @@ def make_spec(
         policy=policy,
         scale=(chosen.scale if base else 1.0) if scale is None else scale,
         tempo=tempo,
+        loudest=loudest,
     )
 
 

@@ -1,0 +1,104 @@
+"""A person at the keyboard shows a task: each key moves the gripper a little from where it is; it never jumps."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import termios
+import tty
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self, TextIO
+
+import numpy as np
+
+from alohas2r.embodiment import polar
+from alohas2r.errors import ConfigError
+
+# Key -> which of `polar.NAMES` it moves, and which way.
+KEYS = {
+    "a": (0, 1.0),
+    "d": (0, -1.0),
+    "w": (1, 1.0),
+    "s": (1, -1.0),
+    "r": (2, 1.0),
+    "f": (2, -1.0),
+    "t": (3, -1.0),
+    "g": (3, 1.0),
+}
+GRIP, GIVE_UP = " ", "x"
+HELP = (
+    "w s reach, a d waist, r f height, t g pitch, space opens and closes, x gives the episode up;"
+    " Ctrl-C ends."
+)
+
+
+class Keyboard:
+    """Keys as actions; a rule for `explorer.Scripted`.
+
+    A terminal repeats a key that is held down; what was pressed since the last decision counts once.
+
+    Args:
+      say: shows a line to the person. stream: where keys come from; None: the terminal.
+
+    Attributes:
+      gave_up: whether the person gave the episode up.
+
+    Raises:
+      ConfigError: there is no terminal.
+    """
+
+    def __init__(self, say: Callable[[str], None], stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdin
+        if not self._stream.isatty():
+            raise ConfigError("--by keyboard needs a terminal to press keys in.")
+        self._say = say
+        self._before: list[object] = []
+        self._closed = False
+        self.gave_up = False
+
+    def __enter__(self) -> Self:
+        """Takes keys one by one from now on."""
+        number = self._stream.fileno()
+        self._before = termios.tcgetattr(number)
+        tty.setcbreak(number)
+        self._say(HELP)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Gives the terminal back."""
+        termios.tcsetattr(self._stream.fileno(), termios.TCSADRAIN, self._before)  # pyright: ignore[reportArgumentType]
+
+    def begin(self, seed: Sequence[int]) -> None:
+        """Starts an episode with open fingers; what was pressed before it does not count."""
+        self._pressed()
+        self._closed = self.gave_up = False
+
+    def act(self, proprioception: np.ndarray) -> np.ndarray:
+        """Returns the action [5] of the keys that were pressed since the last one."""
+        action = np.zeros(polar.SIZE, np.float32)
+        keys = self._pressed()
+        for key in dict.fromkeys(keys):
+            if key in KEYS:
+                which, way = KEYS[key]
+                action[which] += way
+        self._closed ^= keys.count(GRIP) % 2 == 1
+        self.gave_up = self.gave_up or GIVE_UP in keys
+        action[-1] = -1.0 if self._closed else 1.0
+        return action
+
+    def _pressed(self) -> str:
+        """Returns the keys that were pressed since the last call; never waits."""
+        keys = ""
+        while select.select([self._stream], [], [], 0)[0]:
+            more = os.read(self._stream.fileno(), 256)
+            if not more:
+                break
+            keys += more.decode("ascii", "replace").lower()
+        return keys
