@@ -10,7 +10,7 @@ import typer
 from alohas2r.cli.app import Json, Seed, Threads, command, library, loggers_of
 from alohas2r.cli.display import progress_display
 from alohas2r.cli.options import Log, Minutes, Preset, Resume, Settings
-from alohas2r.cli.train import show_run, tell_if_stopped
+from alohas2r.cli.train import Address, Fleet, Lag, Workers, fleet_of, show_run, tell_if_stopped
 
 
 @command("train-pixels")
@@ -43,6 +43,10 @@ def train_pixels(
         Literal["raycast", "exact"],
         typer.Option(help="What draws the depth; exact asks MuJoCo, which is slow."),
     ] = "raycast",
+    fleet: Fleet = None,
+    workers: Workers = None,
+    lag: Lag = None,
+    address: Address = None,
     log: Log = None,
     as_json: Json = False,
 ) -> None:
@@ -70,6 +74,7 @@ def train_pixels(
             progress=progress,
             renderer=renderer,
             loggers=loggers,
+            fleet=fleet_of(fleet, workers, lag, address),
         )
     show_run(result, f"Trained {phase} from pixels in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,7 +11,54 @@ from rich.console import Console
 from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, loggers_of, policy_folder
 from alohas2r.cli.display import progress_display, show
 from alohas2r.cli.options import Engine, Log, Minutes, Preset, Resume, Settings, WorldParams
+from alohas2r.config import check
 from alohas2r.core.types import JsonObject
+
+if TYPE_CHECKING:
+    from alohas2r.learning.fleet.base import FleetConfig
+
+
+Fleet = Annotated[
+    Literal["local", "ray"] | None,
+    typer.Option(
+        help="Where environments live, in worlds of 256; local: threads; ray: actors of a Ray cluster, any of which"
+        " may die. With the learner, as one batch, if left out. docs/fleet.md."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Workers of the fleet (1 if left out); the bits do not depend on it."),
+]
+Lag = Annotated[
+    int | None,
+    typer.Option(
+        help="0: rollouts act with the newest parameters; 1: with those before, while the learner learns (0 if left"
+        " out)."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Head of the Ray cluster (one of this machine alone if left out); --threads is then each worker's.",
+    ),
+]
+
+
+def fleet_of(
+    kind: str | None, workers: int | None, lag: int | None, address: str | None
+) -> FleetConfig | None:
+    """Returns the fleet that options ask for; None without one.
+
+    Raises:
+      ConfigError: they do not go together.
+    """
+    if kind is None:
+        given = {"--workers": workers, "--lag": lag, "--address": address}
+        named = [name for name, value in given.items() if value is not None]
+        check(not named, f"{', '.join(named)} belong to a fleet: add --fleet local or --fleet ray.")
+        return None
+    return library("learning.fleet.base").FleetConfig(kind, workers or 1, lag or 0, address or "")
 
 
 @command("train-teacher")
@@ -51,6 +98,10 @@ def train_teacher(
     ] = None,
     engine: Engine = "auto",
     world_params: WorldParams = None,
+    fleet: Fleet = None,
+    workers: Workers = None,
+    lag: Lag = None,
+    address: Address = None,
     log: Log = None,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +128,7 @@ def train_teacher(
             engine=engine,
             start_from=None if start_from is None else policy_folder(start_from),
             loggers=loggers,
+            fleet=fleet_of(fleet, workers, lag, address),
         )
     show_run(result, f"Trained {phase} in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

@@ -38,6 +38,10 @@ class Starts(Protocol):
         """Returns the starts of the first physics variants."""
         ...
 
+    def part(self, first: int, last: int) -> Self:
+        """Returns the starts of some physics variants, `last` not among them."""
+        ...
+
 
 Config = TypeVar("Config", bound="TaskConfig")
 Collecting = TypeVar("Collecting", bound=Collect)

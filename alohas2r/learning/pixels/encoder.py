@@ -45,7 +45,7 @@ class EncoderLearner(PixelPpo):
         count = self.env.num_envs
         every, nothing, steps = np.ones(count, bool), jnp.zeros(count), []
         for key in self.acting_keys(learner):
-            qpos, ctrl = (np.asarray(part) for part in self._draw_poses(key))
+            qpos, ctrl = (np.asarray(part) for part in self._draw_poses(key, self.env.context))
             physics, readout = self.env.engine.reset(physics, every, qpos, ctrl)
             sense = self.senses.restart_some(sense, jnp.asarray(every))
             drawn = self.senses.draw(sense, readout.qpos)
@@ -65,13 +65,13 @@ class EncoderLearner(PixelPpo):
         _, figures = super().loss(params, batch, key, entropy_weight)
         return figures["loss/objects"] + figures["loss/sighted"], figures
 
-    def _poses(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _poses(self, key: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns poses [N, nq] and targets [N, nu]: starts of the task, with joints and fingers moved at random."""
-        task, count = self.env.task, self.env.num_envs
+        task, count = self.env.task, len(context)
         start_key, joint_key, finger_key = jax.random.split(key, 3)
         stage = jnp.zeros(count, jnp.int32)
         keys = jax.random.split(start_key, count)
-        _, start = jax.vmap(task.reset)(keys, self.env.context, stage)
+        _, start = jax.vmap(task.reset)(keys, context, stage)
         qpos, ctrl = start.qpos, start.ctrl
         shape = count, len(task.scene.arms)
         beside = jax.random.uniform(

@@ -5,7 +5,8 @@ Each minibatch is a call of its own: inside a compiled loop XLA's gradients of p
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,7 @@ class PixelPpo(Ppo):
     def __init__(self, config: PpoConfig, env: Env, senses: Senses, auxiliary: float):
         super().__init__(config, env)
         self.senses, self.spec, self.auxiliary = senses, senses.spec, auxiliary
-        half = np.asarray(env.context)[:, 0]
-        self.sight = Sight(env.task.scene, self.spec.cameras, half)
+        self.sight = Sight(env.task.scene, self.spec.cameras)
         self.look_and_act = jax.jit(self._seen_and_acted)
         self.critic_view = jax.jit(lambda state, readout: env.observe(state, readout)[2])
         self.together = jax.jit(
@@ -72,6 +72,12 @@ class PixelPpo(Ppo):
         self._means = jax.jit(
             lambda rows: jax.tree.map(lambda *values: jnp.stack(values).mean(), *rows)
         )
+
+    def with_senses(self, senses: Senses) -> Self:
+        """Returns the same learner with the senses of other environments; see `beside`."""
+        other = copy.copy(self)
+        other.senses = senses
+        return other
 
     def init(self, key: jax.Array) -> LearnerState:
         """Returns the state before the first update."""
@@ -137,7 +143,7 @@ class PixelPpo(Ppo):
             "logits": logits,
             "depth": pack_depth(seen.depth, self.spec.cameras.depth_cutoff),
             "objects": object_in_gripper(observed.signals),
-            "sighted": self.sight(observed.signals),
+            "sighted": self.sight(observed.signals, observed.state.context[:, 0]),
         }
         return state, observed.sense, step, ctrl
 

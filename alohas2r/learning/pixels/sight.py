@@ -34,21 +34,24 @@ class Sight:
 
     Args:
       scene: where. cameras: the pictures.
-      half: [N] half the side of each environment's object (m).
     """
 
-    def __init__(self, scene: Scene, cameras: CameraSpec, half: np.ndarray):
+    def __init__(self, scene: Scene, cameras: CameraSpec):
         self._reach = math.tan(math.radians(cameras.fovy_deg) / 2)
         self._cutoff = cameras.depth_cutoff
         places = [_mount(scene, arm) for arm in range(len(scene.arms))]
         self._turn = jnp.asarray(np.stack([turn for turn, _ in places]), jnp.float32)  # [A, 3, 3]
         self._offset = jnp.asarray(np.stack([offset for _, offset in places]), jnp.float32)
-        sides = np.stack([np.full_like(half, HALF_LENGTH), half, half], 1)
-        self._points = jnp.asarray(_GRID[None] * sides[:, None], jnp.float32)  # [N, K, 3]
 
-    def __call__(self, signals: Signals) -> jax.Array:
-        """Returns [N, A] bool (traceable)."""
-        points = jnp.einsum("naij,nkj->naki", signals.object_mat, self._points)
+    def __call__(self, signals: Signals, half: jax.Array) -> jax.Array:
+        """Returns [N, A] bool (traceable).
+
+        Args:
+          signals: the exact state. half: [N] half the side of each environment's object (m).
+        """
+        sides = jnp.stack([jnp.full_like(half, HALF_LENGTH), half, half], 1)
+        corners = _GRID[None] * sides[:, None]  # [N, K, 3]
+        points = jnp.einsum("naij,nkj->naki", signals.object_mat, corners)
         points = points + (signals.object_pos - signals.tip_pos)[..., None, :]
         in_gripper = jnp.einsum("naji,nakj->naki", signals.gripper_mat, points)
         seen = jnp.einsum(

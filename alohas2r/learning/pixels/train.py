@@ -22,11 +22,15 @@ from alohas2r.envs.vision import Senses, SensesState
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.evaluation.evaluate import Runner
+from alohas2r.learning.fleet.base import FleetConfig
+from alohas2r.learning.fleet.launch import launched, threads_of
+from alohas2r.learning.fleet.worker import Part, World, parts
 from alohas2r.learning.pixels.config import ENCODER, SCRATCH, STARTS, PixelsConfig, find_preset
 from alohas2r.learning.pixels.encoder import EncoderLearner
 from alohas2r.learning.pixels.learner import PixelPpo
 from alohas2r.learning.pixels.policy import to_policy
-from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoData, PpoState, Stage
+from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoData, PpoState, Simulated, Stage
+from alohas2r.learning.ppo.apart import Apart, PpoWorld, setup_of
 from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.learner import LearnerState
 from alohas2r.learning.ppo.train import EVALUATION_SEED
@@ -54,6 +58,7 @@ class Given(NamedTuple):
       seed: of everything random. threads: of physics and ray caster; 0 for all cores.
       renderer: one of RENDERERS.
       start: one of STARTS.
+      part: which of the environments there are here; all if None.
     """
 
     folder: pathlib.Path
@@ -61,6 +66,7 @@ class Given(NamedTuple):
     threads: int
     renderer: str
     start: str = SCRATCH
+    part: Part | None = None
 
 
 class PixelTraining(PpoAlgorithm):
@@ -68,11 +74,14 @@ class PixelTraining(PpoAlgorithm):
 
     Args:
       settings: the configuration. given: what else there is.
+      like: the same training of another part, whose compiled functions may be used.
     """
 
     artifacts = ("policy",)
 
-    def __init__(self, settings: PixelsConfig, given: Given) -> None:
+    def __init__(
+        self, settings: PixelsConfig, given: Given, like: PixelTraining | None = None
+    ) -> None:
         self.settings, self.given = settings, given
         root = jax.random.PRNGKey(given.seed)
         self.spec = spec_of(settings)
@@ -83,7 +92,7 @@ class PixelTraining(PpoAlgorithm):
                 stage.ppo,
                 stage.updates,
                 lambda stage=stage, number=number: make_env(
-                    stage, given.seed, given.threads, None, number
+                    stage, given.seed, given.threads, None, number, part=given.part
                 ),
                 jax.random.fold_in(root, 1 + number),
             )
@@ -92,7 +101,8 @@ class PixelTraining(PpoAlgorithm):
         if given.start == ENCODER:
             stages.insert(0, self._of_pictures(stages[0]))
         label = f"train {settings.phase} from pixels"
-        super().__init__(label, stages, jax.random.fold_in(root, 0), given.folder)
+        key = jax.random.fold_in(root, 0)
+        super().__init__(label, stages, key, given.folder, given.part, like)
 
     def _of_pictures(self, first: Stage) -> Stage:
         """Returns the stage before the first one, in the same environments; its step size stays as it is."""
@@ -103,7 +113,7 @@ class PixelTraining(PpoAlgorithm):
     def build(self, stage: int) -> tuple[Env, PixelPpo]:
         """Returns the environments of a stage, and what learns in them."""
         settings, given = self.settings, self.given
-        env = self.stages[stage].make_env()
+        env, like = self.make_env(stage), self.lender(stage)
         drawer = make_renderer(
             *(given.renderer, self.spec.cameras.size, given.threads),
             looks=settings.senses.looks,
@@ -112,28 +122,35 @@ class PixelTraining(PpoAlgorithm):
         )
         half = np.asarray(env.context)[:, 0]
         self.senses = Senses(self.spec, settings.senses, half, drawer)
+        if like is not None and isinstance(like.ppo, PixelPpo):
+            return env, like.ppo.beside(env).with_senses(self.senses)
         kind = EncoderLearner if stage == 0 and given.start == ENCODER else PixelPpo
         return env, kind(self.stages[stage].config, env, self.senses, settings.auxiliary)
 
-    def begin(self, learner: LearnerState) -> PpoState:
-        """Starts environments and senses of the present stage; after pictures alone, all but the policy is new."""
-        if self.stage == 1 and self.given.start == ENCODER:
-            fresh = self.ppo.init(learner.key)
-            params = {**fresh.params, "policy": learner.params["policy"]}
-            learner = fresh._replace(params=params, key=learner.key, updates=learner.updates)
+    def entered(self, learner: LearnerState) -> LearnerState:
+        """Returns with what the learner goes into a stage; after pictures alone, all but the policy is new."""
+        if self.stage != 1 or self.given.start != ENCODER:
+            return learner
+        fresh = self.ppo.init(learner.key)
+        params = {**fresh.params, "policy": learner.params["policy"]}
+        return fresh._replace(params=params, key=learner.key, updates=learner.updates)
+
+    def start(self) -> Simulated:
+        """Starts environments and senses of the present stage."""
         key = jax.random.fold_in(self.stages[self.stage].key, SENSES_STREAM)
         assert self.senses is not None
-        sense = self.senses.reset(jax.random.split(key, self.env.num_envs))
-        return super().begin(learner)._replace(sense=sense)
+        sense = self.senses.reset(self.keys(key))
+        return super().start()._replace(sense=sense)
 
     def roll(self, state: PpoState) -> tuple[PpoState, PpoData]:
         """Lets the policy act for one unroll."""
         assert isinstance(self.ppo, PixelPpo)
         assert state.sense is not None
         rollout, final, world, scores = self.ppo.look_and_roll(*state[:4], state.sense)
-        return PpoState(state.learner, *world), PpoData(rollout, final, scores)
+        data = PpoData(rollout, final, scores[-1].measures, [one.finite for one in scores])
+        return PpoState(state.learner, *world), data
 
-    def evaluate(self, state: PpoState) -> Figures:
+    def judge(self, learner: LearnerState) -> Figures:
         """Returns rates of the deterministic policy under the frozen protocol."""
         settings, given = self.settings, self.given
         entry = find_task(settings.phase)
@@ -142,7 +159,7 @@ class PixelTraining(PpoAlgorithm):
             keys = episode_keys(seed, 0, settings.evaluation_episodes)
             rules = entry.find_protocol(settings.protocol) if settings.protocol else None
             self._runner = Runner(self.spec, rules, keys, given.threads, given.renderer)
-        weights = to_policy(self.spec, state.learner, {}).weights
+        weights = to_policy(self.spec, learner, {}).weights
         watched = evaluate.watched(entry, self._runner.run(weights=weights).table)
         return {f"eval/{name}": value for name, value in watched.items()}
 
@@ -192,6 +209,7 @@ def train(
     progress: Progress | None = None,
     renderer: str = "raycast",
     loggers: Sequence[Logger] = (),
+    fleet: FleetConfig | None = None,
 ) -> JsonObject:
     """Trains a policy from wrist depth and writes its artifact to `out`/policy.
 
@@ -209,6 +227,7 @@ def train(
       progress: receives reports.
       renderer: one of RENDERERS.
       loggers: who is told beside the run's folder, see `Logger`.
+      fleet: where the environments live; with the learner, as one batch, if None.
 
     Returns:
       "phase", "start", and what `Run.train` returns; "policy" is the artifact's folder.
@@ -222,16 +241,48 @@ def train(
         check(value in choices, f"{name} must be one of {', '.join(choices)}, not '{value}'")
     settings = config.override(find_preset(phase, preset), overrides)
     folder = pathlib.Path("runs") / f"pixels-{phase}" if out is None else pathlib.Path(out)
-    identity: Mapping[str, Json] = {"seed": seed, "renderer": renderer, "start": start}
+    identity: Mapping[str, Json] = {
+        **{"seed": seed, "renderer": renderer, "start": start},
+        "fleet": None if fleet is None else fleet.identity,
+    }
     options = {"phase": phase, "start": start, "preset": preset, "seed": seed}
     options |= {"renderer": renderer, "threads": threads or None}
+    given = Given(folder, seed, threads, renderer, start)
+    if fleet is not None:
+        fleet.check_worlds(settings.ppo.num_envs)
+        options |= fleet.options
+    command = manifest.command("train-pixels", options, overrides)
+    schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
+    further = command, {}, schedule, progress, loggers
     with Run(folder, settings, identity, resume) as run:
-        result = run.train(
-            PixelTraining(settings, Given(folder, seed, threads, renderer, start)),
-            manifest.command("train-pixels", options, overrides),
-            {},
-            Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success"),
-            progress,
-            loggers,
-        )
+        if fleet is None:
+            result = run.train(PixelTraining(settings, given), *further)
+        else:
+            part = parts(settings.ppo.num_envs, fleet.world)[0]
+            training = PixelTraining(settings, given._replace(part=part))
+            each = threads_of(fleet, threads)
+            plan = PixelPlan(
+                phase, config.to_dict(settings), given._replace(threads=each), fleet.world
+            )
+            setup = setup_of(training, fleet, pixel_world, plan)
+            with launched(fleet, setup, each) as workers:
+                result = run.train(Apart(training, workers, fleet.lag), *further)
     return {"phase": phase, "start": start, **result}
+
+
+class PixelPlan(NamedTuple):
+    """What a worker has to know to make the worlds of a training from pixels."""
+
+    phase: str
+    settings: JsonObject
+    given: Given
+    world: int
+
+
+def pixel_world(plan: PixelPlan, number: int, like: World | None) -> PpoWorld:
+    """Returns one world of a training from pixels; `like` has compiled what it may use."""
+    settings = config.from_dict(type(find_preset(plan.phase, "default")), plan.settings)
+    part = parts(settings.ppo.num_envs, plan.world)[number]
+    lender = like.training if isinstance(like, PpoWorld) else None
+    assert lender is None or isinstance(lender, PixelTraining)
+    return PpoWorld(PixelTraining(settings, plan.given._replace(part=part), lender))

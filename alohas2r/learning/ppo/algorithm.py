@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.core import files
-from alohas2r.core.types import PyTree
+from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvState, Scored
+from alohas2r.envs.task import EnvState
 from alohas2r.envs.vision import SensesState
 from alohas2r.errors import ArtifactError
+from alohas2r.learning.fleet.worker import Part
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.learner import LearnerState, Ppo, Rollout
 from alohas2r.learning.run.loop import Figures
-from alohas2r.sim.engines.base import snapshot
+from alohas2r.sim.engines.base import PhysicsState, snapshot
 from alohas2r.sim.signals import Readout
 
 # Measures of a task that show what exploration reaches, where the task has them.
@@ -33,6 +34,16 @@ class Stage(NamedTuple):
     updates: int
     make_env: Callable[[], Env]
     key: jax.Array  # of the environments
+    alike: bool = True  # whether environments of all parts have the same task
+
+
+class Simulated(NamedTuple):
+    """All that changes in environments; as in `PpoState`."""
+
+    env: EnvState
+    physics: PyTree
+    readout: Readout
+    sense: SensesState | None = None
 
 
 class PpoState(NamedTuple):
@@ -46,30 +57,41 @@ class PpoState(NamedTuple):
 
 
 class PpoData(NamedTuple):
-    """What an update learns from, and the scores of its steps."""
+    """What an update learns from, and what the task says of it."""
 
     rollout: Rollout
-    final: jax.Array  # [N, P] the critic's view after it
-    scores: list[Scored]
+    final: Array  # [N, P] the critic's view after it
+    measures: PyTree  # of the last step, [N, ...]
+    finite: Sequence[Array]  # of each step [N], or of all [T, N]
 
 
 class PpoAlgorithm:
-    """Learning by PPO; `finish` and `evaluate` are the subclass's.
+    """Learning by PPO; `finish` and `judge` are the subclass's.
 
     Args:
       label: of the progress.
       stages: one after the other; the learner goes from each to the next, environments begin anew.
       key: of the learner.
       folder: of the run, for what a non-finite number leaves behind.
+      part: which of the environments there are here; all if None.
+      like: the same training of another part, whose compiled functions may be used.
     """
 
     losses = ("loss/value", "loss/policy")
     remedy = "ppo.learning_rate_range"
+    artifacts: tuple[str, ...] = ()
 
     def __init__(
-        self, label: str, stages: Sequence[Stage], key: jax.Array, folder: pathlib.Path
+        self,
+        label: str,
+        stages: Sequence[Stage],
+        key: jax.Array,
+        folder: pathlib.Path,
+        part: Part | None = None,
+        like: PpoAlgorithm | None = None,
     ) -> None:
-        self.label, self.stages, self._key, self._folder = label, stages, key, folder
+        self.label, self.stages, self._key, self.folder = label, stages, key, folder
+        self.part, self.like = part, like
         self._ends = np.cumsum([stage.updates for stage in stages])
         self.iterations = int(self._ends[-1])
         self.steps_per_iteration = stages[0].config.steps_per_update
@@ -78,63 +100,111 @@ class PpoAlgorithm:
 
     def build(self, stage: int) -> tuple[Env, Ppo]:
         """Returns the environments of a stage, and what learns in them."""
-        env = self.stages[stage].make_env()
+        env = self.make_env(stage)
+        like = self.lender(stage)
+        if like is not None:
+            return env, like.ppo.beside(env)
         return env, Ppo(self.stages[stage].config, env)
 
-    def begin(self, learner: LearnerState) -> PpoState:
-        """Starts the environments of the present stage."""
-        keys = jax.random.split(self.stages[self.stage].key, self.env.num_envs)
-        return PpoState(learner, *self.env.reset(keys, stagger=True))
+    def make_env(self, stage: int) -> Env:
+        """Returns the environments of a stage."""
+        env, like = self.stages[stage].make_env(), self.lender(stage)
+        if like is not None and self.stages[stage].alike:
+            env.share(like.env)
+        return env
 
-    def _stage_of(self, update: int) -> int:
+    def lender(self, stage: int) -> PpoAlgorithm | None:
+        """Returns the training that has compiled a stage already, if there is one."""
+        like = self.like
+        if like is None or like.stage != stage or like.env.engine.traceable:
+            return None
+        return like
+
+    def keys(self, key: jax.Array) -> jax.Array:
+        """Returns a random key for each of the environments here."""
+        part = self.part
+        if part is None:
+            return jax.random.split(key, self.env.num_envs)
+        return jax.random.split(key, part.total)[part.first : part.last]
+
+    def start(self) -> Simulated:
+        """Starts the environments of the present stage."""
+        keys = self.keys(self.stages[self.stage].key)
+        return Simulated(*self.env.reset(keys, stagger=True))
+
+    def entered(self, learner: LearnerState) -> LearnerState:
+        """Returns with what the learner goes into the present stage."""
+        return learner
+
+    def stage_of(self, update: int) -> int:
         """Returns the stage of an update (1 .. iterations)."""
         return int(np.searchsorted(self._ends, max(update, 1)))
 
-    def _enter(self, stage: int) -> None:
+    def enter(self, stage: int) -> None:
+        """Makes the environments of a stage the present ones, and what learns in them."""
         if stage != self.stage:
             self.stage = stage
             self.env, self.ppo = self.build(stage)
 
+    def first(self) -> LearnerState:
+        """Returns the learner before the first update."""
+        return self.ppo.init(self._key)
+
     def init(self) -> PpoState:
         """Returns the state before the first update."""
-        return self.begin(self.ppo.init(self._key))
+        return PpoState(self.first(), *self.start())
 
     def collect(self, state: PpoState) -> tuple[PpoState, PpoData]:
         """Collects one unroll, in the next stage where that begins."""
-        stage = self._stage_of(int(state.learner.updates) + 1)
+        stage = self.stage_of(int(state.learner.updates) + 1)
         if stage != self.stage:
-            self._enter(stage)
-            state = self.begin(state.learner)
+            self.enter(stage)
+            state = PpoState(self.entered(state.learner), *self.start())
         before = snapshot(state.physics)
         state, data = self.roll(state)
-        check_finite(data.rollout, before, self._folder)
+        check_finite(data.rollout, before, self.folder)
         return state, data
 
     def roll(self, state: PpoState) -> tuple[PpoState, PpoData]:
         """Lets the policy act for one unroll."""
         rollout, final, env_state, physics, readout, scores = self.ppo.rollout(*state[:4])
-        return PpoState(state.learner, env_state, physics, readout), PpoData(rollout, final, scores)
+        data = PpoData(rollout, final, scores[-1].measures, [one.finite for one in scores])
+        return PpoState(state.learner, env_state, physics, readout), data
 
     def update(self, state: PpoState, data: PpoData) -> tuple[PpoState, Figures]:
         """Learns from an unroll."""
-        stage = self.stages[self.stage]
-        first = int(self._ends[self.stage]) - stage.updates
-        share = jnp.float32((int(state.learner.updates) - first) / stage.updates)
-        learner, metrics = self.ppo.update(state.learner, data.rollout, data.final, share)
-        figures = {name: float(value) for name, value in metrics.items()}
-        figures |= {f"train/{name}": value for name, value in self.watch(data.scores).items()}
+        learner, figures = self.learn(state.learner, data)
         return state._replace(learner=learner), figures
 
-    def watch(self, scores: Sequence[Scored]) -> Figures:
+    def learn(self, learner: LearnerState, data: PpoData) -> tuple[LearnerState, Figures]:
+        """Learns from an unroll, wherever it comes from."""
+        stage = self.stages[self.stage]
+        first = int(self._ends[self.stage]) - stage.updates
+        share = jnp.float32((int(learner.updates) - first) / stage.updates)
+        learner, metrics = self.ppo.update(learner, data.rollout, data.final, share)
+        figures = {name: float(value) for name, value in metrics.items()}
+        figures |= {f"train/{name}": value for name, value in self.watch(data).items()}
+        return learner, figures
+
+    def watch(self, data: PpoData) -> Figures:
         """Returns what exploration reaches: shares of environments at the last step, and of diverged ones."""
-        measures = jax.tree.map(lambda x: np.asarray(x, np.float32), scores[-1].measures)._asdict()
+        measures = jax.tree.map(lambda x: np.asarray(x, np.float32), data.measures)._asdict()
         figures = {name: float(measures[name].mean()) for name in WATCHED if name in measures}
-        unstable = [(~np.asarray(scored.finite)).mean() for scored in scores]
+        unstable = [(~np.asarray(finite)).mean() for finite in data.finite]
         return figures | {"unstable": float(np.mean(unstable))}
 
     def evaluate(self, state: PpoState) -> Figures:
+        """Returns figures of what is learnt so far."""
+        return self.judge(state.learner)
+
+    def judge(self, learner: LearnerState) -> Figures:
         """Returns nothing."""
-        del state
+        del learner
+        return {}
+
+    def finish(self, state: PpoState, trained: JsonObject, figures: Figures) -> dict[str, str]:
+        """Writes nothing."""
+        del state, trained, figures
         return {}
 
     def checkpointed(self, state: PpoState) -> PpoState:
@@ -143,7 +213,7 @@ class PpoAlgorithm:
 
     def restored(self, kept: PpoState) -> PpoState:
         """Returns the state, in its stage."""
-        self._enter(self._stage_of(int(kept.learner.updates)))
+        self.enter(self.stage_of(int(kept.learner.updates)))
         return kept
 
 
@@ -155,7 +225,7 @@ def _finite(rollout: Rollout) -> jax.Array:
     return jnp.concatenate(flat, -1).all(-1)
 
 
-def check_finite(rollout: Rollout, physics_before: PyTree, folder: pathlib.Path) -> None:
+def check_finite(rollout: Rollout, physics_before: PhysicsState, folder: pathlib.Path) -> None:
     """Raises if learning data is not finite, naming the environment and keeping its state.
 
     Environments whose physics diverge are restarted by `Env.score`; what must never happen is a non-finite

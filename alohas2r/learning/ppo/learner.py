@@ -7,8 +7,9 @@ between phases.
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from alohas2r.learning.ppo.loss import clipped_loss, step_size
 from alohas2r.policies.networks import mlp
 from alohas2r.sim.signals import Readout
 
-ACTING, LEARNING = 0, 1  # streams of random keys
+ACTING, LEARNING, WORLDS = 0, 1, 2  # streams of random keys
 
 
 class LearnerState(NamedTuple):
@@ -103,6 +104,15 @@ class Ppo:
         return jax.tree.map(
             lambda leaf: jnp.asarray(leaf, getattr(leaf, "dtype", jnp.float32)), state
         )
+
+    def beside(self, env: Env) -> Self:
+        """Returns the same learner for other environments like these, not on a traceable engine.
+
+        It uses what this one compiles, so whatever differs between the environments must be in their states.
+        """
+        other = copy.copy(self)
+        other.env = env
+        return other
 
     def logits(self, params: PyTree, stats: PyTree, features: jax.Array) -> jax.Array:
         """Returns what the policy's network says of features [..., F]."""

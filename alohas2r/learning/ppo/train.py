@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,10 +18,15 @@ from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
+from alohas2r.learning.fleet.base import FleetConfig
+from alohas2r.learning.fleet.launch import launched, threads_of
+from alohas2r.learning.fleet.worker import Part, World, parts
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
+from alohas2r.learning.ppo.apart import Apart, PpoWorld, setup_of
 from alohas2r.learning.ppo.envs import make_env
+from alohas2r.learning.ppo.learner import LearnerState
 from alohas2r.learning.ppo.policy import for_first_arm, record_check, to_policy, with_policy
-from alohas2r.learning.ppo.presets import FollowingTrainConfig, TrainConfig, find_preset
+from alohas2r.learning.ppo.presets import FollowingTrainConfig, TrainConfig, find_preset, unset
 from alohas2r.learning.ppo.start import first_policy
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loggers.base import Logger
@@ -45,6 +51,7 @@ class Teacher(PpoAlgorithm):
       engine: "cpu" or "warp".
       before: the policy that this one follows, and where it hands over; None if the task starts by itself.
       start_from: the policy that training goes on with; a random one if None.
+      part: which of the environments there are here; all if None.
     """
 
     artifacts = ("policy",)
@@ -58,34 +65,24 @@ class Teacher(PpoAlgorithm):
         engine: str,
         before: tuple[StatePolicy, Starts] | None,
         start_from: StatePolicy | None = None,
+        part: Part | None = None,
     ) -> None:
         self.settings, self.folder, self.seed = settings, folder, seed
         self.threads, self.engine = threads, engine
         self.before, states = (None, None) if before is None else before
-        root = jax.random.PRNGKey(seed)
-        stages = [
-            Stage(
-                stage.ppo,
-                stage.updates,
-                lambda stage=stage, number=number: make_env(
-                    stage, seed, threads, states, number, engine
-                ),
-                jax.random.fold_in(root, 1 + number),
-            )
-            for number, stage in enumerate(settings.stages())
-        ]
-        super().__init__(f"train {settings.phase}", stages, jax.random.fold_in(root, 0), folder)
+        stages = stages_of(settings, seed, threads, states, engine, part)
+        key = jax.random.fold_in(jax.random.PRNGKey(seed), 0)
+        super().__init__(f"train {settings.phase}", stages, key, folder, part)
         self._start_from = start_from
 
-    def init(self) -> PpoState:
-        """Returns the state before the first update."""
-        begun = super().init()
-        policy = self._start_from
+    def first(self) -> LearnerState:
+        """Returns the learner before the first update."""
+        learner, policy = super().first(), self._start_from
         if policy is None:
-            return begun
+            return learner
         if policy.spec.phase != self.settings.phase:
             policy = for_first_arm(policy, self.settings.phase, self.env.task)
-        return begun._replace(learner=with_policy(begun.learner, policy))
+        return with_policy(learner, policy)
 
     def _staged(self, policy: StatePolicy, trained: JsonObject) -> StagedPolicy | None:
         """Returns the whole teacher, where the policy follows another one."""
@@ -94,9 +91,9 @@ class Teacher(PpoAlgorithm):
             return None
         return follows.staged(self.before, policy, self.settings.task, trained)
 
-    def evaluate(self, state: PpoState) -> Figures:
+    def judge(self, learner: LearnerState) -> Figures:
         """Returns rates of the deterministic policy under the frozen protocol."""
-        policy = to_policy(self.settings, self.env, state.learner, {})
+        policy = to_policy(self.settings, self.env, learner, {})
         acting: StatePolicy | StagedPolicy = self._staged(policy, {}) or policy
         keys = episode_keys(
             (self.seed + EVALUATION_SEED) % SEEDS, 0, self.settings.evaluation_episodes
@@ -142,6 +139,7 @@ def train(
     engine: str = engines.AUTO,
     start_from: str | os.PathLike[str] | None = None,
     loggers: Sequence[Logger] = (),
+    fleet: FleetConfig | None = None,
 ) -> JsonObject:
     """Trains a teacher and writes its artifact to `out`/policy.
 
@@ -164,6 +162,7 @@ def train(
       start_from: what training goes on with, under whatever settings: a policy of the same task and network, a run, or
         one of a run's checkpoints, see `first_policy`; the critic begins anew. A random policy if None.
       loggers: who is told beside the run's folder, see `Logger`.
+      fleet: where the environments live; with the learner, as one batch, if None.
 
     Returns:
       "phase", "engine", and what `Run.train` returns; "policy" is the artifact's folder.
@@ -188,11 +187,15 @@ def train(
     identity: Mapping[str, Json] = {
         **{"seed": seed, "engine": engine, "pick": None, "start_from": None},
         **parents,
+        "fleet": None if fleet is None else fleet.identity,
     }
     options = {"phase": phase, "preset": preset, "seed": seed, "engine": engine}
     options["pick"] = None if pick_path is None else manifest.named(pick_path)
     options["start_from"] = None if start_from is None else manifest.named(start_from)
     options["threads"] = threads or None
+    if fleet is not None:
+        fleet.check_worlds(settings.ppo.num_envs)
+        options |= fleet.options
     with Run(folder, settings, identity, resume) as run:
         following = None
         if isinstance(settings, FollowingTrainConfig) and follows is not None:
@@ -202,15 +205,68 @@ def train(
             where = folder / follows.file, pick_path
             how = settings.collect, settings.task, settings.env
             following = pick_policy, follows.ensure(*where, *how, seed, threads, progress)
-        result = run.train(
-            Teacher(settings, folder, seed, threads, engine, following, first),
-            manifest.command("train-teacher", options, overrides),
-            parents,
-            Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success"),
-            progress,
-            loggers,
-        )
+        command = manifest.command("train-teacher", options, overrides)
+        schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
+        given = settings, folder, seed, threads, engine, following, first
+        further = command, parents, schedule, progress, loggers
+        if fleet is None:
+            result = run.train(Teacher(*given), *further)
+        else:
+            training = Teacher(*given, parts(settings.ppo.num_envs, fleet.world)[0])
+            each, states = threads_of(fleet, threads), None if following is None else following[1]
+            plan = TeacherPlan(
+                phase, config.to_dict(settings), seed, each, engine, states, fleet.world
+            )
+            setup = setup_of(training, fleet, teacher_world, plan)
+            with launched(fleet, setup, each, float(engine == "warp")) as workers:
+                result = run.train(Apart(training, workers, fleet.lag), *further)
     return {"phase": phase, "engine": engine, **result}
+
+
+class TeacherPlan(NamedTuple):
+    """What a worker has to know to make the worlds of a teacher's training."""
+
+    phase: str
+    settings: JsonObject
+    seed: int
+    threads: int
+    engine: str
+    states: Starts | None
+    world: int
+
+
+def teacher_world(plan: TeacherPlan, number: int, like: World | None) -> PpoWorld:
+    """Returns one world of a teacher's training; `like` has compiled what it may use."""
+    settings = config.from_dict(type(unset(plan.phase)), plan.settings)
+    part = parts(settings.ppo.num_envs, plan.world)[number]
+    stages = stages_of(settings, plan.seed, plan.threads, plan.states, plan.engine, part)
+    lender = like.training if isinstance(like, PpoWorld) else None
+    key = jax.random.PRNGKey(plan.seed)
+    return PpoWorld(PpoAlgorithm(plan.phase, stages, key, pathlib.Path(), part, lender))
+
+
+def stages_of(
+    settings: TrainConfig,
+    seed: int,
+    threads: int,
+    states: Starts | None,
+    engine: str,
+    part: Part | None,
+) -> list[Stage]:
+    """Returns the stages of a teacher's training, with the environments of a part of it."""
+    root = jax.random.PRNGKey(seed)
+    return [
+        Stage(
+            stage.ppo,
+            stage.updates,
+            lambda stage=stage, number=number: make_env(
+                stage, seed, threads, states, number, engine, part
+            ),
+            jax.random.fold_in(root, 1 + number),
+            alike=states is None,
+        )
+        for number, stage in enumerate(settings.stages())
+    ]
 
 
 def _before(task: str, path: str | os.PathLike[str] | None) -> tuple[pathlib.Path, StatePolicy]:

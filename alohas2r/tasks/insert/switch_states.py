@@ -96,8 +96,12 @@ class SwitchStates:
 
     def first(self, count: int) -> SwitchStates:
         """Returns the states of the first physics variants."""
-        pool = jax.tree.map(lambda leaf: leaf[:count], self.pool)
-        return dataclasses.replace(self, pool=pool, draws=self.draws[:count])
+        return self.part(0, count)
+
+    def part(self, first: int, last: int) -> SwitchStates:
+        """Returns the states of some physics variants, `last` not among them."""
+        pool = jax.tree.map(lambda leaf: leaf[first:last], self.pool)
+        return dataclasses.replace(self, pool=pool, draws=self.draws[first:last])
 
 
 def begin(
