@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ from alohas2r.learning.fleet.worker import Order, Rolled, World, parts
 from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo.apart import Apart, ApartState, PpoWorld
 from alohas2r.learning.ppo.train import Teacher, TeacherPlan, teacher_world
+
+# As the fleet has it, before anybody imports Ray: no statistics, and all addresses on loopback.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 SMALL = (
     *("ppo.num_envs=8", "ppo.unroll=4", "ppo.minibatches=2", "ppo.epochs=2"),

@@ -308,6 +308,7 @@ def _connect(workers: int, address: str, resources: Resources) -> Untyped:
             **quiet,
         )
         return ray
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # else it tries for minutes
     try:
         socket.create_connection((host, int(port)), _CONNECT_S).close()
         ray.init(address=address, **quiet)

@@ -59,6 +59,7 @@ def unbroken(small: Small) -> dict[int, Done]:
     return result
 
 
+@pytest.mark.long
 def test_one_world_is_the_training_without_a_fleet_in_every_stage(tmp_path: pathlib.Path) -> None:
     whole = Small(tmp_path, 8, TWO_STAGES)
     plain = whole.teacher

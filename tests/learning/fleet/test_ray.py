@@ -26,8 +26,6 @@ WORLDS = 4
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is imported
     pytest.importorskip("ray")
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
@@ -51,6 +49,7 @@ def rollouts(fleet: Fleet, versions: range) -> list[list[Rolled]]:
     return result
 
 
+@pytest.mark.long
 def test_workers_that_differ_or_find_no_room_are_refused(cluster: Any) -> None:
     address = cluster[0].address
     with pytest.raises(ConfigError, match=r"other scene .*: scene, not elsewhere"):
