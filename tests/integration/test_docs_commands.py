@@ -35,6 +35,7 @@ ELSEWHERE = {
 SIGNS = {
     "a robot": ("--robot aloha", "/dev/tty", "--soak-hours", "--fuzz-runs"),
     "a server": ("--server",),
+    "as many worlds as workers, which no quick training has": ("--fleet",),
     "demonstrations": ("--demos",),
     "a policy that was learnt on a robot": ("online-reach", "reach.onnx"),
     "an evaluation that was interrupted": ("runs/long --resume",),
