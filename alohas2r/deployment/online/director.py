@@ -35,6 +35,7 @@ class Progress:
     Attributes:
       episode: the next one's number. decisions, steps: of acting so far, evaluations left out.
       reset_steps: of ways back. successes, true_successes: episodes of acting. helped: how often a person was asked.
+      failures: episodes of acting in a row that failed.
       aborted: episodes that the guard ended. evaluated: evaluations that are over.
       evaluation: outcomes of the one that is under way: by the reward and by the truth.
       log_end: up to where the newest segment counts (bytes). final: whether the last evaluation is over.
@@ -48,6 +49,7 @@ class Progress:
     successes: int = 0
     true_successes: int = 0
     helped: int = 0
+    failures: int = 0
     aborted: int = 0
     evaluated: int = 0
     evaluation: list[tuple[bool, bool]] = dataclasses.field(default_factory=list)
@@ -144,6 +146,7 @@ class LearnDirector:
             one.successes += episode.success
             one.true_successes += episode.truth
             one.helped += episode.helped
+            one.failures = episode.failures
         one.log_end = self._log_end()
         kept = dataclasses.asdict(one)
         kept |= {"qpos": state.qpos.tolist(), "targets": state.targets.tolist()}

@@ -247,6 +247,7 @@ def _act(
                 *(explorer, arms.simulation, truth, _Numbered(director, back), log),
                 realtime=not run.stepped,
                 state=state,
+                failures=progress.failures,
             )
 
             def note(report: Report) -> None:

@@ -47,6 +47,7 @@ class Ended(NamedTuple):
       success, truth: whether the task was done, by the reward and by the truth.
       steps: control steps of acting; reset_steps: of the way back. decisions: that were made.
       helped: whether a person put the scene right before it.
+      failures: in a row by now, evaluations left out.
     """
 
     plan: Plan
@@ -57,6 +58,7 @@ class Ended(NamedTuple):
     reset_steps: int
     decisions: int
     helped: bool
+    failures: int
 
 
 class Director(Protocol):
@@ -78,7 +80,7 @@ class Stage:
       explorer: what acts. simulation: the arms' world. truth: what it knows.
       director: which episodes there are. log: where they are noted.
       realtime: whether time passes by itself.
-      state: where a run that is resumed goes on; None: at a start that is drawn.
+      state: where a run that is resumed goes on; None: at a start that is drawn. failures: in a row before that.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Stage:
         log: LogWriter,
         realtime: bool,
         state: Start | None = None,
+        failures: int = 0,
     ) -> None:
         self._explorer, self._simulation, self._truth = explorer, simulation, truth
         self._director, self._log = director, log
@@ -97,7 +100,7 @@ class Stage:
         self._state = state
         self._plan: Plan | None = None
         self._finished = True
-        self._aborted = self._failures = 0
+        self._aborted, self._failures = 0, failures
         self._helped = False
         self._advanced = True  # whether the time of the next step has passed already
         self._steps = 0
@@ -184,6 +187,7 @@ class Stage:
             one.reset_steps,
             one.decisions,
             self._helped,
+            self._failures,
         )
         self._director.ended(ended, self._state or state)
         if self._aborted >= ABORTED:
