@@ -111,6 +111,34 @@ def save_student(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
     return policies_artifact.save(vision.StudentPolicy(spec, weights, {"seed": seed}), folder, rows)
 
 
+def save_stereo(
+    folder: pathlib.Path, network: str = "cost", size: int = 16, right: str = "seen"
+) -> pathlib.Path:
+    """Saves an untrained student that sees small pairs of pictures."""
+    import jax
+
+    spec = policies_spec.make_spec(
+        scene.load("insert"),
+        "stereo",
+        StudentNetworkConfig(hidden=(16,), embedding=8, places=4),
+        CameraSpec(size=size),
+        HistoryConfig((0.3,)),
+        Switch(),
+        0.02,
+        stereo=policies_spec.StereoNetworkConfig(
+            network, stem=4, filters=(8, 16), shifts=4, right=right
+        ),
+    )
+    draw = np.random.default_rng(0)
+    params = vision_network.init(spec, jax.random.PRNGKey(0), auxiliary=True)
+    weights = vision_network.flatten(params, np.zeros(spec.features), np.full(spec.features, 0.5))
+    weights["head/layer1/kernel"] = draw.normal(0, 0.3, weights["head/layer1/kernel"].shape)
+    rows = samples.wrist_views(size, 20, 1, paired=True)
+    rows[spec.vector] = draw.normal(0, 0.5, (20, spec.vector_size)).astype(np.float32)
+    rows["switched"] = draw.random(20) < 0.5
+    return policies_artifact.save(vision.StereoPolicy(spec, weights, {"seed": 0}), folder, rows)
+
+
 def convert(network: Network, opset: int = onnx_convert.OPSET, fp16: bool = False) -> Any:
     """Converts in this process, which goes on with JAX: in a second, and any function."""
     with _unpatched("jax", "flax"):

@@ -180,9 +180,10 @@ class _Recorded:
         threads: int,
         capacity: int,
         looks: bool | str | TransferConfig,
+        paired: bool = False,
     ) -> Renderer:
         """Makes a renderer, see `make_renderer`."""
-        made = renderers.make_renderer(name, size, threads, capacity, looks)
+        made = renderers.make_renderer(name, size, threads, capacity, looks, paired=paired)
         if not self.engines:
             return made
         self.drawers.append(_Drawn(made))

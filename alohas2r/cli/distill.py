@@ -82,12 +82,19 @@ def pretrain_encoder(
 @command("distill")
 def distill(
     observation: Annotated[
-        Literal["rgbd", "depth", "rgb", "state"],
+        Literal["rgbd", "depth", "rgb", "stereo", "state"],
         typer.Option(
-            help="What the student sees; depth: 64 x 64 pictures; state: what the teacher knows."
+            help="What the student sees; depth: 64 x 64 pictures; stereo: colour of each camera's left imager and grey "
+            "of its right one, 48 x 48 (64 x 64 on a GPU); state: what the teacher knows."
         ),
     ] = "rgbd",
-    teacher: Annotated[str, typer.Option(help="Folder of the staged teacher.")] = "params/teacher",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="Folder of the staged teacher; state: the shipped one; depth: a shipped policy from depth, where "
+            "there is one."
+        ),
+    ] = "params/teacher",
     encoder: Annotated[
         str,
         typer.Option(
@@ -130,7 +137,7 @@ def distill(
         result = dagger.distill(
             preset=preset,
             overrides=[*measured_settings(world_params, "variation"), *(settings or [])],
-            teacher=policy_folder(teacher),
+            teacher=teacher if teacher in dagger.TEACHERS else policy_folder(teacher),
             encoder=chosen,
             observation=observation,
             out=folder,

@@ -21,9 +21,10 @@ from alohas2r.embodiment import history
 from alohas2r.embodiment.control import DELAY_WEIGHTS
 from alohas2r.embodiment.history import HistoryState
 from alohas2r.embodiment.observation import proprioception
+from alohas2r.policies.networks.stereo import INVERSE_SIDE, inverse_depth
 from alohas2r.policies.spec import PIXELS, StudentSpec
 from alohas2r.rendering import corruption as rendering_corruption
-from alohas2r.rendering import visual_randomization
+from alohas2r.rendering import stereo, visual_randomization
 from alohas2r.rendering.corruption import CorruptConfig
 from alohas2r.rendering.looks import draw as transfer_draw
 from alohas2r.rendering.looks import nominal as nominal_looks
@@ -94,7 +95,7 @@ class SensesState(NamedTuple):
     root: jax.Array  # [N, 2] random key of the environment; never changes
     episode: jax.Array  # [N] int32 number of the episode; with `root` it gives the looks
     key: jax.Array  # [N, 2] random key of the steps
-    rgb: jax.Array | None  # [N, D, C, H, W, 3] uint8
+    rgb: jax.Array | None  # [N, D, C, H, W, 3] uint8; of pairs 4 channels, see `Seen`
     depth: jax.Array | None  # [N, D, C, H, W] m; of policies from pixels uint16, see `pack_depth`
     vector: jax.Array  # [N, D, n]
     slot: jax.Array  # [N] int32 which of D is the newest, the same for all; one slot before it what is a step older
@@ -105,15 +106,21 @@ class SensesState(NamedTuple):
     start: jax.Array | None = (
         None  # [N, 2, 2] where the objects were at the start of the episode (m)
     )
+    near: jax.Array | None = None  # [N, D, C, 8, 8] of students that see pairs, see `Seen`
 
 
 class Seen(NamedTuple):
     """One observation of N environments, as the student's networks take it."""
 
-    rgb: jax.Array | None  # [N, C, H, W, 3] uint8
+    rgb: (
+        jax.Array | None
+    )  # [N, C, H, W, 3] uint8; of pairs 4 channels, the last the right imager's grey
     depth: jax.Array | None  # [N, C, H, W] m
     vector: jax.Array  # [N, n] what arrived
     features: jax.Array  # [N, F] with its moving averages
+    near: jax.Array | None = (
+        None  # [N, C, 8, 8] exact inverse depth of pairs, see `networks.stereo`
+    )
 
 
 class Senses:
@@ -152,6 +159,7 @@ class Senses:
         # Together, so that a renderer that draws batch by batch meets shadows in as few as possible.
         self._may_cast = np.arange(self.num_envs) < count
         self._transfer = config.transfer
+        self._rights = len(spec.views) if spec.paired else 0  # right imagers
         # Places of the objects' x and y in qpos.
         self._places = np.array([arm.object_qpos[:2] for arm in self._scene.arms])
         self._looks: dict[str, np.ndarray] = {}
@@ -179,7 +187,7 @@ class Senses:
             root=jnp.asarray(keys),
             episode=jnp.zeros(count, jnp.int32),
             key=jax.vmap(functools.partial(jax.random.fold_in, data=_STEPS))(keys),
-            rgb=jnp.zeros((*shape, 3), jnp.uint8) if spec.has_rgb else None,
+            rgb=jnp.zeros((*shape, 4 if spec.paired else 3), jnp.uint8) if spec.has_rgb else None,
             depth=jnp.zeros(shape, kind) if spec.has_depth else None,
             vector=jnp.zeros((count, delays, spec.vector_size), jnp.float32),
             slot=jnp.zeros(count, jnp.int32),
@@ -187,6 +195,9 @@ class Senses:
             memory=memory,
             gain=None if self._transfer is None else jnp.zeros(shape[:1] + shape[2:3], jnp.float32),
             start=None if self._transfer is None else jnp.zeros((count, 2, 2), jnp.float32),
+            near=jnp.zeros((*shape[:3], INVERSE_SIDE, INVERSE_SIDE), jnp.float32)
+            if spec.paired
+            else None,
         )
 
     @staticmethod
@@ -258,7 +269,7 @@ class Senses:
     def _sample(self, root: Any, episode: Any, start: Any) -> dict[str, Any]:
         """Draws the looks [K, ...] of episodes; see `_sample_looks`."""
         if self._transfer is None:
-            return _sample_looks(root, episode, name=self.spec.phase)
+            return _sample_looks(root, episode, name=self.spec.phase, rights=self._rights)
         return _sample_transfer(root, episode, start, config=self._transfer)
 
     def _start(self, state: SensesState, qpos: Any, xp: Any) -> Any:
@@ -286,6 +297,8 @@ class Senses:
                 **nominal_looks.transfer(model),
                 **dict.fromkeys(names, np.zeros((), np.float32)),
             }
+        if self.spec.paired:
+            base |= stereo.no_error(self._rights)
         looks = visual_randomization.repeat(base, self.num_envs)
         looks |= self._geometry
         looks["light_castshadow"][~self._may_cast] = False
@@ -355,6 +368,11 @@ class Senses:
         config, spec = self.config, self.spec
         keys = jax.vmap(functools.partial(jax.random.split, num=4))(state.key)  # [N, 4, 2]
         rgb, depth = (None, None) if frames is None else (frames.rgb, frames.depth)
+        right = near = None
+        if spec.paired and frames is not None:  # the right imagers come last
+            right = stereo.luma(jnp.asarray(frames.rgb)[:, self._rights :])
+            rgb, depth = frames.rgb[:, : self._rights], frames.depth[:, : self._rights]
+            near = inverse_depth(depth)
         if self._transfer is not None:
             state, rgb, depth = self._sensed(state, keys[:, 1], rgb, depth, told)
         elif frames is not None and config.corruption:
@@ -364,6 +382,10 @@ class Senses:
             rgb, depth = rendering_corruption.corrupt(
                 keys[:, 1], rgb, depth, told, bank, config.corrupt
             )
+            if right is not None:
+                right = rendering_corruption.corrupt_grey(keys[:, 1], right, told, config.corrupt)
+        if right is not None:
+            rgb = jnp.concatenate([jnp.asarray(rgb), right[..., None]], -1)
 
         arms = signals.qpos.shape[1]
         noise = jax.vmap(lambda key: jax.random.uniform(key, (arms, 6), minval=-1.0, maxval=1.0))(
@@ -394,6 +416,7 @@ class Senses:
 
         rgbs, rgb = push(state.rgb, rgb, view)
         depths, depth = push(state.depth, depth, view)
+        nears, near = push(state.near, near, view)
         vectors, vector = push(state.vector, vector, reading)
         if held is not None:
             positions = vector[:, : 8 * arms].reshape(-1, arms, 8)
@@ -409,10 +432,11 @@ class Senses:
             slot=slot,
             seen=state.seen + 1,
             memory=memory,
+            near=nears,
         )
         if self._packed and depth is not None:
             depth = unpack_depth(depth)
-        return state, Seen(rgb, depth, vector, features)
+        return state, Seen(rgb, depth, vector, features, near)
 
     def _sensed(
         self, state: SensesState, keys: jax.Array, rgb: Any, depth: Any, told: Any
@@ -454,13 +478,17 @@ def _sample_transfer(root: Any, episode: Any, start: Any, config: TransferConfig
     return sample(jax.vmap(one)(root, episode), start)
 
 
-@functools.partial(jax.jit, static_argnames="name")
-def _sample_looks(root: Any, episode: Any, name: str = "insert") -> dict[str, Any]:
-    """Draws the looks [K, ...] of a scene in environments' episodes from their keys [K, 2] and numbers [K]."""
+@functools.partial(jax.jit, static_argnames=("name", "rights"))
+def _sample_looks(root: Any, episode: Any, name: str = "insert", rights: int = 0) -> dict[str, Any]:
+    """Draws the looks [K, ...] of a scene in environments' episodes from their keys [K, 2] and numbers [K].
+
+    Those of `rights` right imagers do not change the others.
+    """
 
     def one(key: jax.Array, episode: jax.Array) -> dict[str, Any]:
         key = jax.random.fold_in(jax.random.fold_in(key, _LOOKS), episode)
         looks = visual_randomization.sample_looks(key, 1, scene.load(name))
-        return {name: value[0] for name, value in looks.items()}
+        drawn = {name: value[0] for name, value in looks.items()}
+        return drawn | (stereo.sample_rig(key, rights) if rights else {})
 
     return jax.vmap(one)(root, episode)

@@ -94,6 +94,7 @@ class Eyes:
                 looks=conditions.looks,
                 outputs=DEPTH if spec.kind == PIXELS else RGBD,
                 drawn=spec.phase,
+                paired=spec.paired,
             )
             geometry = pictured_geometry(setting.context, setting.robots, spec.phase)
             longest = self.env.config.variation.longest_sense
@@ -241,10 +242,7 @@ def network_inputs(spec: StudentSpec, seen: Seen, switched: Array | None) -> dic
     inputs: dict[str, Array] = {"features": seen.features}
     if switched is not None:
         inputs["switched"] = switched
-    for kind, pictures in (("rgb", seen.rgb), ("depth", seen.depth)):
-        if pictures is not None:
-            inputs |= {f"{view}_{kind}": pictures[:, at] for at, view in enumerate(spec.views)}
-    return inputs
+    return inputs | spec.named_pictures(seen.rgb, seen.depth)
 
 
 def memory_of(spec: PolicySpec | StudentSpec) -> HistoryConfig:

@@ -37,7 +37,7 @@ class Views:
         """Takes what is seen in a step."""
         if self._seen % self._every == 0:
             if seen.rgb is not None:
-                self._rgb.append(np.asarray(seen.rgb)[: self._episodes].copy())
+                self._rgb.append(np.asarray(seen.rgb)[: self._episodes, ..., :3].copy())
             if seen.depth is not None:
                 self._depth.append(greys(np.asarray(seen.depth)[: self._episodes]))
         self._seen += 1

@@ -30,6 +30,7 @@ KINDS = {
     "student": ("alohas2r.policies.vision", "StudentPolicy"),
     "pixels": ("alohas2r.policies.vision", "PixelPolicy"),
     "online": ("alohas2r.policies.online.policy", "OnlinePolicy"),
+    "stereo": ("alohas2r.policies.vision", "StereoPolicy"),
     "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),
 }
 FILES = ("policy.json", "encoder.json")

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from alohas2r.config import check
+from alohas2r.core.types import Array
 from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.history import HistoryConfig
@@ -73,11 +74,9 @@ class PolicySpec:
         return sum(part.size for part in self.observation)
 
 
-OBSERVATIONS = ("rgbd", "depth", "rgb", "state")
-STUDENT, PIXELS = (
-    "student",
-    "pixels",
-)  # kinds of policies on pictures: by imitation, by reinforcement
+OBSERVATIONS = ("rgbd", "depth", "rgb", "stereo", "state")
+# Kinds of policies on pictures: by imitation, by reinforcement, by imitation from pairs of pictures.
+STUDENT, PIXELS, STEREO = "student", "pixels", "stereo"
 TARGET = "target_in_base"  # where the object is commanded to, in the arm's base frame
 # Of a policy of one arm.
 ONE_ARM_PROPRIOCEPTION = (("joint_pos", 8, "rad, m"), ("joint_pos_minus_target", 8, "rad, m"))
@@ -153,9 +152,10 @@ class StudentSpec:
     """Everything but the weights.
 
     Attributes:
-      kind: STUDENT, or PIXELS of a policy that observes no switch and sees depth in patches.
+      kind: STUDENT; STEREO of one that sees pairs of pictures; or PIXELS of a policy that observes no switch and sees
+        depth in patches.
       phase: name of the task.
-      observation: "rgbd", "depth", "rgb", or "state" for the teacher's own observation.
+      observation: "rgbd", "depth", "rgb", "stereo", or "state" for the teacher's own observation.
       cameras: what the pictures are like.
       proprioception: the parts of the vector that is observed beside the pictures, in order.
       history: what is remembered of that vector.
@@ -188,6 +188,10 @@ class StudentSpec:
             self.kind != PIXELS or (self.observation == "depth" and bool(self.network.patches)),
             "a policy from pixels observes depth, in patches",
         )
+        check(
+            (self.kind == STEREO) == self.paired == isinstance(self, StereoSpec),
+            "pairs of pictures are observed by a policy of the kind 'stereo' alone",
+        )
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -197,7 +201,12 @@ class StudentSpec:
     @property
     def switches(self) -> bool:
         """Whether it observes which stage it is in."""
-        return self.kind == STUDENT
+        return self.kind in (STUDENT, STEREO)
+
+    @property
+    def paired(self) -> bool:
+        """Whether each camera's left imager is seen in colour, and its right one in grey."""
+        return self.observation == "stereo"
 
     @property
     def commanded(self) -> bool:
@@ -227,7 +236,7 @@ class StudentSpec:
     @property
     def has_rgb(self) -> bool:
         """Whether colour is observed."""
-        return self.observation in ("rgbd", "rgb")
+        return self.observation in ("rgbd", "rgb", "stereo")
 
     @property
     def has_depth(self) -> bool:
@@ -242,12 +251,97 @@ class StudentSpec:
         for view in self.views:
             if self.has_rgb:
                 inputs[f"{view}_rgb"] = ((size, size, 3), "uint8", "sRGB")
+            if self.paired:
+                inputs[f"{view}_grey"] = ((size, size), "uint8", "luma")
             if self.has_depth:
                 inputs[f"{view}_depth"] = ((size, size), "float32", "m")
         inputs[self.vector] = ((self.vector_size,), "float32", "rad, m")
         if self.switches:
             inputs["switched"] = ((), "bool", "1")
         return inputs
+
+    def named_pictures(self, rgb: Array, depth: Array) -> dict[str, Array]:
+        """Returns pictures of all cameras as `inputs` names them; of NumPy or JAX arrays as they are.
+
+        Args:
+          rgb: [N, C, H, W, 3] uint8, of pairs 4 channels, see `envs.vision.Seen`; or None.
+          depth: [N, C, H, W] m, or None.
+        """
+        named: dict[str, Array] = {}
+        for at, view in enumerate(self.views):
+            if rgb is not None:
+                named[f"{view}_rgb"] = rgb[:, at, ..., :3]
+            if rgb is not None and self.paired:
+                named[f"{view}_grey"] = rgb[:, at, ..., 3]
+            if depth is not None:
+                named[f"{view}_depth"] = depth[:, at]
+        return named
+
+
+STEREO_NETWORKS = ("cost", "early", "attention")
+RIGHTS = ("seen", "left", "black")  # what stands for the right picture
+
+
+@dataclasses.dataclass(frozen=True)
+class StereoNetworkConfig:
+    """What looks at pairs of pictures. Source: ours, but where it says otherwise.
+
+    Attributes:
+      network: "cost": both grey pictures go through one stem and are compared at shifts along the rows; "early": the
+        right picture is a fourth channel; "attention": both go through one stem, and each place of the left picture
+        looks along its row of the right one. Source of the last: DEXTRAH's student.
+      stem: numbers of each column of four rows of a grey picture that are compared.
+      filters: numbers of each patch of 4 x 4 pixels, and of each 2 x 2 of them.
+      shifts: disparities that are compared, 0 .. shifts - 1 pixels.
+      heads, layers: of the attention.
+      right: "seen"; or, to find out what the right picture is good for, "left" for the left one's grey in its place,
+        or "black" for none.
+    """
+
+    network: str = "cost"
+    stem: int = 8
+    filters: tuple[int, int] = (24, 48)
+    shifts: int = 8
+    heads: int = 4
+    layers: int = 2
+    right: str = "seen"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("network", STEREO_NETWORKS), ("right", RIGHTS)):
+            value = getattr(self, name)
+            check(value in choices, f"{name} must be one of {', '.join(choices)}, not '{value}'")
+        check(
+            min(self.stem, *self.filters, self.heads, self.layers) >= 1,
+            "stem, filters, heads and layers must be numbers >= 1",
+        )
+        check(1 <= self.shifts <= 64, f"shifts must be in 1..64, not {self.shifts}")
+        check(
+            self.filters[0] % self.heads == 0,
+            f"filters[0] must be a multiple of heads = {self.heads}, not {self.filters[0]}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StereoSpec(StudentSpec):
+    """A student that sees pairs of pictures: colour of the left imager, grey of the right one.
+
+    Attributes:
+      stereo: what looks at them.
+    """
+
+    stereo: StereoNetworkConfig = StereoNetworkConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        side = self.cameras.size
+        check(side % 8 == 0, f"pairs of pictures need a side that is a multiple of 8, not {side}")
+
+
+def spec_class(kind: str) -> type[PolicySpec] | type[StudentSpec]:
+    """Returns what describes a policy of a kind; of a staged one, its last part."""
+    if kind == STEREO:
+        return StereoSpec
+    return StudentSpec if kind in (STUDENT, PIXELS) else PolicySpec
 
 
 def make_spec(
@@ -259,6 +353,7 @@ def make_spec(
     switch: Switch,
     scale: float,
     state_parts: tuple[ObservationPart, ...] = (),
+    stereo: StereoNetworkConfig | None = None,
 ) -> StudentSpec:
     """Returns the description of a student on a two-arm scene.
 
@@ -268,22 +363,19 @@ def make_spec(
       network: shapes. cameras: pictures. memory: of the proprioception.
       switch: of the teacher. scale: change of a target by a full action (rad; m).
       state_parts: the teacher's observation; needed by a state student.
+      stereo: what looks at pairs of pictures; the default if None.
 
     Raises:
       ConfigError: unknown observation.
     """
     parts = tuple(ObservationPart(*part) for part in PROPRIOCEPTION)
-    return StudentSpec(
-        kind=STUDENT,
-        phase=model.name,
-        observation=observation,
-        cameras=cameras,
-        proprioception=state_parts if observation == "state" else parts,
-        history=memory,
-        switch=switch,
-        action=action_spec(model, scale),
-        network=network,
-    )
+    if observation == "state":
+        parts = state_parts
+    common = (cameras, parts, memory, switch, action_spec(model, scale), network)
+    if observation == "stereo":
+        stereo = stereo or StereoNetworkConfig()
+        return StereoSpec(STEREO, model.name, observation, *common, stereo=stereo)
+    return StudentSpec(STUDENT, model.name, observation, *common)
 
 
 def make_pixel_spec(

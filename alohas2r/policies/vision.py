@@ -22,7 +22,7 @@ from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.embodiment import history
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.networks.vision import forward, init
-from alohas2r.policies.spec import StudentSpec
+from alohas2r.policies.spec import StudentSpec, spec_class
 from alohas2r.policies.state import check_shapes
 
 
@@ -112,8 +112,11 @@ class StudentPolicy:
     @classmethod
     def build(cls, description: JsonObject, weights: Mapping[str, np.ndarray]) -> Self:
         """Makes a student of its description and weights."""
-        fields = {field.name: description[field.name] for field in dataclasses.fields(StudentSpec)}
-        return cls(config.from_dict(StudentSpec, fields), weights, description.get("trained", {}))
+        described = spec_class(description["kind"])
+        fields = {field.name: description[field.name] for field in dataclasses.fields(described)}
+        spec = config.from_dict(described, fields)
+        assert isinstance(spec, StudentSpec)
+        return cls(spec, weights, description.get("trained", {}))
 
     def check_inputs(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns each of `spec.inputs` as it was recorded, [T, ...]."""
@@ -133,6 +136,13 @@ class PixelPolicy(StudentPolicy):
 
     called: ClassVar[str] = "policy from pixels"
     made_by: ClassVar[str] = "alohas2r train-pixels"
+
+
+class StereoPolicy(StudentPolicy):
+    """A deterministic policy on colour of the left imagers, grey of the right ones, and proprioception."""
+
+    called: ClassVar[str] = "stereo student"
+    made_by: ClassVar[str] = "alohas2r distill --observation stereo"
 
 
 def _blank(spec: StudentSpec) -> dict[str, jax.Array]:

@@ -15,6 +15,7 @@ import numpy as np
 from alohas2r.config import check
 from alohas2r.core.types import Array
 
+_GREY = 0x62E4  # stream of the noise of right imagers' pixels
 _SURFACE_STEP = 0.1  # of the depth; neighbours that differ by more belong to two surfaces
 
 
@@ -147,6 +148,37 @@ def corrupt(
         return (None if rgb is None else colour_noise(keys[5], rgb, brightness, config)), depth
 
     return jax.vmap(one)(key, rgb, depth, brightness)
+
+
+def corrupt_grey(
+    key: Array, grey: Array, brightness: Array, config: CorruptConfig | None = None
+) -> Array:
+    """Makes the grey pictures of right imagers look like a sensor's, beside `corrupt` of the left ones (traceable).
+
+    The noise of its pixels is another one; the brightness is the same, as both imagers are exposed alike.
+
+    Args:
+      key: [N] random keys, those that `corrupt` is given.
+      grey: [N, C, H, W] uint8.
+      brightness: [N] factor of each environment.
+      config: strengths.
+
+    Returns:
+      uint8 of the same shape.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    config = config or CorruptConfig()
+
+    def one(key: Array, grey: Array, brightness: Array) -> Array:
+        words = random_words(jax.random.fold_in(key, _GREY), grey.shape)[0]
+        bright = (grey + uniform(words) * (255 * config.pixel_noise)) * brightness
+        return jnp.clip(jnp.round(bright), 0, 255).astype(jnp.uint8)
+
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    return jax.vmap(one)(key, grey, brightness)
 
 
 def random_words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:

@@ -17,6 +17,7 @@ from alohas2r.policies import spec
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig, StudentSpec
 from alohas2r.policies.switch import Switch
 from alohas2r.rendering import registry as renderers
+from alohas2r.rendering import stereo
 from alohas2r.rendering.protocol import Frames
 from alohas2r.robots.base import Frame, Proprio
 from alohas2r.sim import scene, signals
@@ -28,6 +29,15 @@ from alohas2r.tasks.insert.task import InsertTask
 
 pytestmark = pytest.mark.compiles
 SIZE = 8  # of synthetic pictures
+
+
+def pairs_of(count: int, step: int) -> Frames:
+    """Pictures of pairs: two left imagers, then two right ones, whose depth is of no use."""
+    draw = np.random.default_rng(step)
+    rgb = np.repeat(draw.integers(20, 90, (count, 4, SIZE, SIZE, 1)), 3, -1).astype(np.uint8)
+    depth = np.full(rgb.shape[:-1], 0.1 * (step + 1), np.float32)
+    depth[:, 2:] = np.nan
+    return Frames(rgb, depth)
 
 
 def make_spec(size: int = SIZE, rates: tuple[float, ...] = (), kind: str = "rgbd") -> StudentSpec:
@@ -261,3 +271,57 @@ def test_senses_out_of_range(change: dict[str, float]) -> None:
         dataclasses.replace(SensesConfig(), **change)
     with pytest.raises(ConfigError, match="Unknown renderer 'raycats'"):
         renderers.make_renderer("raycats", 8)
+
+
+def test_pairs_arrive_together_as_colour_and_grey_with_their_inverse_depth() -> None:
+    late = dataclasses.replace(IDEAL, delay_weights=(0.0, 1.0))
+    eyes = Senses(make_spec(kind="stereo"), late, np.full(2, 0.01), None)
+    state = eyes.reset(keys(2))
+    for step in range(3):
+        state, seen = eyes.perceive(state, pairs_of(2, step), np.ones(2), home(2))
+        then = pairs_of(2, max(step - 1, 0))
+        assert seen.rgb is not None
+        np.testing.assert_array_equal(seen.rgb[..., :3], then.rgb[:, :2])
+        np.testing.assert_array_equal(seen.rgb[..., 3], then.rgb[:, 2:, ..., 0])
+        np.testing.assert_allclose(np.asarray(seen.near), 0.1 / then.depth[0, 0, 0, 0], rtol=1e-6)
+        assert seen.depth is None
+
+
+def test_imagers_of_a_pair_share_the_brightness_and_no_noise() -> None:
+    spec, count = make_spec(kind="stereo"), 16
+    config = SensesConfig(delay_weights=(1.0,), looks=False)
+    eyes, frames = Senses(spec, config, np.full(count, 0.01), None), pairs_of(count, 0)
+    rgb = np.concatenate([frames.rgb[:, :2]] * 2, 1)  # both imagers are shown the same
+    told = np.linspace(0.5, 2.0, count).astype(np.float32)
+    _, seen = eyes.perceive(eyes.reset(keys(count)), frames._replace(rgb=rgb), told, home(count))
+    found = np.asarray(seen.rgb, float)
+    left, right = found[..., 0], found[..., 3]
+    clear = rgb[:, :2, ..., 0].astype(float)
+    bright = told[:, None, None, None]
+    noise = [one / bright - clear for one in (left, right)]
+    for one in noise:  # up to 3% of full scale more light, and half a step of rounding
+        assert -1.01 <= one.min() <= 0.1
+        assert 7.0 < one.max() <= 255 * 0.03 + 1.01
+        np.testing.assert_allclose(one.mean((1, 2, 3)), 255 * 0.03 / 2, atol=1.0)
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.06
+    # The left imager's noise is that of a student that sees colour alone.
+    alone = Senses(make_spec(kind="rgb"), config, np.full(count, 0.01), None)
+    only = Frames(rgb[:, :2], frames.depth[:, :2])
+    _, single = alone.perceive(alone.reset(keys(count)), only, told, home(count))
+    np.testing.assert_array_equal(found[..., :3], np.asarray(single.rgb))
+
+
+def test_the_rig_is_drawn_for_an_episode_and_changes_no_other_look() -> None:
+    pair, alone = (
+        Senses(make_spec(kind=kind), SensesConfig(), np.full(3, 0.01), None)
+        for kind in ("stereo", "rgb")
+    )
+    state = pair.reset(keys(3))
+    first = {name: np.array(value) for name, value in pair.looks(state).items()}
+    for name, value in alone.looks(alone.reset(keys(3))).items():
+        np.testing.assert_array_equal(first[name], value)
+    assert first[stereo.PLACE].shape == (3, 2, 3)
+    assert 0 < np.abs(first[stereo.PLACE]).max() <= stereo.PLACE_M
+    later = pair.looks(Senses.restart(state, jnp.array([True, False, False])))[stereo.TURN]
+    changed = (later != first[stereo.TURN]).any((1, 2))
+    np.testing.assert_array_equal(changed, [True, False, False])

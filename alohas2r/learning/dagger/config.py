@@ -11,7 +11,7 @@ from alohas2r.envs.noise import NoiseConfig
 from alohas2r.envs.vision import SensesConfig
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.policies import spec
-from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
+from alohas2r.policies.spec import CameraSpec, StereoNetworkConfig, StudentNetworkConfig
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.buffers import BufferConfig
 from alohas2r.sim.variation import VariationConfig
@@ -41,14 +41,15 @@ class DistillConfig:
       shift: pictures are shifted at random by up to so many pixels before the encoder.
       shifts: different shifts of a sample; 1 to epochs. Fewer save time where the encoder is frozen.
       finetune: whether a pretrained encoder goes on learning.
-      auxiliary: weight of predicting where the objects are from the pictures; 0 for none.
+      auxiliary: weight of predicting where the objects are from the pictures, and from pairs of them the inverse
+        depth; 0 for none.
       ahead: the student also predicts the teacher's actions in the next so many steps, less than `steps`; only the
         present one is ever taken.
       average: the policy is the exponential average of the parameters, of which each gradient step keeps this
         share (less in the first steps); 0 for the newest parameters.
       precision: errors are weighted by the teacher's standard deviation to the power of minus this; 0 for alike.
       history: what is remembered of the proprioception.
-      cameras: pictures. network: shapes.
+      cameras: pictures. network: shapes. stereo: what looks at pairs of pictures.
       task: the episodes. hold_out: missing objects.
       control: action delay. senses: what the student's observation suffers.
       noise: what the teacher's does.
@@ -82,6 +83,7 @@ class DistillConfig:
     network: StudentNetworkConfig = StudentNetworkConfig(
         hidden=(320, 256, 256), embedding=48, places=16, patches=(16, 24)
     )
+    stereo: StereoNetworkConfig = StereoNetworkConfig()
     task: InsertConfig = InsertConfig(steps=200)
     hold_out: HoldOutConfig = HoldOutConfig((0.07, 0.18))
     control: ControlConfig = ControlConfig()
@@ -171,8 +173,16 @@ DEPTH_ONLY_SIZE = (
 )
 
 
-def find_preset(name: str, observation: str = "rgbd") -> DistillConfig:
+# pixels, by engine; side of the pictures of which students see pairs: disparities are small.
+STEREO_SIZE = {"cpu": 48, "warp": 64}
+
+
+def find_preset(name: str, observation: str = "rgbd", engine: str = "cpu") -> DistillConfig:
     """Returns a preset for an observation.
+
+    Args:
+      name: of the preset. observation: one of policies.spec.OBSERVATIONS.
+      engine: the pictures of pairs are larger where a GPU draws them.
 
     Raises:
       ConfigError: unknown preset or observation.
@@ -187,6 +197,9 @@ def find_preset(name: str, observation: str = "rgbd") -> DistillConfig:
     preset = dataclasses.replace(PRESETS[name], observation=observation, draws=draws)
     if observation == "depth":
         cameras = dataclasses.replace(preset.cameras, size=DEPTH_ONLY_SIZE)
+        preset = dataclasses.replace(preset, cameras=cameras)
+    if observation == "stereo":
+        cameras = dataclasses.replace(preset.cameras, size=STEREO_SIZE[engine])
         preset = dataclasses.replace(preset, cameras=cameras)
     return preset
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.core.types import JsonObject, PyTree
-from alohas2r.embodiment import joints
 from alohas2r.envs import student_step
 from alohas2r.envs.task import Scored
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
@@ -156,11 +155,8 @@ class Distiller:
         teacher_acts = jnp.asarray(False)
         seen = self.host_step(state.learner, self.frozen, part, drawn, teacher_acts).noted.seen
         rows = {setup.spec.vector: np.asarray(seen.vector)}
-        for camera, side in enumerate(joints.SIDES):
-            if seen.rgb is not None:
-                rows[f"{side}_rgb"] = np.asarray(seen.rgb[:, camera])
-            if seen.depth is not None:
-                rows[f"{side}_depth"] = np.asarray(seen.depth[:, camera])
+        pictures = setup.spec.named_pictures(seen.rgb, seen.depth)
+        rows |= {name: np.asarray(value) for name, value in pictures.items()}
         rows["switched"] = np.asarray(part.env.task.switched)
         return {name: value[:CHECK_ROWS] for name, value in rows.items()}
 

@@ -20,10 +20,10 @@ from alohas2r.learning.dagger.config import (
 )
 from alohas2r.learning.dagger.encoding import Encoding
 from alohas2r.learning.dagger.samples import LearnerState, Learnt, Samples
-from alohas2r.policies.networks import mlp
+from alohas2r.policies.networks import mlp, stereo
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.spec import StudentSpec
-from alohas2r.policies.vision import StudentPolicy
+from alohas2r.policies.vision import StereoPolicy, StudentPolicy
 
 Metrics = dict[str, jax.Array]
 
@@ -78,6 +78,8 @@ class Learner:
     @property
     def learns_convolutions(self) -> bool:
         """Whether there are convolutions that learn."""
+        if self.spec.paired:  # whose networks are matrix products
+            return False
         return (self.spec.has_rgb and not self.frozen) or self.spec.observation == "depth"
 
     @property
@@ -137,6 +139,10 @@ class Learner:
             errors = jnp.square(guess - wanted).mean(-1) * batch.present
             figures["loss/objects"] = errors.sum() / jnp.maximum(batch.present.sum(), 1)
             total = total + self.settings.auxiliary * figures["loss/objects"]
+        if rgb is not None and "inverse" in params and batch.near is not None:
+            told = stereo.tell_inverse(params["inverse"], rgb)
+            figures["loss/inverse_depth"] = jnp.square(told - batch.near).mean()
+            total = total + self.settings.auxiliary * figures["loss/inverse_depth"]
         return total, figures
 
     def _pass(
@@ -240,4 +246,5 @@ class Learner:
             for name in ("kernel", "bias"):
                 last = f"head/layer{len(self.spec.network.hidden)}/{name}"
                 weights[last] = weights[last][..., :actions]
-        return StudentPolicy(self.spec, weights, trained)
+        made = StereoPolicy if self.spec.paired else StudentPolicy
+        return made(self.spec, weights, trained)

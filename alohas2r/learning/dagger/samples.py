@@ -31,7 +31,7 @@ class Learnt(NamedTuple):
 class Samples(NamedTuple):
     """Samples of B; pictures that the student lacks are None."""
 
-    rgb: Array  # [B, C, H, W, 3] uint8, or once encoded as `networks.vision.encode` returns
+    rgb: Array  # [B, C, H, W, 3] uint8 (of pairs 4 channels), or once encoded as `networks.vision.encode` returns
     depth: Array  # [B, C, H, W] m
     features: jax.Array  # [B, F]
     switched: jax.Array  # [B] bool
@@ -41,6 +41,7 @@ class Samples(NamedTuple):
     weight: jax.Array  # [B, 14] of the squared errors
     objects: jax.Array  # [B, 2, 3] where they are from the fingertips, in the gripper's frame (m)
     present: jax.Array  # [B, 2] bool, not held out
+    near: jax.Array | None = None  # [B, C, 8, 8] exact inverse depth, of students that see pairs
 
 
 def balanced(samples: Samples) -> Samples:

@@ -88,6 +88,7 @@ class StudentStep:
             weight=weight,
             objects=hold_out.object_in_gripper(signals),
             present=~held_out,
+            near=seen.near if settings.auxiliary > 0 else None,
         )
         return Noted(state, sense, samples, seen)
 

@@ -18,6 +18,7 @@ from alohas2r.core import assets
 from alohas2r.core import threads as core_threads
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
+from alohas2r.errors import ConfigError
 from alohas2r.learning.dagger.config import DistillConfig, choose_engine, find_preset
 from alohas2r.learning.dagger.distiller import make_distiller
 from alohas2r.learning.dagger.learner import full_precision
@@ -31,6 +32,26 @@ from alohas2r.rendering import registry as renderers
 from alohas2r.sim.engines import registry as engines
 
 NO_ENCODER, FINETUNE = "none", "finetune"  # instead of an encoder's folder
+# Instead of a teacher's folder -> the shipped one's name.
+TEACHERS = {"state": "teacher", "depth": "pixels-insert"}
+
+
+def find_teacher(name: str | os.PathLike[str] | None) -> pathlib.Path:
+    """Returns a teacher's folder: one that is named, or the shipped one of a kind; None is "state".
+
+    Raises:
+      ConfigError: there is none of that kind.
+    """
+    name = "state" if name is None else os.fspath(name)
+    if name not in TEACHERS:
+        return pathlib.Path(name)
+    folder = assets.data_path("params") / TEACHERS[name]
+    if not folder.exists():
+        raise ConfigError(
+            f"There is no policy from depth for the whole task to learn from ({folder.name} is not among the shipped"
+            " ones): choose --teacher state, or the folder of a teacher."
+        )
+    return folder
 
 
 def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
@@ -64,10 +85,10 @@ def distill(
     Args:
       preset: "default" (full scale) or "quick".
       overrides: "key=value" settings on top of the preset.
-      teacher: the staged teacher's folder; the shipped one if None.
+      teacher: the staged teacher's folder; or "state", the shipped one, as if None; or "depth", one from pixels.
       encoder: folder of a pretrained colour encoder; "none" to begin at random and learn it as well, "finetune"
         to go on learning the shipped one; the shipped one, frozen, if None. Of no use without colour.
-      observation: "rgbd", "depth", "rgb", or "state" for the teacher's own observation.
+      observation: "rgbd", "depth", "rgb", "stereo", or "state" for the teacher's own observation.
       out: folder of the run; runs/student if None.
       seed: of everything random.
       threads: of physics and ray caster; 0 for all cores.
@@ -83,20 +104,21 @@ def distill(
       "observation", "engine", and what `Run.train` returns; "student" is the artifact's folder.
 
     Raises:
-      ConfigError: unknown setting, value out of range, another configuration than the run that is resumed, or an
-        engine and a renderer that do not go together.
+      ConfigError: unknown setting, value out of range, another configuration than the run that is resumed, an
+        engine and a renderer that do not go together, or a teacher that is not there.
       BackendUnavailable: the engine or the renderer cannot run here.
       ModelError: the engine's buffers are too small; the message says what to set.
       ArtifactError: an artifact cannot be read, the folder cannot be written or is in use, or the checkpoint is
         damaged.
     """
-    settings = find_preset(preset, observation)
+    teacher = find_teacher(teacher)
+    folder = pathlib.Path("runs", "student") if out is None else pathlib.Path(out)
+    sees = observation != "state"
+    settings = find_preset(preset, observation, _choose(folder, resume, engine, renderer, sees)[0])
     if encoder is not None and os.fspath(encoder) == FINETUNE:
         settings = dataclasses.replace(settings, finetune=True)
     settings = config.override(settings, overrides)
-    folder = pathlib.Path("runs", "student") if out is None else pathlib.Path(out)
     engine, renderer = _choose(folder, resume, engine, renderer, settings.sees)
-    teacher = assets.data_path("params") / "teacher" if teacher is None else teacher
     staged = load_teacher(teacher)
     pretrained, encoder_name = _encoder_of(encoder, settings)
     parents = {"teacher": staged.hash, "encoder": None if pretrained is None else pretrained.hash}

@@ -155,7 +155,9 @@ def set_up(
         if settings.sees:
             capacity = some if made.traceable else 0
             looks = settings.senses.looks
-            drawer = make_drawer(renderer, spec.cameras.size, alone, capacity, looks)
+            drawer = make_drawer(
+                *(renderer, spec.cameras.size, alone, capacity, looks), paired=spec.paired
+            )
             senses = Senses(
                 *(spec, settings.senses, context[where, 0], drawer),
                 pictured_geometry(context[where], here),
@@ -186,4 +188,5 @@ def _student_spec(
         teacher.switch,
         settings.control.scale,
         teacher.spec.observation,
+        settings.stereo,
     )

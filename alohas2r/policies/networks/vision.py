@@ -14,14 +14,19 @@ from flax import traverse_util
 
 from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment import camera as camera_contract
-from alohas2r.policies.networks import mlp
-from alohas2r.policies.spec import PIXELS, StudentSpec
+from alohas2r.policies.networks import mlp, stereo
+from alohas2r.policies.networks.patches import cut_patches
+from alohas2r.policies.spec import PIXELS, StereoSpec, StudentSpec
 
 # Filters' side and stride of the colour encoder. Source: the published report.
 ENCODER_LAYERS = ((8, 4), (4, 2), (3, 1))
 # Those of the depth-only network, whose last pictures are 4 x 4: about 400,000 parameters in all.
 DEPTH_LAYERS = ((8, 4), (4, 2), (3, 2))
 AUXILIARY_SCALE = 0.1  # m; size of one unit of the predicted object positions
+_ONLY_LEARNING = (
+    "head/objects",
+    "inverse/",
+)  # what the names of weights begin with that only training needs
 
 
 def scale_rgb(rgb: Array) -> Array:
@@ -48,14 +53,6 @@ def reduce_nearest(pictures: Array, side: int) -> Array:
         return jax.lax.slice_in_dim(rows, step // 2, None, step, -1)
     index = ((np.arange(side) + 0.5) * pictures.shape[-1] / side).astype(int)
     return pictures[..., index, :][..., index]
-
-
-def cut_patches(pictures: jax.Array, side: int) -> jax.Array:
-    """Cuts pictures [B, H, W, F] into squares: [B, H / side, W / side, side * side * F]; the sides must divide."""
-    batch, height, width, features = pictures.shape
-    rows, columns = height // side, width // side
-    cut = pictures.reshape(batch, rows, side, columns, side, features)
-    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, side * side * features)
 
 
 class Encoder(nn.Module):
@@ -175,16 +172,19 @@ class Head(nn.Module):
 def init(
     spec: StudentSpec, key: jax.Array, auxiliary: bool = False, ahead: int = 0
 ) -> dict[str, PyTree]:
-    """Returns random parameters: "head", and "encoder" where colour is observed."""
+    """Returns random parameters: "head"; "encoder" where colour is observed; "inverse" of pairs, if `auxiliary`."""
     encoder_key, head_key = jax.random.split(key)
     size, network = spec.cameras.size, spec.network
     params: dict[str, PyTree] = {}
-    if spec.has_rgb:
+    channels = 4 if spec.paired else 3
+    if isinstance(spec, StereoSpec):
+        params |= stereo.init(spec, encoder_key, auxiliary)
+    elif spec.has_rgb:
         picture = jnp.zeros((1, size, size, 3))
         params["encoder"] = Encoder(network.filters).init(encoder_key, picture)["params"]
     rgb = None
     if spec.has_rgb:
-        pictures = jnp.zeros((1, len(spec.views), size, size, 3), jnp.uint8)
+        pictures = jnp.zeros((1, len(spec.views), size, size, channels), jnp.uint8)
         rgb = jax.eval_shape(functools.partial(encode, spec, params["encoder"]), pictures)
         rgb = jnp.zeros(rgb.shape)
     depth = jnp.zeros((1, len(spec.views), size, size)) if spec.has_depth else None
@@ -197,7 +197,12 @@ def init(
 
 
 def encode(spec: StudentSpec, encoder: PyTree, rgb: Array) -> jax.Array:
-    """Encodes colour pictures [B, C, H, W, 3] uint8 -> [B, C, E], or [B, C, H', W', E] where places count."""
+    """Encodes colour pictures [B, C, H, W, 3] uint8 -> [B, C, E], or [B, C, H', W', E] where places count.
+
+    Pairs of pictures are [B, C, H, W, 4], the last channel the right imager's grey.
+    """
+    if isinstance(spec, StereoSpec):
+        return stereo.encode(spec, encoder, rgb)
     flat = scale_rgb(rgb).reshape(-1, *rgb.shape[2:])
     features = Encoder(spec.network.filters, not spec.network.places).apply(
         {"params": encoder}, flat
@@ -249,6 +254,9 @@ def forward(
     rgb = depth = None
     if spec.has_rgb:
         pictures = jnp.stack([inputs[f"{view}_rgb"] for view in spec.views], 1)
+        if spec.paired:
+            grey = jnp.stack([inputs[f"{view}_grey"] for view in spec.views], 1)
+            pictures = jnp.concatenate([pictures, grey[..., None]], -1)
         rgb = encode(spec, tree["encoder"], pictures)
     if spec.has_depth:
         depth = jnp.stack([inputs[f"{view}_depth"] for view in spec.views], 1)
@@ -261,7 +269,7 @@ def forward(
 def flatten(params: Mapping[str, PyTree], mean: Array, std: Array) -> dict[str, np.ndarray]:
     """Returns weights by name for a StudentPolicy; what only training needs is left out."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    weights = {name: value for name, value in flat.items() if not name.startswith("head/objects")}
+    weights = {name: value for name, value in flat.items() if not name.startswith(_ONLY_LEARNING)}
     return {
         name: np.asarray(value) for name, value in (weights | {"mean": mean, "std": std}).items()
     }

@@ -9,7 +9,7 @@ from alohas2r import config
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.online.policy import NOT_EVALUATED, ONLINE
 from alohas2r.policies.onnx.runtime import OnnxPolicy
-from alohas2r.policies.spec import PIXELS, STUDENT, PolicySpec, StudentSpec
+from alohas2r.policies.spec import PIXELS, STEREO, STUDENT, PolicySpec, StudentSpec, spec_class
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class ExportedPolicy:
 
     Attributes:
       file: the policy.
-      kind: "state", "staged", "student" or "pixels".
+      kind: "state", "staged", "student", "stereo" or "pixels".
       spec: of the artifact; of the insertion policy, if it is staged.
     """
 
@@ -44,10 +44,9 @@ def load(path: str | os.PathLike[str]) -> ExportedPolicy:
         described = file.description["parts"]["insert"] if kind == "staged" else file.description
         if kind == ONLINE:
             raise ArtifactError(NOT_EVALUATED.format(path=path, task=described["phase"]))
-        if kind not in ("state", "staged", STUDENT, PIXELS):
+        if kind not in ("state", "staged", STUDENT, STEREO, PIXELS):
             raise ValueError(f"kind '{kind}'")
-        sees = kind in (STUDENT, PIXELS)
-        of: type[StudentSpec] | type[PolicySpec] = StudentSpec if sees else PolicySpec
+        of = spec_class(kind)
         fields = {field.name: described[field.name] for field in dataclasses.fields(of)}
         return ExportedPolicy(file, kind, config.from_dict(of, fields))
     except (ConfigError, KeyError, TypeError, ValueError) as error:

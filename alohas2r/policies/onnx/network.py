@@ -168,7 +168,7 @@ def student_network(
     if spec.switches:
         drawn["switched"] = random_flags(recorded["switched"][:half], samples, seed)
     if spec.has_rgb or spec.has_depth:
-        views = wrist_views(spec.cameras.size, samples, seed, spec.views)
+        views = wrist_views(spec.cameras.size, samples, seed, spec.views, spec.paired)
         for name in views.keys() & spec.inputs.keys():
             drawn[name] = np.concatenate([recorded[name][:half], views[name]])[:samples]
     apply = functools.partial(vision_network.forward, spec)

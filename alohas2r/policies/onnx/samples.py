@@ -10,13 +10,19 @@ from alohas2r.embodiment import history
 from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.rendering import registry as renderers
+from alohas2r.rendering import stereo
+from alohas2r.rendering.protocol import CAMERAS
 from alohas2r.sim import scene
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def wrist_views(
-    size: int, count: int, seed: int = 0, names: Sequence[str] = embodiment_joints.SIDES
+    size: int,
+    count: int,
+    seed: int = 0,
+    names: Sequence[str] = embodiment_joints.SIDES,
+    paired: bool = False,
 ) -> dict[str, np.ndarray]:
     """Renders what wrist cameras see at random poses of arms and objects.
 
@@ -25,9 +31,11 @@ def wrist_views(
       count: how many.
       seed: of the poses.
       names: what the cameras are called, the left one first.
+      paired: whether to render what their right imagers see as well.
 
     Returns:
-      "left_rgb" and so on [N, size, size, 3] uint8; "left_depth" and so on [N, size, size] float32 (m).
+      "left_rgb" and so on [N, size, size, 3] uint8; "left_depth" and so on [N, size, size] float32 (m); of pairs
+      "left_grey" and so on [N, size, size] uint8.
     """
     loaded = scene.load("insert")
     draw = np.random.default_rng(seed)
@@ -37,10 +45,22 @@ def wrist_views(
         poses[:, joints] += draw.uniform(-0.3, 0.3, (count, len(joints)))
         poses[:, arm.object_qpos[:3]] += draw.uniform(-0.1, 0.1, (count, 3))
     # Of the ray casters the one that starts quickest; all draw the same.
-    options = {"width": size, "height": size, "shadows": False, "threads": 1, "caster": "mujoco"}
+    options: dict[str, object] = {
+        "width": size,
+        "height": size,
+        "shadows": False,
+        "threads": 1,
+        "caster": "mujoco",
+    }
+    if paired:
+        options["cameras"] = stereo.cameras(CAMERAS)
     frames = renderers.make("raycast", loaded, **options).render(poses)
     views = {f"{name}_rgb": frames.rgb[:, index] for index, name in enumerate(names)}
-    return views | {f"{name}_depth": frames.depth[:, index] for index, name in enumerate(names)}
+    views |= {f"{name}_depth": frames.depth[:, index] for index, name in enumerate(names)}
+    if paired:
+        greys = stereo.luma(frames.rgb[:, len(CAMERAS) :])
+        views |= {f"{name}_grey": greys[:, index] for index, name in enumerate(names)}
+    return views
 
 
 def random_flags(recorded: np.ndarray, samples: int, seed: int) -> np.ndarray:
