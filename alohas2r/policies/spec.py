@@ -335,6 +335,10 @@ class StereoSpec(StudentSpec):
         super().__post_init__()
         side = self.cameras.size
         check(side % 8 == 0, f"pairs of pictures need a side that is a multiple of 8, not {side}")
+        check(
+            self.stereo.shifts <= side,
+            f"shifts = {self.stereo.shifts} must not exceed the {side} pixels of a picture's side",
+        )
 
 
 def spec_class(kind: str) -> type[PolicySpec] | type[StudentSpec]:

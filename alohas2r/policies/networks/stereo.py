@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.core.types import Array, PyTree
-from alohas2r.policies.networks.patches import cut_patches, neighbours
+from alohas2r.policies.networks.patches import bordered, cut_patches, neighbours
 from alohas2r.policies.spec import StereoNetworkConfig, StereoSpec
 
 INVERSE_SIDE = 8  # places a side of the inverse depth that pairs are to tell
@@ -38,7 +38,7 @@ def inverse_depth(depth: Array) -> jax.Array:
 def correlation(left: jax.Array, right: jax.Array, shifts: int) -> jax.Array:
     """Returns the products [B, H, W, shifts] of features [B, H, W, F] at disparities 0 .. shifts - 1."""
     width = left.shape[2]
-    further = jnp.pad(right, ((0, 0), (0, 0), (shifts - 1, 0), (0, 0)))
+    further = bordered(right, 2, shifts - 1, 0)
     products = [
         (left * further[:, :, shifts - 1 - shift : shifts - 1 - shift + width]).sum(-1)
         for shift in range(shifts)
@@ -50,7 +50,7 @@ def strips(grey: jax.Array) -> jax.Array:
     """Puts PATCH rows and the columns around each one of [B, H, W, 1] side by side: [B, H / 4, W, 4 * 5]."""
     batch, height, width, _ = grey.shape
     rows = grey.reshape(batch, height // PATCH, PATCH, width).transpose(0, 1, 3, 2)
-    around = jnp.pad(rows, ((0, 0), (0, 0), (REACH, REACH), (0, 0)))
+    around = bordered(rows, 2, REACH, REACH)
     columns = [around[:, :, start : start + width] for start in range(2 * REACH + 1)]
     return jnp.concatenate(columns, -1)
 
