@@ -175,7 +175,7 @@ def _unpatched(*packages: str) -> Iterator[None]:
                     delattr(one, name)
 
 
-_SAVERS = {"pick": save_pick, "staged": save_staged, "student": save_student}
+_SAVERS = {"pick": save_pick, "staged": save_staged, "student": save_student, "stereo": save_stereo}
 _EXPORTED: dict[str, tuple[pathlib.Path, pathlib.Path]] = {}
 
 

@@ -250,6 +250,12 @@ def record_camera(
     size: Annotated[
         int, typer.Option(min=32, max=480, help="Side of simulated pictures (pixels).")
     ] = 96,
+    stereo: Annotated[
+        bool,
+        typer.Option(
+            "--stereo", help="The right imager's grey as well, for policies that see pairs."
+        ),
+    ] = False,
 ) -> None:
     """Record a RealSense wrist camera, colour and depth, for deploy --recordings."""
     if out.suffix != ".db3":
@@ -259,10 +265,12 @@ def record_camera(
     recorder = library("robots.realsense.record")
     with working("Recording"):
         if simulated is not None:
-            film = library("robots.simulated").film(simulated, seconds, size=size)
+            film = library("robots.simulated").film(simulated, seconds, size=size, paired=stereo)
             count = recorder.write_recording(out, film)
         else:
-            config = library("robots.realsense.config").RealSenseConfig(exposure_us=exposure_us)
+            config = library("robots.realsense.config").RealSenseConfig(
+                exposure_us=exposure_us, stereo=stereo
+            )
             count = recorder.record(out, seconds, serial, config)
     Console(stderr=True).print(
         f"Wrote {count} pictures to {out}", highlight=False, markup=False, soft_wrap=True

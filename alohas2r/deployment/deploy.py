@@ -114,7 +114,11 @@ def _as_wanted(
 ) -> tuple[RigConfig, DeployConfig]:
     """Returns arms, cameras and loop as a policy wants them."""
     rig = dataclasses.replace(
-        rig, size=wants.size, fovy_deg=wants.fovy_deg, depth_cutoff=wants.depth_cutoff
+        rig,
+        size=wants.size,
+        fovy_deg=wants.fovy_deg,
+        depth_cutoff=wants.depth_cutoff,
+        stereo=wants.paired,
     )
     config = dataclasses.replace(
         config,

@@ -21,6 +21,7 @@ from alohas2r.config import to_dict
 from alohas2r.deployment import robot_file as robots
 from alohas2r.deployment.diagnosis import Line, Status, examine_arm
 from alohas2r.deployment.robot_file import RobotFile
+from alohas2r.embodiment.camera import BASELINE_M
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import Alohas2rError, BackendUnavailable, RobotFault
 from alohas2r.robots.dynamixel import adapter
@@ -37,6 +38,9 @@ PACKAGES = {
     "sweep": ("optuna", "ray"),
 }
 ADAPTERS = adapter.ADAPTERS
+BASELINE_OFF_M = (
+    0.001  # by how much the distance of a camera's imagers may differ from the simulated
+)
 PLACE_M = 0.01  # how far the arms may be from where the simulated ones are
 
 
@@ -245,9 +249,32 @@ def wrist_cameras(serials: Sequence[str] | None) -> Iterator[Line]:
         if serial not in [camera.serial for camera in cameras]:
             text = f"{serial} is not plugged in"
             yield Line(f"{side} camera", "fail", text, "Check the serial number and the cable.")
+    yield from _baselines([camera.serial for camera in cameras])
     if len(cameras) < len(SIDES):
         remedy = "Two arms need two cameras: check the other one's cable."
         yield Line("cameras", "warn", f"{len(cameras)} of {len(SIDES)}", remedy)
+
+
+def _baselines(serials: Sequence[str]) -> Iterator[Line]:
+    """Looks how far apart the imagers of cameras are, which a policy that sees pairs of pictures relies on."""
+    from alohas2r.robots.realsense.config import baselines
+
+    try:
+        measured = baselines()
+    except (BackendUnavailable, RobotFault) as error:
+        yield Line("baselines", "warn", str(error), "As it says.")
+        return
+    for serial in (one for one in serials if one in measured):
+        value, label = measured[serial], f"camera {serial} baseline"
+        wanted = f"the simulated pair's is {1000 * BASELINE_M:.1f} mm"
+        if value is None:
+            remedy = "It matters to a policy that sees pairs of pictures alone."
+            yield Line(label, "warn", f"the camera does not say; {wanted}", remedy)
+        elif abs(value - BASELINE_M) > BASELINE_OFF_M:
+            remedy = "This is no D405: a policy that sees pairs of pictures would misjudge every distance."
+            yield Line(label, "fail", f"{1000 * value:.1f} mm; {wanted}", remedy)
+        else:
+            yield Line(label, "pass", f"{1000 * value:.1f} mm")
 
 
 def artifact(policy: str | os.PathLike[str] | None) -> Iterator[Line]:

@@ -239,7 +239,8 @@ def views(run: Run, scale: int = 8, far_m: float = 0.4) -> Iterator[np.ndarray]:
       far_m: depth that is drawn black (m); nearer is brighter.
 
     Yields:
-      [H, W, 3] uint8: colour above depth, the left camera on the left.
+      [H, W, 3] uint8: colour above depth (and grey of the right imager below, where there is one), the left camera on
+      the left.
     """
     for step in run.steps:
         columns = []
@@ -249,8 +250,11 @@ def views(run: Run, scale: int = 8, far_m: float = 0.4) -> Iterator[np.ndarray]:
             if rgb is None or depth is None:
                 continue
             near = np.where(depth > 0, 1 - np.clip(depth / far_m, 0, 1), 0)
-            grey = np.repeat((255 * near)[..., None], 3, axis=2).astype(np.uint8)
-            columns.append(np.concatenate([rgb, grey]))
+            rows = [rgb, (255 * near).astype(np.uint8)]
+            grey = step.arrays.get(f"observation/{side}_grey")
+            rows += [] if grey is None else [grey]
+            rows[1:] = [np.repeat(one[..., None], 3, axis=2) for one in rows[1:]]
+            columns.append(np.concatenate(rows))
         if columns:
             picture = np.concatenate(columns, axis=1)
             yield picture.repeat(scale, axis=0).repeat(scale, axis=1)

@@ -23,7 +23,8 @@ def observe(
       switched: whether the insertion policy is in charge.
 
     Returns:
-      "left_rgb", "right_rgb" [H, W, 3] uint8; "left_depth", "right_depth" [H, W] float32 (m);
+      "left_rgb", "right_rgb" [H, W, 3] uint8; "left_depth", "right_depth" [H, W] float32 (m); where cameras give
+      it, "left_grey", "right_grey" [H, W] uint8 of their right imagers;
       "proprioception" [32] float32: joint positions 8 + 8, positions minus targets 8 + 8 (rad, m);
       "switched" [] bool.
     """
@@ -35,4 +36,7 @@ def observe(
     for side in SIDES:
         observation[f"{side}_rgb"] = frames[side].rgb
         observation[f"{side}_depth"] = frames[side].depth.astype(np.float32)
+        grey = frames[side].grey
+        if grey is not None:
+            observation[f"{side}_grey"] = grey
     return observation

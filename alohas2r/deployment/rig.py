@@ -13,6 +13,8 @@ from alohas2r.config import check
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import RobotFault
+from alohas2r.rendering import stereo
+from alohas2r.rendering.protocol import CAMERAS
 from alohas2r.robots import simulated
 from alohas2r.robots.base import Camera, Robot
 from alohas2r.robots.dynamixel.arm import NO_OFFSETS, DynamixelConfig, GripperLinkage
@@ -54,6 +56,7 @@ class RigConfig:
       size: side of the pictures that the policy takes (pixels).
       fovy_deg: their field of view.
       depth_cutoff: depth beyond which they show nothing (m).
+      stereo: whether the pictures of the cameras' right imagers are taken as well.
       exposure_us: fixed exposure of the cameras; None: automatic.
       gripper_closed_rad: servo angles at which the left and the right gripper's fingers just touch;
         a single number holds for both, None: as the scene's.
@@ -74,6 +77,7 @@ class RigConfig:
     size: int = 32
     fovy_deg: float = FOVY_DEG
     depth_cutoff: float = DEPTH_CUTOFF
+    stereo: bool = False
     exposure_us: float | None = None
     gripper_closed_rad: float | tuple[float, float] | None = None
     upside_down: tuple[bool, bool] = (False, False)
@@ -104,6 +108,15 @@ class RigConfig:
         check(
             self.robot == "aloha" or not any(map(any, self.joint_offsets_rad)),
             f"joint offsets need --robot aloha; --robot {self.robot} has none. Take them out of the robot file",
+        )
+        check(
+            not (self.stereo and any(self.upside_down)),
+            "the right imager of a camera that is mounted upside down sits on the left of its colour: a policy that"
+            " sees pairs of pictures needs cameras mounted upright",
+        )
+        check(
+            not (self.stereo and self.world),
+            "a foreign world draws no pictures of right imagers; choose a policy that sees none",
         )
         _ = self.linkages  # raises if an angle is out of range
         if self.serials is not None:
@@ -196,7 +209,7 @@ def open_rig(
             settings = DynamixelConfig(ports=emulator.ports, reply_timeout_s=reply_s)
             robot = DynamixelRobot(settings, passive)
             if config.recordings is None and not config.stub_cameras:
-                cameras = EmulatedCameras(emulator, _renderer(config.size)).cameras()
+                cameras = EmulatedCameras(emulator, _renderer(config)).cameras()
         elif config.world:
             from alohas2r.deployment.worlds import open_world
 
@@ -221,7 +234,7 @@ def open_rig(
             world = _simulated_world(arms)
             robot = SimulatedRobot(arms)
             if config.recordings is None and not config.stub_cameras:
-                cameras = simulated.cameras(arms, _renderer(config.size))
+                cameras = simulated.cameras(arms, _renderer(config))
         trials = None
         if world is not None and judged:
             trials = _trials(world, config, episodes, episode_s)
@@ -236,7 +249,7 @@ def open_rig(
 def _cameras(config: RigConfig) -> Sequence[Camera]:
     """Returns the cameras of real arms, recordings of them, or stubs."""
     if config.stub_cameras:
-        return [StubCamera(side, config.size) for side in SIDES]
+        return [StubCamera(side, config.size, paired=config.stereo) for side in SIDES]
     settings = [
         RealSenseConfig(
             width=config.stream_size[0],
@@ -246,6 +259,7 @@ def _cameras(config: RigConfig) -> Sequence[Camera]:
             depth_cutoff=config.depth_cutoff,
             exposure_us=config.exposure_us,
             upside_down=upside_down,
+            stereo=config.stereo,
         )
         for upside_down in config.upside_down
     ]
@@ -268,10 +282,13 @@ def _cameras(config: RigConfig) -> Sequence[Camera]:
     ]
 
 
-def _renderer(size: int) -> Renderer:
+def _renderer(config: RigConfig) -> Renderer:
     from alohas2r.rendering import registry as renderers
 
-    return renderers.make("raycast", scene.load("insert"), width=size, height=size, batch=1)
+    options: dict[str, object] = {"width": config.size, "height": config.size, "batch": 1}
+    if config.stereo:
+        options["cameras"] = stereo.cameras(CAMERAS)
+    return renderers.make("raycast", scene.load("insert"), **options)
 
 
 def _trials(world: Simulation, config: RigConfig, episodes: int, episode_s: float) -> Trials:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from alohas2r.policies.onnx.runtime import OnnxPolicy
 
 # What a robot gives, and in which unit.
-_UNITS = {"rgb": "sRGB", "depth": "m", "switched": "1", "target_in_base": "m"}
+_UNITS = {"rgb": "sRGB", "grey": "luma", "depth": "m", "switched": "1", "target_in_base": "m"}
+_PICTURES = ("_rgb", "_depth", "_grey")  # what names of pictures end in
 _JOINT_UNIT = "rad, m"
 # Largest difference between the ranges of targets that a policy was trained with and the robot's (rad; m).
 _RANGE_TOLERANCE = 1e-3
@@ -44,6 +45,7 @@ class Terms(NamedTuple):
       depth_cutoff: depth beyond which it sees nothing (m).
       delays: the longest ones that it was trained for.
       single: whether it is a policy of one arm, see `EachArm`.
+      paired: whether it sees what the right imagers of its cameras see.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Terms(NamedTuple):
     depth_cutoff: float
     delays: Delays
     single: bool = False
+    paired: bool = False
 
 
 class _Statement(NamedTuple):
@@ -99,6 +102,8 @@ def terms(policy: OnnxPolicy | ServedPolicy) -> Terms:
         depth_cutoff=float(said.cameras.get("depth_cutoff", DEPTH_CUTOFF)),
         delays=said.delays,
         single=_joints(said.action) == ACTUATORS,
+        paired=said.interface is not None
+        and any(one.name.endswith("_grey") for one in said.interface.inputs),
     )
 
 
@@ -128,13 +133,14 @@ def _served(policy: ServedPolicy) -> _Statement:
 def _inputs(name: str, interface: Interface) -> int:
     """Returns the side of the pictures; a robot must have all that the policy takes, in its units."""
     shapes = {one.name: one.shape for one in interface.inputs}
-    sizes = {shape[:2] for one, shape in shapes.items() if one.endswith(("_rgb", "_depth"))}
+    sizes = {shape[:2] for one, shape in shapes.items() if one.endswith(_PICTURES)}
     size = min(sizes)[0] if sizes else SIZE
     given: dict[str, tuple[int, ...]] = {"proprioception": (32,), "switched": ()}
     if "wrist_depth" in shapes:  # of one arm, which is told where to bring the object
         given = {"proprioception": (19,), "wrist_depth": (size, size)}
     for side in SIDES:
-        given |= {f"{side}_rgb": (size, size, 3), f"{side}_depth": (size, size)}
+        given |= {f"{side}_rgb": (size, size, 3)}
+        given |= dict.fromkeys((f"{side}_depth", f"{side}_grey"), (size, size))
     strange = [one for one, shape in shapes.items() if given.get(one) != shape]
     if strange:
         raise ArtifactError(

@@ -25,7 +25,7 @@ from alohas2r.core.types import JsonObject
 from alohas2r.embodiment.aloha import CAMERAS, INSERT_TASK, from_units, to_units
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.history import HistoryConfig
-from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM, SIDES
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
 from alohas2r.envs.vision import Seen, SensesState
@@ -159,14 +159,19 @@ class OwnDialect:
                 f"The policy at {client.url} is one of a single arm; evaluate its artifact or its exported file."
             )
         self._names = tuple(shapes)
-        pictures = [shape for name, shape in shapes.items() if name.endswith(("_rgb", "_depth"))]
+        pictures = [
+            shape for name, shape in shapes.items() if name.endswith(("_rgb", "_depth", "_grey"))
+        ]
         colour = any(name.endswith("_rgb") for name in shapes)
         deep = any(name.endswith("_depth") for name in shapes)
+        kind = "rgbd" if colour and deep else "depth" if deep else "rgb"
+        if any(name.endswith("_grey") for name in shapes):
+            kind = "stereo"
         cameras = said.get("cameras") or {}
         size = pictures[0][0] if pictures else CameraSpec().size
         self.scale: float | None = float(said["actions"]["scale"])
         self.spec = _spec(
-            "rgbd" if colour and deep else "depth" if deep else "rgb",
+            kind,
             CameraSpec(
                 size,
                 float(cameras.get("fovy_deg", FOVY_DEG)),
@@ -181,12 +186,8 @@ class OwnDialect:
             "proprioception": np.asarray(seen.vector[index], np.float32),
             "switched": np.asarray(switched),
         }
-        for kind, pictures in (("rgb", seen.rgb), ("depth", seen.depth)):
-            if pictures is not None:
-                values |= {
-                    f"{side}_{kind}": np.asarray(pictures[index, place])
-                    for place, side in enumerate(SIDES)
-                }
+        pictures = self.spec.named_pictures(seen.rgb, seen.depth)
+        values |= {name: np.asarray(picture[index]) for name, picture in pictures.items()}
         return {name: values[name] for name in self._names}
 
     def action(self, answered: np.ndarray, present: np.ndarray, scale: float) -> np.ndarray:

@@ -92,6 +92,8 @@ class Frame:
       time_s: when the colour picture came (monotonic clock).
       number: the colour stream's frame counter.
       depth_time_s, depth_number: those of the depth stream; None: the same, as both were taken together.
+      grey: [H, W] uint8 of the right imager, cropped by its own intrinsics; None of a camera that gives none.
+      grey_time_s, grey_number: those of its stream, likewise.
     """
 
     rgb: np.ndarray
@@ -100,17 +102,34 @@ class Frame:
     number: int
     depth_time_s: float | None = None
     depth_number: int | None = None
+    grey: np.ndarray | None = None
+    grey_time_s: float | None = None
+    grey_number: int | None = None
 
-    def streams(self) -> tuple[Stream, Stream]:
-        """Returns both streams, colour first."""
-        time_s = self.time_s if self.depth_time_s is None else self.depth_time_s
-        number = self.number if self.depth_number is None else self.depth_number
-        colour = Stream("colour", self.rgb, self.time_s, self.number)
-        return colour, Stream("depth", self.depth, time_s, number)
+    def streams(self) -> tuple[Stream, ...]:
+        """Returns its streams: colour, depth and, where there is one, grey."""
+
+        def stream(
+            name: str, picture: np.ndarray, time_s: float | None, number: int | None
+        ) -> Stream:
+            return Stream(
+                name,
+                picture,
+                self.time_s if time_s is None else time_s,
+                self.number if number is None else number,
+            )
+
+        found = [
+            Stream("colour", self.rgb, self.time_s, self.number),
+            stream("depth", self.depth, self.depth_time_s, self.depth_number),
+        ]
+        if self.grey is not None:
+            found.append(stream("grey", self.grey, self.grey_time_s, self.grey_number))
+        return tuple(found)
 
 
 class Stream(NamedTuple):
-    """One of a camera's streams, as it stands: "colour" or "depth", its picture, time and number."""
+    """One of a camera's streams, as it stands: "colour", "depth" or "grey", its picture, time and number."""
 
     name: str
     picture: np.ndarray

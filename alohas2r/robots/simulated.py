@@ -16,7 +16,7 @@ import numpy as np
 from alohas2r.embodiment.joints import PER_ARM, SIDES
 from alohas2r.robots.base import Frame
 from alohas2r.robots.simulated_arms import SimulatedArms
-from alohas2r.robots.wrist_camera import Renderer, WristCamera, wrist_cameras
+from alohas2r.robots.wrist_camera import Renderer, WristCamera, drawn_frame, wrist_cameras
 from alohas2r.sim import scene
 
 # How far the arm joints sway in `film` (rad), and how long a sway takes (s).
@@ -90,14 +90,14 @@ def cameras(world: SimulatedWorld, renderer: Renderer) -> tuple[WristCamera, Wri
 
     Args:
       world: what they show.
-      renderer: draws the wrist cameras, left first.
+      renderer: draws the wrist cameras, left first; their right imagers may follow.
     """
     return wrist_cameras(_View(world, renderer))
 
 
 def film(
-    side: str, seconds: float, fps: int = 30, size: int = 96
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    side: str, seconds: float, fps: int = 30, size: int = 96, paired: bool = False
+) -> Iterator[tuple[np.ndarray, ...]]:
     """Yields what a simulated wrist camera sees while its arm looks around.
 
     Args:
@@ -105,23 +105,28 @@ def film(
       seconds: for how long.
       fps: pictures per second.
       size: side of the pictures (pixels).
+      paired: whether the right imager's pictures are drawn as well.
 
     Yields:
-      rgb [size, size, 3] uint8 and depth [size, size] float32 (m).
+      rgb [size, size, 3] uint8, depth [size, size] float32 (m) and, if paired, grey [size, size] uint8.
     """
     from alohas2r.rendering import protocol as rendering_protocol
     from alohas2r.rendering import registry as renderers
+    from alohas2r.rendering import stereo
 
     insert = scene.load("insert")
     camera = rendering_protocol.CAMERAS[SIDES.index(side)]
-    renderer = renderers.make("raycast", insert, width=size, height=size, cameras=(camera,))
+    cameras = stereo.cameras([camera]) if paired else (camera,)
+    renderer = renderers.make("raycast", insert, width=size, height=size, cameras=cameras)
     qpos = insert.home_qpos.copy()
     joints = insert.arms[SIDES.index(side)].qpos[: len(_SWAY)]
     for number in range(round(seconds * fps)):
         turn = 2 * np.pi * number / fps / _SWAY_S
         qpos[joints] = insert.home_qpos[joints] + _SWAY * np.sin(turn + np.arange(len(_SWAY)))
         pictures = renderer.render(qpos[None])
-        yield np.asarray(pictures.rgb)[0, 0], np.asarray(pictures.depth)[0, 0]
+        rgb = np.asarray(pictures.rgb)[0]
+        greys = [stereo.luma(one) for one in rgb[1:]]
+        yield rgb[0], np.asarray(pictures.depth)[0, 0], *greys
 
 
 class StubCamera:
@@ -136,19 +141,21 @@ class StubCamera:
     PICTURES = 8
     FAR_M = 0.35
 
-    def __init__(self, name: str, size: int = 32, seed: int = 0) -> None:
+    def __init__(self, name: str, size: int = 32, seed: int = 0, paired: bool = False) -> None:
         """Draws its pictures.
 
         Args:
           name: "left" or "right".
           size: side of the pictures (pixels).
           seed: of the noise.
+          paired: whether it has a right imager.
         """
         self.name = name
         random = np.random.default_rng(seed)
         shape = (self.PICTURES, size, size)
         self._rgb = random.integers(20, 236, (*shape, 3), dtype=np.uint8)
         self._depth = random.uniform(0.1, self.FAR_M, shape).astype(np.float32)
+        self._grey = random.integers(20, 236, shape, dtype=np.uint8) if paired else None
         self._number = 0
 
     def __enter__(self) -> Self:
@@ -167,7 +174,10 @@ class StubCamera:
         """Returns the next picture; it is always new enough."""
         self._number += 1
         index = self._number % self.PICTURES
-        return Frame(self._rgb[index], self._depth[index], time.monotonic(), self._number)
+        grey = None if self._grey is None else self._grey[index]
+        return Frame(
+            self._rgb[index], self._depth[index], time.monotonic(), self._number, grey=grey
+        )
 
 
 class _View:
@@ -187,5 +197,4 @@ class _View:
             rgb, depth = self._renderer.render(qpos[None].copy())
             self._pictures = np.asarray(rgb)[0], np.asarray(depth)[0]
             self._number += 1
-        rgb, depth = self._pictures
-        return Frame(rgb[index], depth[index], time.monotonic(), self._number)
+        return drawn_frame(*self._pictures, index, self._number)

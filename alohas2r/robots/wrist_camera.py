@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Protocol, Self
 
+import numpy as np
+
 from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment.joints import SIDES
+from alohas2r.rendering import stereo
 from alohas2r.robots.base import Frame
 
 
@@ -16,6 +20,19 @@ class Renderer(Protocol):
     def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
         """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]."""
         ...
+
+
+def drawn_frame(rgb: np.ndarray, depth: np.ndarray, index: int, number: int) -> Frame:
+    """Returns what a camera shows just now.
+
+    Args:
+      rgb, depth: [C, H, W, 3] uint8 and [C, H, W] m, left camera first; the right imagers' after all left ones, if they
+        are drawn.
+      index: of the camera, 0 or 1. number: of the pictures.
+    """
+    right = index + len(SIDES)
+    grey = stereo.luma(rgb[right]) if right < len(rgb) else None
+    return Frame(rgb[index], depth[index], time.monotonic(), number, grey=grey)
 
 
 class View(Protocol):

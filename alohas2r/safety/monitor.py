@@ -32,8 +32,8 @@ class Finding(NamedTuple):
 
 
 ACTION_TOLERANCE = 1e-3  # beyond -1 to 1, for rounding
-STREAMS = ("colour", "depth")
-DARK = 8  # grey levels; a colour picture without a brighter pixel shows nothing
+STREAMS = ("colour", "depth", "grey")
+DARK = 8  # grey levels; a colour or grey picture without a brighter pixel shows nothing
 LEAST_KNOWN = 0.01  # share of a depth picture; the gripper alone covers more
 FAR_M = 20.0  # a depth beyond this is in another unit
 CLEARLY = 1.5  # times as much as another picture a picture of a moving arm changes, at least
@@ -94,7 +94,7 @@ class Monitor:
         now_s: float,
         approaching: bool = True,
     ) -> list[Finding]:
-        """Judges the pictures of both wrist cameras, colour and depth each for itself.
+        """Judges the pictures of both wrist cameras, each stream for itself.
 
         Args:
           frames: the newest pictures of "left" and "right".
@@ -233,7 +233,7 @@ class Monitor:
         if stream.name == "depth" and not eye.plausible:
             return "broken depth", f"picture is not in metres: it reaches {eye.reach}"
         if eye.blank >= config.black_steps:
-            nothing = "is black" if stream.name == "colour" else "knows of nothing"
+            nothing = "knows of nothing" if stream.name == "depth" else "is black"
             return "black camera", f"{nothing} in {eye.blank} pictures in a row"
         if eye.unchanged >= FROZEN_STEPS and eye.unchanged_travel > config.frozen_travel:
             return "frozen camera", "picture stays the same while its arm moves"

@@ -11,7 +11,7 @@ import robot_cases
 
 from alohas2r.cli import app
 from alohas2r.deployment import doctor
-from alohas2r.errors import BackendUnavailable
+from alohas2r.errors import BackendUnavailable, RobotFault
 from alohas2r.robots.dynamixel.bus import Bus
 from alohas2r.robots.emulator.bus import Faults
 from alohas2r.robots.emulator.client import Emulator
@@ -140,6 +140,28 @@ def test_cameras_are_judged(
 ) -> None:
     monkeypatch.setattr(realsense_config, "find_cameras", lambda: cameras)
     assert [line.status for line in doctor.wrist_cameras(asked)] == statuses
+
+
+def test_the_distance_of_a_cameras_imagers_must_be_that_of_the_simulated_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serials = ("111", "222", "333", "444")
+    cameras = [GOOD._replace(serial=serial) for serial in serials]
+    said = dict(zip(serials, (0.0181, 0.0195, 0.0499, None), strict=True))
+    monkeypatch.setattr(realsense_config, "find_cameras", lambda: cameras)
+    monkeypatch.setattr(realsense_config, "baselines", lambda: said)
+    found = by_name(doctor.wrist_cameras(None))
+    lines = [found[f"camera {serial} baseline"] for serial in serials]
+    assert [line.status for line in lines] == ["pass", "fail", "fail", "warn"]
+    assert lines[0].text == "18.1 mm"
+    assert "49.9 mm; the simulated pair's is 18.0 mm" in lines[2].text
+
+    def fails() -> dict[str, float | None]:
+        raise RobotFault("Librealsense cannot read the cameras' calibrations (no).")
+
+    monkeypatch.setattr(realsense_config, "baselines", fails)
+    line = by_name(doctor.wrist_cameras(None))["baselines"]
+    assert (line.status, "cannot read" in line.text) == ("warn", True)
 
 
 def test_missing_packages_and_libraries_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

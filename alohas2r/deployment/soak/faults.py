@@ -135,7 +135,7 @@ def _lost(frame: Frame, kept: Frame) -> Frame:
 
 
 def _frame(rgb: np.ndarray, depth: np.ndarray, like: Frame) -> Frame:
-    return Frame(rgb, depth, like.time_s, like.number)
+    return Frame(rgb, depth, like.time_s, like.number, grey=like.grey)
 
 
 def _swap(stage: Stage, draw: Draw) -> Heal:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 
 from alohas2r.robots.base import Frame
 from alohas2r.robots.emulator.client import Emulator
-from alohas2r.robots.wrist_camera import Renderer, WristCamera, wrist_cameras
+from alohas2r.robots.wrist_camera import Renderer, WristCamera, drawn_frame, wrist_cameras
 
 
 class EmulatedCameras:
@@ -22,7 +21,7 @@ class EmulatedCameras:
     SAME_S = 1 / 60
 
     def __init__(self, emulator: Emulator, renderer: Renderer) -> None:
-        """Joins an emulator and a renderer whose cameras are the two wrist cameras, left first."""
+        """Joins an emulator and a renderer of the two wrist cameras, left first; their right imagers may follow."""
         self._emulator = emulator
         self._renderer = renderer
         self._drawn_s = -math.inf
@@ -41,4 +40,4 @@ class EmulatedCameras:
             self._rgb, self._depth = np.asarray(rgb)[0], np.asarray(depth)[0]
             self._drawn_s = state.time_s
             self._number += 1
-        return Frame(self._rgb[index], self._depth[index], time.monotonic(), self._number)
+        return drawn_frame(self._rgb, self._depth, index, self._number)

@@ -1,8 +1,8 @@
 """Wrist cameras: Intel RealSense D405 through librealsense, live or from a recording.
 
 A picture is cropped to what the simulated camera sees, by the intrinsics that the device itself
-reports, and averaged down to its size. Colour and depth are cropped each by their own intrinsics:
-both come from the left imager, so no alignment is needed.
+reports, and averaged down to its size. Each stream is cropped by its own intrinsics: colour and depth
+come from the left imager, so no alignment is needed; grey, where it is asked for, from the right one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from alohas2r.errors import RobotFault
 from alohas2r.robots.base import Frame
 from alohas2r.robots.realsense.config import (
     DEPTH_UNIT_M,
+    RIGHT,
     RealSenseConfig,
+    baseline,
     calling,
     enable_streams,
     librealsense,
@@ -45,7 +47,7 @@ class RealSenseCamera:
 
     A thread takes every picture off the device and keeps the newest, so that `read` never waits and
     never returns a picture from a queue. If the device is lost, it is searched for again.
-    Colour and depth are kept apart: each has its own number and age, and one that is left out once
+    The streams are kept apart: each has its own number and age, and one that is left out once
     stops nothing.
 
     Attributes:
@@ -95,6 +97,7 @@ class RealSenseCamera:
         self._latest: Frame | None = None
         self._color: _Picture | None = None
         self._depth: _Picture | None = None
+        self._grey: _Picture | None = None
         self._failures = 0  # starts in a row after which no picture came
         self._problem = "no picture has come yet"
         self._ended = False
@@ -199,13 +202,16 @@ class RealSenseCamera:
                     self._depth = self._taken(depth, self._depth, time_s, self._crop_depth)
                 if color:
                     self._color = self._taken(color, self._color, time_s, self._crop_color)
-            if self._color is not None and self._depth is not None:
+                grey = frames.get_infrared_frame(RIGHT) if self.config.stereo else None
+                if grey:
+                    self._grey = self._taken(grey, self._grey, time_s, self._crop_grey)
+            missing = [name for name, picture in self._newest().items() if picture is None]
+            if self._color is not None and self._depth is not None and not missing:
                 self._check_streams(time_s)
-                return self._publish(self._color, self._depth)
+                return self._publish(self._color, self._depth, self._grey)
             if time_s - begun_s > self.SILENCE_S:
-                missing = "colour" if self._color is None else "depth"
                 raise RobotFault(
-                    f"the {self.name} camera sends no {missing}. Check its USB 3 cable and port"
+                    f"the {self.name} camera sends no {missing[0]}. Check its USB 3 cable and port"
                 )
 
     def _taken(
@@ -238,13 +244,22 @@ class RealSenseCamera:
             self.config.depth_cutoff,
         )
 
+    def _crop_grey(self, frame: Untyped) -> np.ndarray:
+        pixels, camera = np.asanyarray(frame.get_data()), read_intrinsics(frame)
+        return crop_color(pixels[..., None], camera, self.config.size, self.config.fovy_deg)[..., 0]
+
+    def _newest(self) -> dict[str, _Picture | None]:
+        """Returns the newest picture of each stream that is asked for; None: none has come yet."""
+        newest = {"colour": self._color, "depth": self._depth}
+        return newest | ({"grey": self._grey} if self.config.stereo else {})
+
     def _check_streams(self, now_s: float) -> None:
         """Lets the device be started anew if one of its streams has stopped for long."""
-        for name, picture in (("colour", self._color), ("depth", self._depth)):
+        for name, picture in self._newest().items():
             if picture is not None and now_s - picture.time_s > self.SILENCE_S:
                 raise RobotFault(f"the {self.name} camera's {name} has stopped")
 
-    def _publish(self, color: _Picture, depth: _Picture) -> Frame:
+    def _publish(self, color: _Picture, depth: _Picture, grey: _Picture | None) -> Frame:
         frame = Frame(
             color.pixels,
             depth.pixels,
@@ -252,6 +267,9 @@ class RealSenseCamera:
             color.number,
             depth_time_s=depth.time_s,
             depth_number=depth.number,
+            grey=None if grey is None else grey.pixels,
+            grey_time_s=None if grey is None else grey.time_s,
+            grey_number=None if grey is None else grey.number,
         )
         with self._news:
             self._latest, self._problem = frame, "pictures stopped coming"
@@ -262,7 +280,7 @@ class RealSenseCamera:
 
     def _start(self) -> None:
         rs, config = self._rs, self.config
-        self._color = self._depth = None
+        self._color = self._depth = self._grey = None
         problem = f"the {self.name} camera does not start"
         if self._recording is not None:
             problem = f"{self._recording} cannot be played; record it anew"
@@ -276,7 +294,12 @@ class RealSenseCamera:
             pipeline = rs.pipeline()
             if self._recording is not None:  # before it plays: the first pictures would be lost
                 settings.enable_device_from_file(str(self._recording), repeat_playback=self._repeat)
-                device = settings.resolve(rs.pipeline_wrapper(pipeline)).get_device()
+                resolved = settings.resolve(rs.pipeline_wrapper(pipeline))
+                if config.stereo and baseline(rs, resolved.get_streams()) is None:
+                    raise RobotFault(
+                        f"{self._recording} has no pictures of the right imager; record it with record-camera --stereo."
+                    )
+                device = resolved.get_device()
                 device.as_playback().set_real_time(not self._stepped)
             else:
                 enable_streams(rs, settings, self._serial, config)

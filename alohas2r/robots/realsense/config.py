@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from alohas2r.config import check
@@ -16,6 +16,7 @@ DEPTH_UNIT_M = 0.0001  # of the D405; recordings state their own. Source: its da
 # What the D405 streams in both colour and depth, and its options' ranges. Source: its datasheet.
 STREAM_SIZES = ((424, 240), (480, 270), (640, 360), (640, 480), (848, 480), (1280, 720))
 STREAM = 480, 270  # where the D405 measures from 45 mm on
+RIGHT = 2  # index of the infrared stream of the right imager; the left one's is 1
 STREAM_RATES = (5, 15, 30, 60, 90)
 EXPOSURE_US = 1, 165_000
 GAIN = 16, 248
@@ -72,6 +73,7 @@ class RealSenseConfig:
       fovy_deg: field of view of the pictures that are returned.
       depth_cutoff: depth beyond it is not seen (m).
       upside_down: whether the camera is mounted turned by 180 degrees.
+      stereo: whether the right imager's grey pictures (infrared 2) are taken as well.
       warm_up: pictures to let pass at the start, for the automatic exposure to settle.
       start_s: how long to wait for them.
     """
@@ -85,6 +87,7 @@ class RealSenseConfig:
     fovy_deg: float = FOVY_DEG
     depth_cutoff: float = DEPTH_CUTOFF
     upside_down: bool = False
+    stereo: bool = False
     warm_up: int = 15
     start_s: float = 5.0
 
@@ -108,6 +111,10 @@ class RealSenseConfig:
             f"depth_cutoff = {self.depth_cutoff:g} must lie in 0.05..10 m",
         )
         check(1 <= self.fovy_deg < 120, f"fovy_deg = {self.fovy_deg:g} must lie in 1..120 degrees")
+        check(
+            not (self.stereo and self.upside_down),
+            "a camera that is mounted upside down has its right imager on the left of its colour: mount it upright",
+        )
         check(0 <= self.warm_up <= 300, f"warm_up = {self.warm_up} must be in 0..300 pictures")
         check(0 < self.start_s <= 60, f"start_s = {self.start_s:g} must lie in 0..60 s")
 
@@ -187,6 +194,45 @@ def enable_streams(
         settings.enable_device(camera.serial)
         settings.enable_stream(rs.stream.depth, *size, rs.format.z16, config.fps)
         settings.enable_stream(rs.stream.color, *size, rs.format.rgb8, config.fps)
+        if config.stereo:
+            settings.enable_stream(rs.stream.infrared, RIGHT, *size, rs.format.y8, config.fps)
+
+
+def baselines() -> dict[str, float | None]:
+    """Returns how far apart the imagers of the cameras that are plugged in are (m), by serial number.
+
+    It is what a device's own calibration says; None where it does not say.
+
+    Raises:
+      BackendUnavailable: pyrealsense2 or a library under it is missing.
+      RobotFault: librealsense cannot look.
+    """
+    rs = librealsense()
+    with calling("librealsense cannot read the cameras' calibrations"):
+        return {
+            str(device.get_info(rs.camera_info.serial_number)): baseline(
+                rs, [one for sensor in device.query_sensors() for one in sensor.profiles]
+            )
+            for device in rs.context().query_devices()
+        }
+
+
+def baseline(rs: Untyped, profiles: Iterable[Untyped]) -> float | None:
+    """Returns how far apart a device's imagers are (m), from the profiles of its streams; None: they do not say."""
+    right, left = None, None
+    for profile in profiles:
+        kind, index = profile.stream_type(), profile.stream_index()
+        if kind == rs.stream.infrared and index == RIGHT:
+            right = profile
+        elif kind == rs.stream.color:
+            left = profile
+    if right is None or left is None:
+        return None
+    try:
+        across = right.get_extrinsics_to(left).translation
+    except RuntimeError:  # none are known
+        return None
+    return float(sum(one * one for one in across) ** 0.5)
 
 
 def set_exposure(rs: Untyped, sensor: Untyped, config: RealSenseConfig) -> None:

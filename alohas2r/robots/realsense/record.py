@@ -12,10 +12,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from alohas2r.core.types import Untyped
-from alohas2r.embodiment.camera import FOVY_DEG
+from alohas2r.embodiment.camera import BASELINE_M, FOVY_DEG
 from alohas2r.errors import ArtifactError
 from alohas2r.robots.realsense.config import (
     DEPTH_UNIT_M,
+    RIGHT,
     RealSenseConfig,
     calling,
     enable_streams,
@@ -30,7 +31,7 @@ def record(
     serial: str | None = None,
     config: RealSenseConfig | None = None,
 ) -> int:
-    """Records a camera as it is, both streams uncropped, into a file for `RealSenseCamera`.
+    """Records a camera as it is, its streams uncropped, into a file for `RealSenseCamera`.
 
     Args:
       path: a new file; its name should end in .db3.
@@ -69,21 +70,25 @@ def record(
 
 def write_recording(
     path: str | pathlib.Path,
-    pictures: Iterable[tuple[np.ndarray, np.ndarray]],
+    pictures: Iterable[tuple[np.ndarray, ...]],
     fovy_deg: float = FOVY_DEG,
     fps: int = 30,
     depth_unit_m: float = DEPTH_UNIT_M,
     serial: str = "000000000000",
+    baseline_m: float = BASELINE_M,
+    right_fovy_deg: float | None = None,
 ) -> int:
     """Writes pictures as a recording of a D405, through librealsense's software device.
 
     Args:
       path: a new file; its name should end in .db3.
-      pictures: rgb [H, W, 3] uint8 and depth [H, W] m, all of one size.
+      pictures: rgb [H, W, 3] uint8, depth [H, W] m and, of all or none, grey [H, W] uint8 of the right imager; all of
+        one size.
       fovy_deg: vertical field of view of the pictures.
       fps: pictures per second.
       depth_unit_m: step of the stored depth.
       serial: serial number to pretend.
+      baseline_m: distance of the imagers to pretend; right_fovy_deg: field of view of the right one, None: likewise.
 
     Returns:
       How many pictures were written.
@@ -98,23 +103,27 @@ def write_recording(
     if first is None:
         raise ArtifactError(f"There are no pictures to write to {path}.")
     with calling(f"{path} cannot be written"):
+        device, sensor = _pretended(rs, serial, depth_unit_m)
+        height, width = first[1].shape
+        profiles = []
+        for number, kind in enumerate(_formats(rs)[: len(first)]):
+            stream = rs.video_stream()
+            stream.type, stream.index, stream.fmt, stream.bpp = kind
+            stream.uid, stream.fps, stream.width, stream.height = number, fps, width, height
+            seen_deg = right_fovy_deg or fovy_deg if kind[1] == RIGHT else fovy_deg
+            stream.intrinsics = _square_pixels(rs, width, height, seen_deg)
+            profiles.append(sensor.add_video_stream(stream))
+        if len(profiles) > 2:
+            profiles[2].register_extrinsics_to(profiles[1], _beside(rs, baseline_m))
+            profiles[1].register_extrinsics_to(profiles[2], _beside(rs, -baseline_m))
         return _write(
-            rs, path, itertools.chain([first], pictures), fovy_deg, fps, depth_unit_m, serial
+            *(rs, path, device, sensor, profiles),
+            *(itertools.chain([first], pictures), fps, depth_unit_m),
         )
 
 
-def _write(
-    rs: Untyped,
-    path: pathlib.Path,
-    pictures: Iterable[tuple[np.ndarray, np.ndarray]],
-    fovy_deg: float,
-    fps: int,
-    depth_unit_m: float,
-    serial: str,
-) -> int:
-    pictures = iter(pictures)
-    first = next(pictures)
-    height, width = first[1].shape
+def _pretended(rs: Untyped, serial: str, depth_unit_m: float) -> tuple[Untyped, Untyped]:
+    """Returns a software device that looks like a D405, and its sensor."""
     device = rs.software_device()
     for kind, value in (
         (rs.camera_info.name, "Intel RealSense D405"),
@@ -124,26 +133,39 @@ def _write(
         device.register_info(kind, value)
     sensor = device.add_sensor("Stereo Module")
     sensor.add_read_only_option(rs.option.depth_units, depth_unit_m)
-    formats = ((rs.stream.depth, rs.format.z16, 2), (rs.stream.color, rs.format.rgb8, 3))
-    profiles = []
-    for number, (stream_type, pixel_format, pixel_bytes) in enumerate(formats):
-        stream = rs.video_stream()
-        stream.type, stream.fmt, stream.bpp = stream_type, pixel_format, pixel_bytes
-        stream.index, stream.uid, stream.fps = 0, number, fps
-        stream.width, stream.height = width, height
-        stream.intrinsics = _square_pixels(rs, width, height, fovy_deg)
-        profiles.append(sensor.add_video_stream(stream))
+    return device, sensor
+
+
+def _formats(rs: Untyped) -> tuple[tuple[Untyped, int, Untyped, int], ...]:
+    """Returns type, index, pixel format and bytes a pixel of depth, colour and the right imager's grey."""
+    return (
+        (rs.stream.depth, 0, rs.format.z16, 2),
+        (rs.stream.color, 0, rs.format.rgb8, 3),
+        (rs.stream.infrared, RIGHT, rs.format.y8, 1),
+    )
+
+
+def _write(
+    rs: Untyped,
+    path: pathlib.Path,
+    device: Untyped,
+    sensor: Untyped,
+    profiles: list[Untyped],
+    pictures: Iterable[tuple[np.ndarray, ...]],
+    fps: int,
+    depth_unit_m: float,
+) -> int:
     recorder = rs.recorder(str(path), device)
     recording = recorder.query_sensors()[0]
     recording.open(profiles)
     recording.start(rs.frame_queue(1))
     count = 0
-    for rgb, depth in itertools.chain([first], pictures):
+    for rgb, depth, *grey in pictures:
         steps = np.clip(np.rint(depth / depth_unit_m), 0, 65535).astype(np.uint16)
-        images = (np.ascontiguousarray(steps), np.ascontiguousarray(rgb, np.uint8))
-        for profile, pixels, (_, _, pixel_bytes) in zip(profiles, images, formats, strict=True):
+        images = [np.ascontiguousarray(one) for one in (steps, np.uint8(rgb), *map(np.uint8, grey))]
+        for profile, pixels, kind in zip(profiles, images, _formats(rs), strict=False):
             frame = rs.software_video_frame()
-            frame.pixels, frame.stride, frame.bpp = pixels, width * pixel_bytes, pixel_bytes
+            frame.pixels, frame.stride, frame.bpp = pixels, depth.shape[1] * kind[-1], kind[-1]
             frame.timestamp, frame.frame_number = 1000.0 * count / fps, count
             frame.domain = rs.timestamp_domain.hardware_clock
             frame.profile = profile.as_video_stream_profile()
@@ -162,6 +184,14 @@ def _new_file(path: str | pathlib.Path) -> pathlib.Path:
         raise ArtifactError(f"{path} exists already; choose another name or remove it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _beside(rs: Untyped, metres: float) -> Untyped:
+    """Returns the extrinsics of an imager that sits so far to the right."""
+    extrinsics = rs.extrinsics()
+    extrinsics.rotation = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    extrinsics.translation = [metres, 0.0, 0.0]
+    return extrinsics
 
 
 def _square_pixels(rs: Untyped, width: int, height: int, fovy_deg: float) -> Untyped:
