@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def deploy(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = app.main(["deploy", "--stepped", "--seconds", "0.3", *arguments])
-    return code, *capsys.readouterr()
+    said = capsys.readouterr()
+    return code, said.out, said.err
 
 
 @pytest.mark.parametrize("robot", ["sim", "emulated"])
@@ -101,16 +103,13 @@ def test_a_policy_of_pairs_says_so(file: pathlib.Path) -> None:
     assert wants.paired
     assert wants.size == 16
 
-    class Client:
-        url, interface = "ws://here", policy.interface
-        metadata: dict[str, Any] = {
-            "policy": policy.hash,
-            "actions": dict(policy.action),
-            "switch": policy.description["switch"],
-            "cameras": policy.description["cameras"],
-        }
-
-    client: Any = Client()
+    said = {
+        "policy": policy.hash,
+        "actions": dict(policy.action),
+        "switch": policy.description["switch"],
+        "cameras": policy.description["cameras"],
+    }
+    client: Any = types.SimpleNamespace(url="ws://here", interface=policy.interface, metadata=said)
     spec = served.OwnDialect(client).spec
     assert spec.paired
     assert spec.cameras.size == 16

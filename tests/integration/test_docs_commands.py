@@ -83,7 +83,9 @@ def small(words: tuple[str, ...]) -> list[str]:
     """Returns a command with the options that make it small, and shipped policies for what a reader has trained."""
     options = dict(SMALL.get(words[0], {}))
     if "--start-from" in words and "--preset" in words:
-        del options["--preset"]  # the network of the policy to start from is the documented preset's
+        del options[
+            "--preset"
+        ]  # the network of the policy to start from is the documented preset's
     kept, left = [words[0]], list(words[1:])
     while left:
         word = left.pop(0)
