@@ -91,6 +91,9 @@ def test_collection_is_what_the_loop_on_the_host_collects(small: Small) -> None:
         for name, mine, other in zip(
             Samples._fields, ours[1].samples, theirs[1].samples, strict=True
         ):
+            if name == "near":  # of students that see pairs alone
+                assert mine is other is None
+                continue
             mine, other = (np.asarray(value, np.float64) for value in (mine, other))
             assert mine.shape == other.shape
             assert mine.shape[0] == STEPS * COUNT
