@@ -34,8 +34,10 @@ def demonstrate(
     task: Task,
     out: Annotated[pathlib.Path, typer.Option(help="A new folder for the log.")],
     by: Annotated[
-        Literal["script"],
-        typer.Option(help="Who shows it. script: a rule that knows where the object is."),
+        Literal["script", "keyboard"],
+        typer.Option(
+            help="Who shows it. script: a rule that knows where the object is; keyboard: you, in this terminal."
+        ),
     ] = "script",
     episodes: Annotated[int, typer.Option(min=1, help="How many that succeed.")] = 10,
     robot: Robot = "sim",

@@ -24,10 +24,11 @@ from alohas2r.deployment.online.truth import Start, Truth
 from alohas2r.deployment.report import Outcome, Report
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.errors import ArtifactError
+from alohas2r.policies.online.config import LOGS
+from alohas2r.policies.online.demonstrations import ABOUT
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.tasks import make_spec
 
-ABOUT, LOGS = "demonstrations.json", "log"
 _TRIES = 5  # episodes for each that is wanted, before it is given up
 PERSON_S = 60.0  # that a person has for an episode
 EPISODE_S = 3600.0  # of the control loop: episodes end by themselves

@@ -34,6 +34,7 @@ from alohas2r.deployment.timing import Tally
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
 from alohas2r.policies.online.config import LOGS, OnlineRun, find_arm, read_online_run
+from alohas2r.policies.online.demonstrations import check_demos
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.protocol import protocol_of
 from alohas2r.policies.online.tasks import make_spec
@@ -82,7 +83,7 @@ def plan_run(config: LearnConfig) -> OnlineRun:
     """Returns what a run is.
 
     Raises:
-      ConfigError: an unknown task, arm or setting. ArtifactError: no such student.
+      ConfigError: an unknown task, arm or setting. ArtifactError: no such student, or no demonstrations.
     """
     settings = find_arm(config.arm, config.overrides)
     student = config.student or str(assets.data_path("params") / "student")
@@ -98,6 +99,8 @@ def plan_run(config: LearnConfig) -> OnlineRun:
         scale=settings.scale or None,
         loudest=settings.loudest,
     )
+    for demo in config.demos:
+        check_demos(pathlib.Path(demo), spec)
     resets = config.resets or ("robot" if config.task == "pick" else "placed")
     return OnlineRun(
         spec=spec,

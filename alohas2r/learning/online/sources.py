@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from alohas2r.core.records import Record, RecordReader
-from alohas2r.core.types import JsonObject
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.online.experience import Chains, Closed, Row
+from alohas2r.policies.online.config import LOGS
+from alohas2r.policies.online.demonstrations import check_demos
 from alohas2r.policies.online.spec import OnlineSpec
-
-ABOUT, LOGS = "demonstrations.json", "log"
 
 
 def read_demos(folders: Sequence[str], spec: OnlineSpec) -> list[Row | Closed]:
@@ -24,7 +22,7 @@ def read_demos(folders: Sequence[str], spec: OnlineSpec) -> list[Row | Closed]:
     """
     rows: list[Row | Closed] = []
     for folder in folders:
-        _check_demos(pathlib.Path(folder), spec)
+        check_demos(pathlib.Path(folder), spec)
         for path in segments(pathlib.Path(folder) / LOGS):
             records = RecordReader(path, strict=True).poll()
             _check_rate(path, records)
@@ -65,27 +63,6 @@ def _check_rate(path: pathlib.Path, records: Sequence[Record]) -> None:
     if period_s != CONTROL_PERIOD_S:
         raise ConfigError(
             f"{path} was logged every {period_s} s; this policy moves every {CONTROL_PERIOD_S} s."
-        )
-
-
-def _check_demos(folder: pathlib.Path, spec: OnlineSpec) -> None:
-    path = folder / ABOUT
-    try:
-        about: JsonObject = json.loads(path.read_text())
-        task, theirs = str(about["task"]), about["spec"]
-        side, size = str(theirs["side"]), int(theirs["cameras"]["size"])
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{folder} holds no demonstrations; alohas2r demonstrate records them."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
-    if task != spec.task:
-        raise ConfigError(f"{folder} demonstrates '{task}', not '{spec.task}'.")
-    if side != spec.side or size != spec.cameras.size:
-        raise ConfigError(
-            f"{folder} is of the {side} arm with pictures of {size} pixels, not of the {spec.side} arm with"
-            f" {spec.cameras.size}."
         )
 
 

@@ -22,7 +22,7 @@ from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.errors import ArtifactError, ConfigError, RobotFault
 from alohas2r.learning.online import worker
 from alohas2r.learning.online.experience import Closed, Row, read_all
-from alohas2r.learning.online.sources import read_demos
+from alohas2r.learning.online.sources import read_demos, read_earlier
 from alohas2r.policies import artifact
 from alohas2r.policies.online import published
 from alohas2r.policies.online.policy import OnlinePolicy
@@ -152,6 +152,9 @@ def test_bad_input_is_said_in_a_line(demos, tmp_path):
         LearnConfig("reach", "bc", ())
     with pytest.raises(ConfigError, match="needs --robot sim or emulated"):
         config(robot="aloha")
+    assert read_earlier(str(demos), SPEC)
+    with pytest.raises(ArtifactError, match="no decisions to learn from"):
+        read_earlier(str(tmp_path), SPEC)
     with pytest.raises(ArtifactError, match="holds no run to resume"):
         learn(config(), tmp_path / "none", resume=True)
     with pytest.raises(ConfigError, match="demonstrates 'reach', not 'pick'"):
@@ -183,11 +186,13 @@ def test_bad_input_is_said_in_a_line(demos, tmp_path):
     assert sum(isinstance(one, Row) for one in rows) == closed
 
 
-def test_a_learner_that_refuses_is_heard(tmp_path):
+def test_a_learner_that_refuses_is_heard(demos, tmp_path):
     broken = tmp_path / "demos"
-    broken.mkdir()
+    shutil.copytree(demos, broken)
+    log = broken / "log" / "0000.run"
+    log.write_bytes(log.read_bytes()[:30_000])
     config = LearnConfig("reach", "bc", (str(broken),), SMALL, stepped=True)
-    with pytest.raises(ArtifactError, match="holds no demonstrations"):
+    with pytest.raises(ArtifactError, match="None of the demonstrations"):
         learn(config, tmp_path / "run")
     assert worker.__name__ == online.WORKER
 

@@ -1,0 +1,46 @@
+"""The commands that teach where the robot stands."""
+
+import json
+
+import pytest
+
+from alohas2r.cli import main
+
+
+def test_demonstrate_and_learn_from_it(tmp_path, capsys):
+    demos = tmp_path / "demos"
+    words = ["demonstrate", "reach", "--stepped", "--episodes", "1", "--out", str(demos), "--json"]
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["episodes"], result["by"], result["out"]) == (1, "script", str(demos))
+    assert main(words) == 1
+    assert "exists already" in capsys.readouterr().err
+    settings = ["clone_steps=50", "hidden=(8,)", "final_episodes=1"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    learn = ["learn", "reach", "--arm", "bc", "--demos", str(demos), "--stepped", *options]
+    assert main([*learn, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "Learnt reach" in said.out
+    assert "0.0 min:" in said.out
+    assert "episode 1 (evaluation)" in said.err
+    assert "learn-v1+modified" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["learn", "reach"], "learn needs demonstrations"),
+        (["learn", "reach", "--demos", "nowhere"], "holds no demonstrations"),
+        (["learn", "reach", "--demos", "x", "--set", "updates=3"], "multiple of policy_every"),
+        (["learn", "reach", "--demos", "x", "--set", "wings=2"], "wings"),
+        (["learn", "reach", "--demos", "x", "--resume"], "holds no demonstrations"),
+        (["demonstrate", "reach", "--by", "keyboard", "--out", "demos"], "needs a terminal"),
+    ],
+)
+def test_bad_input_is_one_line(words, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("Error:") == 1
+    assert len(error.strip().splitlines()) == 1
