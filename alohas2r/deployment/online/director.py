@@ -38,7 +38,7 @@ class Progress:
       failures: episodes of acting in a row that failed.
       aborted: episodes that the guard ended. evaluated: evaluations that are over.
       evaluation: outcomes of the one that is under way: by the reward and by the truth.
-      log_end: up to where the newest segment counts (bytes). final: whether the last evaluation is over.
+      log_end: up to where the newest segment counts (bytes). version: of the weights that acted last. final: whether the last evaluation is over.
     """
 
     episode: int = 0
@@ -54,6 +54,7 @@ class Progress:
     evaluated: int = 0
     evaluation: list[tuple[bool, bool]] = dataclasses.field(default_factory=list)
     log_end: int = 0
+    version: int = -1
     final: bool = False
 
     @property
@@ -90,6 +91,7 @@ class LearnDirector:
       alive: whether the learner runs; raises if it ended with an error.
       log_end: returns up to where the log is written (bytes).
       tell: is told of each episode.
+      state: the world's at the end of the last episode; None before the first.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class LearnDirector:
         alive: Callable[[], bool],
         log_end: Callable[[], int],
         tell: Callable[[Progress, Ended], object] | None = None,
+        state: Start | None = None,
     ) -> None:
+        self._state = state
         self._folder, self._run, self._learned = folder, run, learned
         self.progress = progress
         self._alive, self._log_end, self._tell = alive, log_end, tell
@@ -117,8 +121,6 @@ class LearnDirector:
         wanted = self._due()
         if wanted is not None and len(progress.evaluation) >= wanted:
             self._note_evaluation()
-            if self._final:
-                progress.final = True
             wanted = self._due()
         if progress.final or (self._final and wanted == 0):
             return None
@@ -147,12 +149,18 @@ class LearnDirector:
             one.true_successes += episode.truth
             one.helped += episode.helped
             one.failures = episode.failures
-        one.log_end = self._log_end()
-        kept = dataclasses.asdict(one)
-        kept |= {"qpos": state.qpos.tolist(), "targets": state.targets.tolist()}
-        write_atomic(self._folder / STATE, json.dumps(kept).encode())
+        one.log_end, one.version, self._state = self._log_end(), self._learned.version, state
+        self._save()
         if self._tell is not None:
             self._tell(one, episode)
+
+    def _save(self) -> None:
+        """Keeps how far the run is."""
+        if self._state is None:
+            return
+        kept = dataclasses.asdict(self.progress)
+        kept |= {"qpos": self._state.qpos.tolist(), "targets": self._state.targets.tolist()}
+        write_atomic(self._folder / STATE, json.dumps(kept).encode())
 
     def _due(self) -> int | None:
         """Returns of how many episodes an evaluation is due; None: of none."""
@@ -167,25 +175,26 @@ class LearnDirector:
         return None
 
     def _note_evaluation(self) -> None:
-        progress = self.progress
+        progress, final = self.progress, self._final
         outcomes = progress.evaluation
-        progress.evaluated += 1
-        if not outcomes:
-            return
         row: JsonObject = {
             "minutes": round(progress.minutes, 3),
             "reset_minutes": round(progress.reset_steps / _STEPS_PER_MINUTE, 3),
             "decisions": progress.decisions,
-            "version": self._learned.version,
+            "version": progress.version,
             "episodes": len(outcomes),
-            "success": sum(truth for _, truth in outcomes) / len(outcomes),
-            "rewarded": sum(success for success, _ in outcomes) / len(outcomes),
-            "final": self._final,
+            "success": sum(truth for _, truth in outcomes) / max(1, len(outcomes)),
+            "rewarded": sum(success for success, _ in outcomes) / max(1, len(outcomes)),
+            "final": final,
         }
         path = self._folder / EVALUATIONS
-        earlier = path.read_bytes() if path.exists() else b""
-        write_atomic(path, earlier + json.dumps(row).encode() + b"\n")
-        progress.evaluation = []
+        earlier = path.read_text().splitlines() if path.exists() else []
+        # Killed after this and before what follows, it is written once more, in the same place.
+        rows = [*earlier[: progress.evaluated], json.dumps(row)] if outcomes else earlier
+        write_atomic(path, "".join(f"{one}\n" for one in rows).encode())
+        progress.evaluated += bool(outcomes)
+        progress.evaluation, progress.final = [], final
+        self._save()
 
     def _take_version(self) -> None:
         """Takes the newest weights; in a stepped run, and at its end, waits for those that the log is due."""

@@ -17,7 +17,7 @@ from alohas2r import config as configs
 from alohas2r.config import check
 from alohas2r.core import assets
 from alohas2r.core.files import make_folder
-from alohas2r.core.lock import FolderLock
+from alohas2r.core.lock import FolderLock, in_use
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import LIMITS
 from alohas2r.deployment.deploy import log_header
@@ -42,7 +42,7 @@ from alohas2r.policies.online.tasks import make_spec
 # The learner's program. Nothing of it is imported: a robot's computer has no JAX.
 WORKER = "alohas2r.learning.online.worker"
 _LEARNER_LOG = "learner.log"
-_LEARNER_END_S = 600.0
+_LEARNER_END_S, _LEARNER_LEAVES_S = 600.0, 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +175,9 @@ def _learner(folder: pathlib.Path, resume: bool) -> Iterator[Callable[[], bool]]
     from alohas2r.policies.online.config import LEARNER
 
     again = resume and (folder / LEARNER / "config.json").exists()
+    patience_s = time.monotonic() + _LEARNER_LEAVES_S
+    while in_use(folder / LEARNER) and time.monotonic() < patience_s:
+        time.sleep(0.1)  # that of a run that was killed notices it after an update
     with open(folder / _LEARNER_LOG, "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", WORKER, str(folder), *(["--resume"] if again else [])],
@@ -245,6 +248,7 @@ def _act(
                 *(folder, run, learned, progress, alive),
                 log_end=lambda: log.path.stat().st_size,
                 tell=tell,
+                state=state,
             )
             stage = Stage(
                 *(explorer, arms.simulation, truth, _Numbered(director, back), log),

@@ -147,9 +147,13 @@ class OnlineAlgorithm:
 
     def _wait(self) -> None:
         self._stream = None
+        self._stay()
+        time.sleep(_POLL_S)
+
+    def _stay(self) -> None:
+        """Raises ArtifactError if the process that writes the log has ended."""
         if self._parent is not None and os.getppid() != self._parent:
             raise ArtifactError("The robot's side ended; --resume goes on.")
-        time.sleep(_POLL_S)
 
     def update(self, state: State, data: int) -> tuple[State, Figures]:
         """Learns from all that was read, and publishes the next version."""
@@ -165,6 +169,7 @@ class OnlineAlgorithm:
         total: dict[str, float] = {}
         learning: PyTree = state[:-1]
         for number in range(groups):
+            self._stay()
             several = [self._sample(draw) for _ in range(config.policy_every)]
             batch = Batch(*(np.stack(parts) for parts in zip(*several, strict=True)))
             learning, figures = self._learn(
