@@ -38,7 +38,8 @@ class Progress:
       failures: episodes of acting in a row that failed.
       aborted: episodes that the guard ended. evaluated: evaluations that are over.
       evaluation: outcomes of the one that is under way: by the reward and by the truth.
-      log_end: up to where the newest segment counts (bytes). version: of the weights that acted last. final: whether the last evaluation is over.
+      log_end: up to where the newest segment counts (bytes). version: of the weights that acted last.
+      final: whether the last evaluation is over.
     """
 
     episode: int = 0

@@ -19,7 +19,9 @@ _SPARE_M = (
     0.004  # beside the object, where the middle between the fingertips still counts as within it
 )
 _LIFTED_M = 0.05  # above where it lay
-_UPRIGHT = 0.9  # cosine of the object's tilt
+_TILTED = (
+    0.3  # sine of the angle of an object's long axis above the table beyond which it does not lie
+)
 
 
 class Start(NamedTuple):
@@ -76,7 +78,7 @@ class Truth:
         return bool((inside < [HALF_LENGTH, SOCKET_HALF + _SPARE_M, SOCKET_HALF + _SPARE_M]).all())
 
     def in_region(self) -> bool:
-        """Returns whether the object lies upright and flat where the arm can take it."""
+        """Returns whether the object lies flat, on whichever side, where the arm can take it."""
         qpos = self._simulation.state()[0]
         waist, reach, _ = self.grip()
         quaternion = qpos[self._arm.object_qpos[3:]]
@@ -89,7 +91,7 @@ class Truth:
             and abs(waist - home) < START.direction + 0.15
         )
         lies = abs(self._object()[2] - TABLE_HEIGHT - SOCKET_HALF) < 0.015
-        return bool(near and lies and turn[2, 2] > _UPRIGHT and askew < 0.5)
+        return bool(near and lies and abs(turn[2, 0]) < _TILTED and askew < 0.5)
 
     def draw(self, draw: np.random.Generator) -> Start:
         """Draws where an episode begins: the arm in its home pose, the object before it."""
