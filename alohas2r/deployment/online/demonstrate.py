@@ -100,14 +100,7 @@ def demonstrate(
       ConfigError: real arms, which no script knows how to lead, or a setting out of range.
       ArtifactError: the folder holds something already, or no episode succeeded.
     """
-    check(
-        rule is None or not rig.stepped,
-        "a person cannot show anything while time stands still: leave out --stepped",
-    )
-    check(
-        not rig.real,
-        "a script knows where objects are in a simulation only: use --robot sim or emulated",
-    )
+    _check_rig(rig, rule)
     eyes = student or assets.data_path("params") / "student"
     _, cameras, network = read_eyes(eyes, "left")
     spec = make_spec(config.task, cameras, network)
@@ -170,6 +163,18 @@ def stage_config() -> DeployConfig:
         approach=False,
         retreat=False,
         frozen_s=0.0,
+    )
+
+
+def _check_rig(rig: RigConfig, rule: Rule | None) -> None:
+    """Raises ConfigError if what demonstrates cannot do so on these arms."""
+    check(
+        rule is None or not rig.stepped,
+        "a person cannot show anything while time stands still: leave out --stepped",
+    )
+    check(
+        not rig.real,
+        "a script knows where objects are in a simulation only: use --robot sim or emulated",
     )
 
 
