@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -15,8 +15,9 @@ from alohas2r.core.types import PyTree
 from alohas2r.learning.fleet.base import Fleet, Setup
 from alohas2r.learning.fleet.worker import Order, Rolled, World, parts
 from alohas2r.learning.ppo import presets
-from alohas2r.learning.ppo.apart import Apart, ApartState, PpoWorld
+from alohas2r.learning.ppo.apart import PpoWorld
 from alohas2r.learning.ppo.train import Teacher, TeacherPlan, teacher_world
+from alohas2r.learning.run.loop import Algorithm
 
 # As the fleet has it, before anybody imports Ray: no statistics, and all addresses on loopback.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -28,6 +29,8 @@ SMALL = (
 )
 TWO_STAGES = (*SMALL, "total_steps=64", "refine.steps=32")
 SEED, UPDATES = 3, 5
+State = TypeVar("State")
+Data = TypeVar("Data")
 
 
 class Small:
@@ -78,7 +81,9 @@ class Recorded:
         return self.rolled[-1]
 
 
-def go_on(apart: Apart, state: ApartState, updates: int) -> tuple[ApartState, list[dict[str, Any]]]:
+def go_on(
+    apart: Algorithm[State, Data], state: State, updates: int
+) -> tuple[State, list[dict[str, Any]]]:
     """Makes some updates."""
     figures = []
     for _ in range(updates):

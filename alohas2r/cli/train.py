@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 
 Fleet = Annotated[
-    Literal["local", "ray"] | None,
+    Literal["local", "ray", "data-parallel"] | None,
     typer.Option(
         help="Where environments live, in worlds of 256; local: threads; ray: actors of a Ray cluster, any of which"
-        " may die. With the learner, as one batch, if left out. docs/fleet.md."
+        " may die; data-parallel: processes that all simulate and learn. With the learner, as one batch, if left"
+        " out. docs/fleet.md."
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(help="Workers of the fleet (1 if left out); the bits do not depend on it."),
+    typer.Option(
+        help="Workers of the fleet, or processes (1 if left out); a fleet's bits do not depend on it."
+    ),
 ]
 Lag = Annotated[
     int | None,

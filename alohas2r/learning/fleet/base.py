@@ -12,8 +12,8 @@ from alohas2r.config import check
 from alohas2r.core.types import Json, PyTree
 from alohas2r.learning.fleet.worker import WORLD, Identity, Order, Rolled, World, parts
 
-LOCAL, RAY = "local", "ray"
-KINDS = (LOCAL, RAY)
+LOCAL, RAY, PARALLEL = "local", "ray", "data-parallel"
+KINDS = (LOCAL, RAY, PARALLEL)
 HAND_OVER = 8  # updates after which workers hand over their states
 Plan = TypeVar("Plan")
 Result = TypeVar("Result")
@@ -24,7 +24,8 @@ class FleetConfig:
     """Where the environments of a training live.
 
     Attributes:
-      kind: "local": threads of this process; "ray": actors of a Ray cluster.
+      kind: "local": threads of this process; "ray": actors of a Ray cluster; "data-parallel": no fleet, but processes
+        of this machine that all simulate and learn.
       workers: how many.
       lag: 0: a rollout acts with the newest parameters, and the learner waits; 1: with those before, while it learns.
       address: of the cluster's head, HOST:PORT; one of this machine alone if empty.
@@ -41,6 +42,10 @@ class FleetConfig:
         check(self.kind in KINDS, f"fleet must be one of {', '.join(KINDS)}, not '{self.kind}'")
         check(self.lag in (0, 1), f"lag must be 0 or 1, not {self.lag}")
         check(self.workers >= 1, f"workers must be at least 1, not {self.workers}")
+        check(
+            self.lag == 0 or self.kind != PARALLEL,
+            f"lag is of simulators apart from the learner: leave it out with --fleet {PARALLEL}",
+        )
         check(self.world >= 1, f"world must be at least 1, not {self.world}")
         check(
             not self.address or self.kind == RAY,
@@ -49,13 +54,16 @@ class FleetConfig:
 
     @property
     def identity(self) -> Json:
-        """What of it decides what comes out: not who computes it."""
+        """What of it decides what comes out: not who computes it, where that does not matter."""
+        if self.kind == PARALLEL:
+            return {"processes": self.workers}
         return {"world": self.world, "lag": self.lag}
 
     @property
     def options(self) -> dict[str, object]:
         """How a command asks for it."""
-        return {"fleet": self.kind, "workers": self.workers, "lag": self.lag}
+        lag = None if self.kind == PARALLEL else self.lag
+        return {"fleet": self.kind, "workers": self.workers, "lag": lag}
 
     def check_worlds(self, environments: int) -> int:
         """Returns how many worlds there are.

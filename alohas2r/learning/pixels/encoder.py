@@ -14,6 +14,7 @@ from alohas2r.envs.vision import Senses, SensesState
 from alohas2r.learning.pixels.learner import PixelPpo
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.learner import LearnerState, Rollout
+from alohas2r.learning.ppo.spread import Spread
 from alohas2r.sim.signals import Readout
 
 REACH = 0.35  # rad; by up to how much a joint is beside where it starts
@@ -26,11 +27,18 @@ class EncoderLearner(PixelPpo):
     Only what the pictures must tell is learnt, so neither what acts on them nor the critic changes.
 
     Args:
-      config, env, senses, auxiliary: as `PixelPpo`.
+      config, env, senses, auxiliary, spread: as `PixelPpo`.
     """
 
-    def __init__(self, config: PpoConfig, env: Env, senses: Senses, auxiliary: float):
-        super().__init__(config, env, senses, auxiliary)
+    def __init__(
+        self,
+        config: PpoConfig,
+        env: Env,
+        senses: Senses,
+        auxiliary: float,
+        spread: Spread | None = None,
+    ):
+        super().__init__(config, env, senses, auxiliary, spread)
         self._draw_poses = jax.jit(self._poses)
 
     def look_and_roll(

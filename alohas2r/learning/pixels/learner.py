@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from brax.training.acme import running_statistics, specs
 
-from alohas2r.core.types import PyTree
+from alohas2r.core.types import Array, PyTree
 from alohas2r.envs import student_step
 from alohas2r.envs.env import Env
 from alohas2r.envs.student_step import Drawn
@@ -23,6 +23,7 @@ from alohas2r.learning.pixels.sight import Sight, object_in_gripper
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.learner import LEARNING, LearnerState, Ppo, Rollout
 from alohas2r.learning.ppo.loss import clipped_loss, step_size
+from alohas2r.learning.ppo.spread import BY_ROW, BY_STEP, WHOLE, Spread, mean
 from alohas2r.policies.networks import mlp
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.sim.signals import Readout
@@ -53,13 +54,21 @@ class PixelPpo(Ppo):
     Args:
       config: hyperparameters. env: environments to learn in. senses: the policy's in them.
       auxiliary: weight of telling from the pictures where the objects are.
+      spread: the processes that learn together; None for this one alone.
 
     Attributes:
       sight: what says whether objects are in sight.
     """
 
-    def __init__(self, config: PpoConfig, env: Env, senses: Senses, auxiliary: float):
-        super().__init__(config, env)
+    def __init__(
+        self,
+        config: PpoConfig,
+        env: Env,
+        senses: Senses,
+        auxiliary: float,
+        spread: Spread | None = None,
+    ):
+        super().__init__(config, env, spread)
         self.senses, self.spec, self.auxiliary = senses, senses.spec, auxiliary
         self.sight = Sight(env.task.scene, self.spec.cameras)
         self.look_and_act = jax.jit(self._seen_and_acted)
@@ -69,6 +78,26 @@ class PixelPpo(Ppo):
         )
         self._prepare = jax.jit(self._prepared)
         self._step = jax.jit(self._one_step)
+        if spread is not None:
+            shared = Minibatches._make([BY_ROW, *[WHOLE] * (len(Minibatches._fields) - 1)])
+            self._prepare = jax.jit(
+                jax.shard_map(
+                    self._prepared,
+                    mesh=spread.mesh,
+                    in_specs=(WHOLE, BY_STEP, BY_ROW),
+                    out_specs=shared,
+                    check_vma=False,
+                )
+            )
+            self._step = jax.jit(
+                jax.shard_map(
+                    self._one_step,
+                    mesh=spread.mesh,
+                    in_specs=(WHOLE, BY_ROW, WHOLE, WHOLE, WHOLE, WHOLE),
+                    out_specs=(WHOLE, WHOLE),
+                    check_vma=False,
+                )
+            )
         self._means = jax.jit(
             lambda rows: jax.tree.map(lambda *values: jnp.stack(values).mean(), *rows)
         )
@@ -177,21 +206,26 @@ class PixelPpo(Ppo):
         self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """Learns from an unroll; as `Ppo.update`."""
-        config = self.config
-        batches = self._prepare(learner, rollout, final)
-        weights = tuple(
+        config, spread = self.config, self.spread
+        weights: tuple[Array, ...] = tuple(
             low + progress * (high - low) for low, high in (config.entropy, config.target_kl)
         )
+        reward = rollout.reward.mean()
+        if spread is not None:
+            learner, final = spread.put(learner, WHOLE), spread.put(final, BY_ROW)
+            rollout = spread.put(rollout, BY_STEP)
+            weights = tuple(np.asarray(weight) for weight in weights)
+        batches = self._prepare(learner, rollout, final)
         learnt = Learnt(learner.params, learner.optimizer, learner.learning_rate)
         figures: list[dict[str, jax.Array]] = []
-        for chosen, key in zip(np.asarray(batches.order), batches.keys, strict=True):
+        for chosen, key in zip(np.asarray(batches.order), np.asarray(batches.keys), strict=True):
             learnt, said = self._step(learnt, batches.rows, chosen, key, *weights)
             figures.append(said)
         metrics = self._means(figures) | {
             "loss/kl_last": figures[-1]["loss/kl"],
             "loss/learning_rate": learnt.rate,
             "loss/explained_variance": batches.explained,
-            "train/reward": rollout.reward.mean(),
+            "train/reward": reward,
         }
         learner = learner._replace(
             params=learnt.params,
@@ -201,7 +235,10 @@ class PixelPpo(Ppo):
             learning_rate=learnt.rate,
             updates=learner.updates + 1,
         )
-        return learner, metrics
+        if spread is None:
+            return learner, metrics
+        del metrics["train/reward"]
+        return spread.own(learner), {**spread.own(metrics), "train/reward": reward}
 
     def _prepared(self, learner: LearnerState, rollout: Rollout, final: jax.Array) -> Minibatches:
         """Returns the rows of an unroll with their advantages, and the order in which they are gone through."""
@@ -238,6 +275,7 @@ class PixelPpo(Ppo):
         gradient, figures = jax.grad(self.loss, has_aux=True)(
             learnt.params, batch, key, entropy_weight
         )
+        gradient, figures = mean((gradient, figures), self.spread)
         rate = step_size(self.config, learnt.rate, figures["loss/kl"], target_kl)
         updates, optimizer = self.optimizer.update(gradient, learnt.optimizer, learnt.params)
         params = jax.tree.map(lambda p, u: p - rate * u, learnt.params, updates)

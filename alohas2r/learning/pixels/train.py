@@ -22,17 +22,19 @@ from alohas2r.envs.vision import Senses, SensesState
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.evaluation.evaluate import Runner
-from alohas2r.learning.fleet.base import FleetConfig
-from alohas2r.learning.fleet.launch import launched, threads_of
+from alohas2r.learning.fleet.base import PARALLEL, FleetConfig
+from alohas2r.learning.fleet.launch import threads_of
 from alohas2r.learning.fleet.worker import Part, World, parts
 from alohas2r.learning.pixels.config import ENCODER, SCRATCH, STARTS, PixelsConfig, find_preset
 from alohas2r.learning.pixels.encoder import EncoderLearner
 from alohas2r.learning.pixels.learner import PixelPpo
 from alohas2r.learning.pixels.policy import to_policy
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoData, PpoState, Simulated, Stage
-from alohas2r.learning.ppo.apart import Apart, PpoWorld, setup_of
+from alohas2r.learning.ppo.apart import PpoWorld
 from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.learner import LearnerState
+from alohas2r.learning.ppo.places import Further, fitted, train_apart
+from alohas2r.learning.ppo.spread import Spread, all_processes
 from alohas2r.learning.ppo.train import EVALUATION_SEED
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loggers.base import Logger
@@ -75,12 +77,17 @@ class PixelTraining(PpoAlgorithm):
     Args:
       settings: the configuration. given: what else there is.
       like: the same training of another part, whose compiled functions may be used.
+      spread: the processes that learn together, see `Ppo`.
     """
 
     artifacts = ("policy",)
 
     def __init__(
-        self, settings: PixelsConfig, given: Given, like: PixelTraining | None = None
+        self,
+        settings: PixelsConfig,
+        given: Given,
+        like: PixelTraining | None = None,
+        spread: Spread | None = None,
     ) -> None:
         self.settings, self.given = settings, given
         root = jax.random.PRNGKey(given.seed)
@@ -102,7 +109,7 @@ class PixelTraining(PpoAlgorithm):
             stages.insert(0, self._of_pictures(stages[0]))
         label = f"train {settings.phase} from pixels"
         key = jax.random.fold_in(root, 0)
-        super().__init__(label, stages, key, given.folder, given.part, like)
+        super().__init__(label, stages, key, given.folder, given.part, like, spread)
 
     def _of_pictures(self, first: Stage) -> Stage:
         """Returns the stage before the first one, in the same environments; its step size stays as it is."""
@@ -125,7 +132,8 @@ class PixelTraining(PpoAlgorithm):
         if like is not None and isinstance(like.ppo, PixelPpo):
             return env, like.ppo.beside(env).with_senses(self.senses)
         kind = EncoderLearner if stage == 0 and given.start == ENCODER else PixelPpo
-        return env, kind(self.stages[stage].config, env, self.senses, settings.auxiliary)
+        config = self.stages[stage].config
+        return env, kind(config, env, self.senses, settings.auxiliary, self.spread)
 
     def entered(self, learner: LearnerState) -> LearnerState:
         """Returns with what the learner goes into a stage; after pictures alone, all but the policy is new."""
@@ -249,11 +257,11 @@ def train(
     options |= {"renderer": renderer, "threads": threads or None}
     given = Given(folder, seed, threads, renderer, start)
     if fleet is not None:
-        fleet.check_worlds(settings.ppo.num_envs)
+        fleet = fitted(fleet, settings.ppo)
         options |= fleet.options
     command = manifest.command("train-pixels", options, overrides)
     schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
-    further = command, {}, schedule, progress, loggers
+    further = Further(command, {}, schedule, progress, loggers)
     with Run(folder, settings, identity, resume) as run:
         if fleet is None:
             result = run.train(PixelTraining(settings, given), *further)
@@ -262,11 +270,10 @@ def train(
             training = PixelTraining(settings, given._replace(part=part))
             each = threads_of(fleet, threads)
             plan = PixelPlan(
-                phase, config.to_dict(settings), given._replace(threads=each), fleet.world
+                *(phase, config.to_dict(settings), given._replace(threads=each), fleet.world),
+                parallel=fleet.kind == PARALLEL,
             )
-            setup = setup_of(training, fleet, pixel_world, plan)
-            with launched(fleet, setup, each) as workers:
-                result = run.train(Apart(training, workers, fleet.lag), *further)
+            result = train_apart(run, training, fleet, pixel_world, plan, each, 0.0, further)
     return {"phase": phase, "start": start, **result}
 
 
@@ -277,6 +284,7 @@ class PixelPlan(NamedTuple):
     settings: JsonObject
     given: Given
     world: int
+    parallel: bool = False  # whether this process is one of several that learn together
 
 
 def pixel_world(plan: PixelPlan, number: int, like: World | None) -> PpoWorld:
@@ -285,4 +293,5 @@ def pixel_world(plan: PixelPlan, number: int, like: World | None) -> PpoWorld:
     part = parts(settings.ppo.num_envs, plan.world)[number]
     lender = like.training if isinstance(like, PpoWorld) else None
     assert lender is None or isinstance(lender, PixelTraining)
-    return PpoWorld(PixelTraining(settings, plan.given._replace(part=part), lender))
+    spread = all_processes() if plan.parallel else None
+    return PpoWorld(PixelTraining(settings, plan.given._replace(part=part), lender, spread))

@@ -19,6 +19,7 @@ from alohas2r.errors import ArtifactError
 from alohas2r.learning.fleet.worker import Part
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.learner import LearnerState, Ppo, Rollout
+from alohas2r.learning.ppo.spread import Spread
 from alohas2r.learning.run.loop import Figures
 from alohas2r.sim.engines.base import PhysicsState, snapshot
 from alohas2r.sim.signals import Readout
@@ -75,6 +76,7 @@ class PpoAlgorithm:
       folder: of the run, for what a non-finite number leaves behind.
       part: which of the environments there are here; all if None.
       like: the same training of another part, whose compiled functions may be used.
+      spread: the processes that learn together, see `Ppo`.
     """
 
     losses = ("loss/value", "loss/policy")
@@ -89,9 +91,10 @@ class PpoAlgorithm:
         folder: pathlib.Path,
         part: Part | None = None,
         like: PpoAlgorithm | None = None,
+        spread: Spread | None = None,
     ) -> None:
         self.label, self.stages, self._key, self.folder = label, stages, key, folder
-        self.part, self.like = part, like
+        self.part, self.like, self.spread = part, like, spread
         self._ends = np.cumsum([stage.updates for stage in stages])
         self.iterations = int(self._ends[-1])
         self.steps_per_iteration = stages[0].config.steps_per_update
@@ -104,7 +107,7 @@ class PpoAlgorithm:
         like = self.lender(stage)
         if like is not None:
             return env, like.ppo.beside(env)
-        return env, Ppo(self.stages[stage].config, env)
+        return env, Ppo(self.stages[stage].config, env, self.spread)
 
     def make_env(self, stage: int) -> Env:
         """Returns the environments of a stage."""
@@ -183,14 +186,20 @@ class PpoAlgorithm:
         share = jnp.float32((int(learner.updates) - first) / stage.updates)
         learner, metrics = self.ppo.update(learner, data.rollout, data.final, share)
         figures = {name: float(value) for name, value in metrics.items()}
-        figures |= {f"train/{name}": value for name, value in self.watch(data).items()}
+        figures |= {
+            f"train/{name}": value for name, value in self.watch(data.measures, data.finite).items()
+        }
         return learner, figures
 
-    def watch(self, data: PpoData) -> Figures:
-        """Returns what exploration reaches: shares of environments at the last step, and of diverged ones."""
-        measures = jax.tree.map(lambda x: np.asarray(x, np.float32), data.measures)._asdict()
-        figures = {name: float(measures[name].mean()) for name in WATCHED if name in measures}
-        unstable = [(~np.asarray(finite)).mean() for finite in data.finite]
+    def watch(self, measures: PyTree, finite: Sequence[Array]) -> Figures:
+        """Returns what exploration reaches: shares of environments at the last step, and of diverged ones.
+
+        Args:
+          measures, finite: as in `PpoData`.
+        """
+        last = jax.tree.map(lambda x: np.asarray(x, np.float32), measures)._asdict()
+        figures = {name: float(last[name].mean()) for name in WATCHED if name in last}
+        unstable = [(~np.asarray(one)).mean() for one in finite]
         return figures | {"unstable": float(np.mean(unstable))}
 
     def evaluate(self, state: PpoState) -> Figures:

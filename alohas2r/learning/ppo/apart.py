@@ -158,7 +158,7 @@ class Apart:
             ahead = acting(learner)
             if version + 1 < self.iterations:
                 self._order(version + 1, ahead)
-        data = _together(rolled)
+        data = together(rolled)
         before = Before(np.concatenate([one.before for one in rolled]))
         check_finite(data.rollout, before, training.folder)
         return ApartState(learner, ahead), data
@@ -206,7 +206,7 @@ class Apart:
         return kept
 
 
-def _together(worlds: Sequence[Samples]) -> PpoData:
+def together(worlds: Sequence[Samples]) -> PpoData:
     """Returns what all worlds did, as if they were one."""
 
     def joined(axis: int, trees: Sequence[PyTree]) -> Array:

@@ -24,6 +24,7 @@ from alohas2r.envs.task import EnvState, Scored
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.gae import generalized_advantages
 from alohas2r.learning.ppo.loss import clipped_loss, step_size
+from alohas2r.learning.ppo.spread import AXIS, BY_ROW, BY_STEP, WHOLE, Spread, mean
 from alohas2r.policies.networks import mlp
 from alohas2r.sim.signals import Readout
 
@@ -65,10 +66,11 @@ class Ppo:
     Args:
       config: hyperparameters.
       env: environments to learn in.
+      spread: the processes that learn together, each in environments of its own; None for this one alone.
     """
 
-    def __init__(self, config: PpoConfig, env: Env):
-        self.config = config
+    def __init__(self, config: PpoConfig, env: Env, spread: Spread | None = None):
+        self.config, self.spread = config, spread
         self.env = env
         actions = env.task.action_size
         self.distribution = distribution.NormalTanhDistribution(event_size=actions)
@@ -79,6 +81,16 @@ class Ppo:
         )
         self.act = jax.jit(self._act)
         self._update_at_once = jax.jit(self._update)
+        if spread is not None:
+            self._update_at_once = jax.jit(
+                jax.shard_map(
+                    self._update,
+                    mesh=spread.mesh,
+                    in_specs=(WHOLE, BY_STEP, BY_ROW, WHOLE),
+                    out_specs=(WHOLE, WHOLE),
+                    check_vma=False,
+                )
+            )
         self._privileged = jax.jit(lambda state, readout: env.observe(state, readout)[2])
         self._unroll = jax.jit(self._unroll_traced)
         self._stack = jax.jit(lambda items: jax.tree.map(lambda *leaves: jnp.stack(leaves), *items))
@@ -224,7 +236,11 @@ class Ppo:
         Returns:
           The new state, and figures.
         """
-        return self._update_at_once(learner, rollout, final, progress)
+        spread = self.spread
+        if spread is None:
+            return self._update_at_once(learner, rollout, final, progress)
+        given = spread.put(learner, WHOLE), spread.put(rollout, BY_STEP), spread.put(final, BY_ROW)
+        return spread.own(self._update_at_once(*given, np.float32(progress)))
 
     def prepare(
         self, learner: LearnerState, rollout: Rollout, final: jax.Array
@@ -239,8 +255,13 @@ class Ppo:
           that the critic explains.
         """
         config = self.config
-        policy_stats = running_statistics.update(learner.policy_stats, rollout.features)
-        value_stats: PyTree = running_statistics.update(learner.value_stats, rollout.privileged)
+        axis = None if self.spread is None else AXIS
+        policy_stats = running_statistics.update(
+            learner.policy_stats, rollout.features, pmap_axis_name=axis
+        )
+        value_stats: PyTree = running_statistics.update(
+            learner.value_stats, rollout.privileged, pmap_axis_name=axis
+        )
         # The policy is judged by the statistics it acted with; the critic uses the new ones throughout.
         values = self.values(learner.params, value_stats, rollout.privileged)
         bootstrap = self.values(learner.params, value_stats, final)
@@ -251,8 +272,12 @@ class Ppo:
         advantages, returns = generalized_advantages(
             rewards, rollout.done, values, bootstrap, config.discount, config.gae
         )
-        explained = 1 - jnp.var(returns - values) / (jnp.var(returns) + 1e-8)
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        explained = mean(1 - jnp.var(returns - values) / (jnp.var(returns) + 1e-8), self.spread)
+        middle, deviation = advantages.mean(), advantages.std()
+        if self.spread is not None:
+            middle = mean(middle, self.spread)
+            deviation = jnp.sqrt(mean(jnp.square(advantages - middle).mean(), self.spread))
+        advantages = (advantages - middle) / (deviation + 1e-8)
         stats = learner.policy_stats
         rows = {
             "features": mlp.normalize(rollout.features, stats.mean, stats.std),
@@ -283,6 +308,7 @@ class Ppo:
             (_, figures), gradient = jax.value_and_grad(self._loss, has_aux=True)(
                 params, batch, noise_key, entropy_weight
             )
+            gradient, figures = mean((gradient, figures), self.spread)
             rate = step_size(config, rate, figures["loss/kl"], target_kl)
             updates, optimizer = self.optimizer.update(gradient, optimizer, params)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
@@ -303,7 +329,7 @@ class Ppo:
         metrics |= {
             "loss/learning_rate": rate,
             "loss/explained_variance": explained,
-            "train/reward": rollout.reward.mean(),
+            "train/reward": mean(rollout.reward.mean(), self.spread),
         }
         learner = LearnerState(
             params, optimizer, policy_stats, value_stats, rate, learner.key, learner.updates + 1

@@ -18,15 +18,17 @@ from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
-from alohas2r.learning.fleet.base import FleetConfig
-from alohas2r.learning.fleet.launch import launched, threads_of
+from alohas2r.learning.fleet.base import PARALLEL, FleetConfig
+from alohas2r.learning.fleet.launch import threads_of
 from alohas2r.learning.fleet.worker import Part, World, parts
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoState, Stage
-from alohas2r.learning.ppo.apart import Apart, PpoWorld, setup_of
+from alohas2r.learning.ppo.apart import PpoWorld
 from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.learner import LearnerState
+from alohas2r.learning.ppo.places import Further, fitted, train_apart
 from alohas2r.learning.ppo.policy import for_first_arm, record_check, to_policy, with_policy
 from alohas2r.learning.ppo.presets import FollowingTrainConfig, TrainConfig, find_preset, unset
+from alohas2r.learning.ppo.spread import all_processes
 from alohas2r.learning.ppo.start import first_policy
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loggers.base import Logger
@@ -194,7 +196,7 @@ def train(
     options["start_from"] = None if start_from is None else manifest.named(start_from)
     options["threads"] = threads or None
     if fleet is not None:
-        fleet.check_worlds(settings.ppo.num_envs)
+        fleet = fitted(fleet, settings.ppo)
         options |= fleet.options
     with Run(folder, settings, identity, resume) as run:
         following = None
@@ -208,18 +210,18 @@ def train(
         command = manifest.command("train-teacher", options, overrides)
         schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
         given = settings, folder, seed, threads, engine, following, first
-        further = command, parents, schedule, progress, loggers
+        further = Further(command, parents, schedule, progress, loggers)
         if fleet is None:
             result = run.train(Teacher(*given), *further)
         else:
             training = Teacher(*given, parts(settings.ppo.num_envs, fleet.world)[0])
             each, states = threads_of(fleet, threads), None if following is None else following[1]
             plan = TeacherPlan(
-                phase, config.to_dict(settings), seed, each, engine, states, fleet.world
+                *(phase, config.to_dict(settings), seed, each, engine, states, fleet.world),
+                parallel=fleet.kind == PARALLEL,
             )
-            setup = setup_of(training, fleet, teacher_world, plan)
-            with launched(fleet, setup, each, float(engine == "warp")) as workers:
-                result = run.train(Apart(training, workers, fleet.lag), *further)
+            gpus = float(engine == "warp")
+            result = train_apart(run, training, fleet, teacher_world, plan, each, gpus, further)
     return {"phase": phase, "engine": engine, **result}
 
 
@@ -233,6 +235,7 @@ class TeacherPlan(NamedTuple):
     engine: str
     states: Starts | None
     world: int
+    parallel: bool = False  # whether this process is one of several that learn together
 
 
 def teacher_world(plan: TeacherPlan, number: int, like: World | None) -> PpoWorld:
@@ -241,8 +244,9 @@ def teacher_world(plan: TeacherPlan, number: int, like: World | None) -> PpoWorl
     part = parts(settings.ppo.num_envs, plan.world)[number]
     stages = stages_of(settings, plan.seed, plan.threads, plan.states, plan.engine, part)
     lender = like.training if isinstance(like, PpoWorld) else None
-    key = jax.random.PRNGKey(plan.seed)
-    return PpoWorld(PpoAlgorithm(plan.phase, stages, key, pathlib.Path(), part, lender))
+    key = jax.random.fold_in(jax.random.PRNGKey(plan.seed), 0)
+    spread = all_processes() if plan.parallel else None
+    return PpoWorld(PpoAlgorithm(plan.phase, stages, key, pathlib.Path(), part, lender, spread))
 
 
 def stages_of(
