@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -284,3 +284,69 @@ def _tell_written(files: list[str]) -> None:
         Console(stderr=True).print(
             f"Wrote {', '.join(files)}", highlight=False, markup=False, soft_wrap=True
         )
+
+
+@command("bench-fleet", "Measure")
+def bench_fleet(
+    training: Annotated[
+        Literal["teacher", "pixels"], typer.Option(help="Of train-teacher, or train-pixels.")
+    ] = "teacher",
+    envs: Annotated[int, typer.Option(min=8, help="Environments of the training.")] = 1024,
+    workers: Annotated[str, typer.Option(help="Numbers of workers, commas between.")] = "1,2,3",
+    fleet: Annotated[
+        Literal["local", "ray"], typer.Option(help="Threads, or actors of a Ray cluster.")
+    ] = "local",
+    speed: Annotated[bool, typer.Option(help="Measure speed, which takes a quiet machine.")] = True,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure peaks of memory as well, at four sizes.")
+    ] = False,
+    sizes: Annotated[
+        str, typer.Option(help="Environments at which memory is measured.")
+    ] = "256,512,1024,2048",
+    budget: Annotated[float, typer.Option(help="Memory of a device in the table (GB).")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 20.0,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure simulators apart from the learner: speed by workers and lag, data parallel, memory.
+
+    Of the pick phase. Beside what is measured stands what two laws say of so many devices; on fewer cores than that,
+    they share. See docs/fleet.md.
+    """
+    bench = library("benchmarks.fleet")
+    with progress_display() as progress:
+        result = bench.bench_fleet(
+            training=training,
+            environments=envs,
+            workers=_numbers(workers),
+            kind=fleet,
+            seconds=seconds,
+            threads=threads,
+            speed=speed,
+            memory=_numbers(sizes) if memory else (),
+            budget=budget,
+            progress=progress,
+        )
+    if as_json:
+        show(result, "bench-fleet", True)
+        return
+    held: JsonObject = result.get("memory", {})
+    plain = {name: value for name, value in result.items() if name not in ("rows", "memory")}
+    show(plain, "Simulators apart from the learner", False)
+    if speed:
+        title = "Steps per second, times as fast as one process, and what the law says"
+        _show_rows(title, result["rows"])
+    if held:
+        show({name: held[name] for name in held if name != "fit"}, "Memory", False)
+        _show_rows(f"Environments that fit into {budget:g} GB each", held["fit"])
+
+
+def _show_rows(title: str, rows: list[JsonObject]) -> None:
+    """Shows rows of figures by name."""
+    table = Table(title=title, title_justify="left")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(str(row.get(name, "")) for name in names))
+    Console().print(table)
