@@ -7,6 +7,7 @@ import pytest
 from alohas2r.cli import main
 
 
+@pytest.mark.long
 def test_demonstrate_and_learn_from_it(tmp_path, capsys):
     demos = tmp_path / "demos"
     words = ["demonstrate", "reach", "--stepped", "--episodes", "1", "--out", str(demos), "--json"]

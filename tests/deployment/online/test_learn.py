@@ -103,6 +103,23 @@ def test_the_same_is_learnt_from_the_log_alone(learnt, tmp_path):
     assert all((first[name] == last[name]).all() for name in first if name.startswith("base"))
 
 
+@pytest.mark.parametrize("arm", [pytest.param("warm", marks=pytest.mark.long), "rlpd"])
+def test_the_other_arms_learn_from_the_same_log(arm, learnt, demos, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(learnt / "log", again / "log")
+    settings = (*SMALL, "policy_every=4", "critics=3", f"clone_steps={50 * (arm == 'warm')}")
+    run = plan_run(LearnConfig("reach", arm, (str(demos),), settings, stepped=True))
+    assert (run.spec.base, run.spec.scale, run.config.tuned) == (False, 1.0, arm == "rlpd")
+    run.write(again)
+    result = worker.learn(again, False)
+    assert result["finished"]
+    assert result["metrics"]["critic_loss"] > 0
+    first, last = (published.read_version(again / "published", run.spec, n).weights for n in (0, 3))
+    assert any((first[name] != last[name]).any() for name in first if name.startswith("policy"))
+    temperature = result["metrics"]["temperature"]
+    assert (temperature != pytest.approx(run.config.temperature, rel=1e-6)) == run.config.tuned
+
+
 def test_the_artifact_acts_as_the_actor_did(learnt):
     """What was decided without noise in the evaluation, the artifact decides again from the log."""
     policy = artifact.load(learnt / "policy", OnlinePolicy)
