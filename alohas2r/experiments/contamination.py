@@ -18,7 +18,7 @@ import numpy as np
 from alohas2r.config import check
 from alohas2r.core import figures, files
 from alohas2r.core.progress import Progress
-from alohas2r.core.types import JsonObject
+from alohas2r.core.types import JsonObject, PyTree
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import Scored
 from alohas2r.experiments.both import BothTask
@@ -47,12 +47,10 @@ class _Way(PpoAlgorithm):
 
     artifacts = ()
 
-    def watch(self, scores: Sequence[Scored]) -> Figures:
-        """Returns shares of arms over every eighth step."""
-        rows = [scored.measures._asdict() for scored in scores[::8]]
-        return {
-            name: float(np.mean([np.asarray(row[name]).mean() for row in rows])) for name in SHARES
-        }
+    def measured(self, scores: Sequence[Scored]) -> PyTree:
+        """Returns the means of every eighth step's measures."""
+        eighth = [scored.measures for scored in scores[::8]]
+        return jax.tree.map(lambda *steps: np.mean(steps, axis=0, dtype=np.float64), *eighth)
 
     def finish(self, state: PpoState, trained: JsonObject, figures: Figures) -> dict[str, str]:
         """Writes nothing."""

@@ -73,6 +73,7 @@ def test_export_writes_a_file_that_loads(
     assert OnnxPolicy.load(file).export["opset"] == 17
 
 
+@pytest.mark.long
 def test_a_shipped_policy_is_exported_into_a_new_folder_of_its_own_name(
     capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

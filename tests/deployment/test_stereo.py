@@ -76,7 +76,7 @@ def test_simulated_cameras_draw_what_both_imagers_see(
     assert json.loads(capsys.readouterr().out)["policy"]["difference"] == 0.0
 
 
-@pytest.mark.alone
+@pytest.mark.long
 def test_recordings_of_pairs_are_played_to_the_policy(
     file: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

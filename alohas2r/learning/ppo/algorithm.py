@@ -13,7 +13,7 @@ import numpy as np
 from alohas2r.core import files
 from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvState
+from alohas2r.envs.task import EnvState, Scored
 from alohas2r.envs.vision import SensesState
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.fleet.worker import Part
@@ -171,7 +171,7 @@ class PpoAlgorithm:
     def roll(self, state: PpoState) -> tuple[PpoState, PpoData]:
         """Lets the policy act for one unroll."""
         rollout, final, env_state, physics, readout, scores = self.ppo.rollout(*state[:4])
-        data = PpoData(rollout, final, scores[-1].measures, [one.finite for one in scores])
+        data = PpoData(rollout, final, self.measured(scores), [one.finite for one in scores])
         return PpoState(state.learner, env_state, physics, readout), data
 
     def update(self, state: PpoState, data: PpoData) -> tuple[PpoState, Figures]:
@@ -190,6 +190,10 @@ class PpoAlgorithm:
             f"train/{name}": value for name, value in self.watch(data.measures, data.finite).items()
         }
         return learner, figures
+
+    def measured(self, scores: Sequence[Scored]) -> PyTree:
+        """Returns what `watch` gets of an unroll: the measures of its last step."""
+        return scores[-1].measures
 
     def watch(self, measures: PyTree, finite: Sequence[Array]) -> Figures:
         """Returns what exploration reaches: shares of environments at the last step, and of diverged ones.

@@ -24,7 +24,7 @@ from alohas2r.learning.ppo import train as ppo
         ({"lag": 2}, "lag must be 0 or 1, not 2"),
         ({"workers": 0}, "workers must be at least 1, not 0"),
         ({"world": 0}, "world must be at least 1, not 0"),
-        ({"kind": "mpi"}, "fleet must be one of local, ray, not 'mpi'"),
+        ({"kind": "mpi"}, "fleet must be one of local, ray, data-parallel, not 'mpi'"),
         ({"address": "here:1"}, "choose --fleet ray"),
     ],
 )

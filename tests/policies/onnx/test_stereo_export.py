@@ -20,7 +20,10 @@ from alohas2r.policies.vision import StereoPolicy
 pytestmark = pytest.mark.compiles
 
 
-@pytest.mark.parametrize("network", ["cost", "early", "attention"])
+@pytest.mark.parametrize(
+    "network",
+    ["cost", *(pytest.param(name, marks=pytest.mark.long) for name in ("early", "attention"))],
+)
 def test_the_file_is_the_same_policy(network: str, tmp_path: pathlib.Path) -> None:
     folder, file = onnx_cases.save_stereo(tmp_path / "stereo", network), tmp_path / "stereo.onnx"
     verified = onnx_cases.export(folder, file, 16)["verified"]
