@@ -208,7 +208,9 @@ def _link(source: str, target: str) -> None:
 
 def _values(described: JsonObject) -> tuple[JsonObject, str | None]:
     """Returns the plain values of a checkpoint's description, and its digest if it has one."""
-    if "format" not in described:
+    if (
+        not {"format", "leaves", "values", "digest"} & described.keys()
+    ):  # from before there was a format
         return dict(described), None
     return dict(described["values"]), str(described["digest"])
 
