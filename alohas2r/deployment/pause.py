@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import enum
-import os
-import select
-import sys
-import termios
-import tty
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
-from alohas2r.errors import ConfigError
+from alohas2r.deployment.keys import Keys
 
 
 class Next(enum.Enum):
@@ -73,33 +68,27 @@ class KeyPause:
         Raises:
           ConfigError: there is no terminal to press a key on.
         """
-        self._stream = stream or sys.stdin
-        if not self._stream.isatty():
-            raise ConfigError(
-                "Between episodes a person puts the parts back and presses a key, which needs a terminal. Say how"
-                " long that takes with --reset-seconds, or run one episode."
-            )
+        self._keys = Keys(
+            "Between episodes a person puts the parts back and presses a key, which needs a terminal. Say how"
+            " long that takes with --reset-seconds, or run one episode.",
+            stream,
+        )
         self._say = say
-        self._before: list[object] = []
 
     def begin(self, now_s: float) -> None:
         """Says which keys there are, and takes them one by one from now on."""
-        number = self._stream.fileno()
-        self._before = termios.tcgetattr(number)
-        tty.setcbreak(number)
+        self._keys.begin()
         self._say(
             "Torque is off. Put the parts back, then press n (next episode), a (again) or s (stop)."
         )
 
     def poll(self, now_s: float) -> Next | None:
         """Returns what the key that was pressed means; other keys mean nothing. A closed terminal ends the run."""
-        if not select.select([self._stream], [], [], 0)[0]:
+        key = self._keys.read()
+        if key is None:
             return None
-        key = os.read(self._stream.fileno(), 1)  # past Python's buffer, which `select` does not see
-        return self.KEYS.get(key.decode("ascii", "replace").lower()) if key else Next.STOP
+        return self.KEYS.get(key) if key else Next.STOP
 
     def end(self) -> None:
         """Gives the terminal back."""
-        if self._before:
-            termios.tcsetattr(self._stream.fileno(), termios.TCSADRAIN, self._before)  # pyright: ignore[reportArgumentType]
-            self._before = []
+        self._keys.end()

@@ -18,9 +18,8 @@ NAMES = ("waist", "reach", "height", "pitch", "gripper")
 SIZE = len(NAMES)
 # By how much a full action moves the target in one control step: rad, m, m, rad, m of finger travel.
 SCALE = (0.02, 0.008, 0.008, 0.012, 0.005)
-_LEAST_AREA = (
-    0.02  # m^2: below it the arm is stretched out, and its joints are moved as if it were less so
-)
+# m^2; below it the arm is stretched out, and its joints are moved as if it were less so.
+_LEAST_AREA = 0.02
 
 
 @dataclasses.dataclass(frozen=True)

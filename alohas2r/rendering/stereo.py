@@ -20,10 +20,8 @@ SUFFIX = "_r"  # of a right imager's camera: wrist_cam_left_r belongs to wrist_c
 # By how much a right imager sits (m, along each axis) and is turned (degrees) otherwise than rectification says, at
 # most. Source: ours; a D405's own calibration is within about that.
 PLACE_M, TURN_DEG = 2e-4, 0.1
-PLACE, TURN = (
-    "rig_pos",
-    "rig_turn",
-)  # fields of looks [N, R, 3]: m and rad, in the left imager's frame
+# Fields of looks [N, R, 3]: m and rad, in the left imager's frame.
+PLACE, TURN = "rig_pos", "rig_turn"
 _RIG = 0x57E2E0  # stream of their random numbers
 # Of red, green and blue in luma, in thousandths. Source: ITU-R BT.601.
 LUMA = (299, 587, 114)

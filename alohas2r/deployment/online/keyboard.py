@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import select
-import sys
-import termios
-import tty
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TextIO
 
 import numpy as np
 
+from alohas2r.deployment.keys import Keys
 from alohas2r.embodiment import polar
-from alohas2r.errors import ConfigError
 
 # Key -> which of `polar.NAMES` it moves, and which way.
 KEYS = {
@@ -50,19 +45,14 @@ class Keyboard:
     """
 
     def __init__(self, say: Callable[[str], None], stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdin
-        if not self._stream.isatty():
-            raise ConfigError("--by keyboard needs a terminal to press keys in.")
+        self._keys = Keys("--by keyboard needs a terminal to press keys in.", stream)
         self._say = say
-        self._before: list[object] = []
         self._closed = False
         self.gave_up = False
 
     def __enter__(self) -> Self:
         """Takes keys one by one from now on."""
-        number = self._stream.fileno()
-        self._before = termios.tcgetattr(number)
-        tty.setcbreak(number)
+        self._keys.begin()
         self._say(HELP)
         return self
 
@@ -73,7 +63,7 @@ class Keyboard:
         trace: TracebackType | None,
     ) -> None:
         """Gives the terminal back."""
-        termios.tcsetattr(self._stream.fileno(), termios.TCSADRAIN, self._before)  # pyright: ignore[reportArgumentType]
+        self._keys.end()
 
     def begin(self, seed: Sequence[int]) -> None:
         """Starts an episode with open fingers; what was pressed before it does not count."""
@@ -96,9 +86,6 @@ class Keyboard:
     def _pressed(self) -> str:
         """Returns the keys that were pressed since the last call; never waits."""
         keys = ""
-        while select.select([self._stream], [], [], 0)[0]:
-            more = os.read(self._stream.fileno(), 256)
-            if not more:
-                break
-            keys += more.decode("ascii", "replace").lower()
+        while more := self._keys.read(256):
+            keys += more
         return keys

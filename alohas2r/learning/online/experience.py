@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from alohas2r.core.records import Record
-from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online.recent import recent_actions
 from alohas2r.policies.online.spec import RECENT, OnlineSpec
@@ -67,7 +66,6 @@ class Chains:
 
     Args:
       spec: what learns.
-      demos: whether these are demonstrations, of which only episodes that ended in success count; see `kept`.
     """
 
     def __init__(self, spec: OnlineSpec) -> None:
@@ -76,7 +74,6 @@ class Chains:
         self._reward = 0.0
         self._last: tuple[int, int] | None = None  # episode and step of the newest step
         self._past: list[np.ndarray] = []  # proprioception at the episode's decisions
-        self._episode: JsonObject = {}
         self.counts = Counts()
 
     @property
@@ -91,18 +88,16 @@ class Chains:
           ArtifactError: it is of another task, or lacks what learning needs.
         """
         if record.kind == "episode":
-            self._episode = dict(record.values)
             self._past, self._last = [], None
-            return self._cut()
-        if record.kind in ("end", "header"):
-            return self._cut()
+        if record.kind in ("episode", "end", "header"):
+            self._cut()
         if record.kind != "step":
             return []
-        said = record.values.get("learning")
-        if not said or record.values["mode"] != _RUN or "action" not in record.arrays:
-            return self._cut()
-        if said.get("evaluation") or said["source"] == "reset":
-            return self._cut()
+        said = record.values.get("learning") or {}
+        acted = bool(said) and record.values["mode"] == _RUN and "action" in record.arrays
+        if not acted or said.get("evaluation") or said["source"] == "reset":
+            self._cut()
+            return []
         if said["task"] != self._spec.task:
             raise ArtifactError(
                 f"The log is of the task '{said['task']}', not of '{self._spec.task}': it teaches something else."
@@ -113,7 +108,7 @@ class Chains:
         made: list[Row | Closed] = []
         place = int(record.values["episode"]), int(record.values["step"])
         if self._last is not None and place != (self._last[0], self._last[1] + 1):
-            made += self._cut()
+            self._cut()
         self._last = place
         self._reward += float(str(said["reward"]))
         terminated, truncated = bool(said["terminated"]), bool(said["truncated"])
@@ -158,11 +153,10 @@ class Chains:
     def _recent(self, now: np.ndarray) -> np.ndarray:
         return recent_actions(self._spec, [*self._past, now])
 
-    def _cut(self) -> list[Row | Closed]:
+    def _cut(self) -> None:
         """Forgets the decision whose outcome is not known."""
         self.counts.cuts += self._open is not None
         self._open, self._reward = None, 0.0
-        return []
 
 
 def read_all(spec: OnlineSpec, records: Iterable[Record]) -> list[Row | Closed]:

@@ -155,7 +155,7 @@ class PixelTraining(PpoAlgorithm):
         assert isinstance(self.ppo, PixelPpo)
         assert state.sense is not None
         rollout, final, world, scores = self.ppo.look_and_roll(*state[:4], state.sense)
-        data = PpoData(rollout, final, scores[-1].measures, [one.finite for one in scores])
+        data = PpoData(rollout, final, self.measured(scores), [one.finite for one in scores])
         return PpoState(state.learner, *world), data
 
     def judge(self, learner: LearnerState) -> Figures:

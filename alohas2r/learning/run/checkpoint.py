@@ -88,9 +88,10 @@ class Checkpoint:
             part = kept.with_name(f".{self.folder.name}.{iterations}.part")  # `tidy` removes it
             shutil.copytree(self.folder, part, copy_function=_link)
             part.rename(kept)
-        kept = sorted((number, path) for number, path in self._kept() if number <= iterations)
-        for number, path in self._kept():
-            if (number, path) not in kept[-count:]:
+        states = self._kept()
+        last = [path for number, path in states if number <= iterations][-count:]
+        for _, path in states:
+            if path not in last:
                 shutil.rmtree(path, ignore_errors=True)
 
     def forget(self) -> None:

@@ -265,7 +265,7 @@ class Run:
         best.begin(self.resume)
         if not self.resume:
             self.checkpoint.forget()
-        if self.resume:
+        else:
             if self.checkpoint.exists():
                 kept, extra = self.checkpoint.load(algorithm.checkpointed(state))
                 state, done = algorithm.restored(kept), _iterations(extra)
