@@ -21,6 +21,8 @@ from alohas2r.rendering import protocol as rendering_protocol
 from alohas2r.rendering import registry as renderers
 from alohas2r.sim import scene
 
+pytestmark = pytest.mark.compiles
+
 pytest.importorskip("jax")
 
 

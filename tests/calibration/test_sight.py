@@ -10,6 +10,7 @@ from alohas2r.embodiment.joints import IS_GRIPPER, SIDES
 from alohas2r.errors import RobotFault
 from alohas2r.sim import scene
 
+pytestmark = pytest.mark.compiles
 POSES = np.array(motion.POSES).reshape(len(motion.POSES), -1)
 SIZE = 24
 

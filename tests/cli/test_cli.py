@@ -20,6 +20,7 @@ from alohas2r.cli import display as cli_display
 from alohas2r.core import assets
 from alohas2r.core.progress import Report
 
+pytestmark = pytest.mark.compiles
 COMMANDS = ("train-teacher", "evaluate", "bench-sim", "render", "view")
 
 

@@ -36,6 +36,7 @@ from alohas2r.robots.realsense.camera import RealSenseCamera
 from alohas2r.safety.config import SafetyConfig
 from alohas2r.sim import scene
 
+pytestmark = pytest.mark.compiles
 COMMANDS = (
     *("deploy", "emulate-robot", "record-camera", "replay", "doctor", "torque-off"),
     *("setup-arms", "setup-robot", "monitor", "measure-delay", "check-cameras"),

@@ -24,6 +24,7 @@ from alohas2r.evaluation.episodes import episode_keys
 from alohas2r.sim import scene
 from alohas2r.tasks.protocol import EVAL_V1
 
+pytestmark = pytest.mark.compiles
 STEPS, COUNT, SEED, SIDE = 6, 2, 5, 16
 SHORT = dataclasses.replace(
     EVAL_V1, name="short", insert=dataclasses.replace(EVAL_V1.insert, steps=STEPS)

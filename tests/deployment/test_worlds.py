@@ -18,6 +18,8 @@ from alohas2r.errors import ArtifactError, ConfigError, Interrupted
 from alohas2r.robots.worlds.world import World
 from alohas2r.tasks.protocol import EVAL_V1
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:

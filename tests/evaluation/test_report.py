@@ -37,6 +37,7 @@ from alohas2r.tasks.pick.scoring import PickScorer
 from alohas2r.tasks.protocol import EVAL_V1
 from alohas2r.tasks.registry import find_task
 
+pytestmark = pytest.mark.compiles
 av = pytest.importorskip("av")
 COUNT = 40
 STAGES = ("grasped_both", "lifted_both", "entered", "inserted", "dropped", "out", "unstable")

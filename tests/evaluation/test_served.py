@@ -40,6 +40,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
 
 import serve_lerobot  # pyright: ignore[reportMissingImports]
 
+pytestmark = pytest.mark.compiles
 STEPS, COUNT, SEED = 6, 2, 5
 SHORT = dataclasses.replace(
     EVAL_V1, name="short", insert=dataclasses.replace(EVAL_V1.insert, steps=STEPS)

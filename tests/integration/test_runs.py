@@ -148,22 +148,19 @@ def test_a_resume_does_not_switch_the_renderer_unseen(
     assert json.loads(capsys.readouterr().out)["finished"]
 
 
-def test_two_commands_in_a_folder(tmp_path: pathlib.Path) -> None:
+def test_two_commands_in_a_folder(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     first = subprocess.Popen(
         [*PYTHON, *pick(out, updates=3000)], env=environment(), stdout=subprocess.DEVNULL
     )
     wait_for(first, out, 3)
     for more in ([], ["--resume"]):
-        second = subprocess.run(
-            [*PYTHON, *pick(out, *more, updates=3000)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert second.returncode == 1
-        assert f"in use by the running process {first.pid};" in second.stderr
-        assert second.stderr.count("\n") == 1
+        assert app.main(pick(out, *more, updates=3000)) == 1
+        error = capsys.readouterr().err
+        assert f"in use by the running process {first.pid};" in error
+        assert error.count("\n") == 1
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 0
     steps = [row["step"] for row in read_metrics(out / "metrics.jsonl")]

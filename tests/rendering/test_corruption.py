@@ -202,18 +202,18 @@ def test_position_noise_stays_within_what_is_near() -> None:
 
 def test_environments_do_not_depend_on_the_batch() -> None:
     jax = pytest.importorskip("jax")
-    rgb, depth = pictures(32, 32)
+    corrupt, (rgb, depth) = jax.jit(corruption.corrupt), pictures(32, 32)
     rgb, depth = np.stack([rgb] * 4)[:, None], np.stack([depth] * 4)[:, None]
     bank, bright = corruption.line_bank(), np.ones(4, np.float32)
-    whole = corruption.corrupt(jax.random.key(3), rgb, depth, bright, bank)
-    part = corruption.corrupt(jax.random.key(3), rgb[:2], depth[:2], bright[:2], bank)
+    whole = corrupt(jax.random.key(3), rgb, depth, bright, bank)
+    part = corrupt(jax.random.key(3), rgb[:2], depth[:2], bright[:2], bank)
     for a, b in zip(whole, part, strict=True):
         np.testing.assert_array_equal(np.asarray(a)[:2], b)
     assert (np.asarray(whole[0])[0] != np.asarray(whole[0])[1]).any()
     # One key per environment, as environments have them.
     keys = jax.random.split(jax.random.key(4), 4)
-    each = corruption.corrupt(keys, rgb, depth, bright, bank)
-    alone = corruption.corrupt(keys[2:3], rgb[2:3], depth[2:3], bright[2:3], bank)
+    each = corrupt(keys, rgb, depth, bright, bank)
+    alone = corrupt(keys[2:3], rgb[2:3], depth[2:3], bright[2:3], bank)
     np.testing.assert_array_equal(np.asarray(each[1])[2], np.asarray(alone[1])[0])
 
 

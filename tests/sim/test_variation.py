@@ -95,17 +95,18 @@ def test_episodes_begin_where_the_readings_are_those_of_home() -> None:
     env, _, robots = environments(config)
     assert robots is not None
     state, physics, readout = env.reset(jax.random.split(jax.random.PRNGKey(0), COUNT))
-    felt = env.felt(state, env.extract(readout))
+    extract, control = jax.jit(env.extract), jax.jit(env.control)
+    felt = jax.jit(env.felt)(state, extract(readout))
     home = np.stack([env.task.scene.home_qpos[arm.qpos] for arm in env.task.scene.arms])
     np.testing.assert_allclose(
         np.asarray(felt.qpos)[..., 1:], home[:, 1:] + np.zeros((COUNT, 2, 7)), atol=1e-5
     )
-    exact = np.asarray(env.extract(readout).qpos)
+    exact = np.asarray(extract(readout).qpos)
     assert np.abs(exact[..., 1:6] - home[:, 1:6]).max() > 0.01
     height = np.asarray(readout.qpos)[:, env.task.scene.arms[0].object_qpos[2]]
     np.testing.assert_allclose(height, TABLE_HEIGHT + SOCKET_HALF + robots.held.table, atol=1e-6)
     for _ in range(10):
-        state, ctrl = env.control(state, readout, jnp.zeros((COUNT, 14)))
+        state, ctrl = control(state, readout, jnp.zeros((COUNT, 14)))
         state, physics, readout, _ = env.advance(state, physics, ctrl)
     settled = np.asarray(readout.qpos)[:, env.task.scene.arms[0].object_qpos[2]]
     np.testing.assert_allclose(settled, height, atol=5e-4)  # the table is where the object lies

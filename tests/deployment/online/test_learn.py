@@ -27,6 +27,7 @@ from alohas2r.policies import artifact
 from alohas2r.policies.online import published
 from alohas2r.policies.online.policy import OnlinePolicy
 
+pytestmark = pytest.mark.compiles
 SPEC = online_cases.spec(hidden=(16, 16))
 SMALL = (
     "minutes=0.1",

@@ -15,6 +15,7 @@ from alohas2r.envs.wrappers.gymnasium import FINAL_ROWS, VectorTaskEnv
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.tasks.registry import task_names
 
+pytestmark = pytest.mark.compiles
 IDS = ("alohas2r/BlockPicking-v1", "alohas2r/PegInsertion-v1")
 
 

@@ -17,6 +17,8 @@ from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.network import load_network
 from alohas2r.policies.onnx.samples import wrist_views
 
+pytestmark = pytest.mark.compiles
+
 pytest.importorskip("jax2onnx")
 TOLERANCE = 1e-5
 

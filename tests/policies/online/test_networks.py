@@ -22,6 +22,7 @@ from alohas2r.policies.online.tasks import Reward
 from alohas2r.policies.vision import StudentPolicy
 from alohas2r.sim import kinematics, scene
 
+pytestmark = pytest.mark.compiles
 SPEC = online_cases.spec()
 STUDENT = assets.data_path("params") / "student"
 

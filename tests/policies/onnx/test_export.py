@@ -32,6 +32,8 @@ from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.policies.vision import StudentPolicy
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module")
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:

@@ -31,6 +31,7 @@ from alohas2r.rendering.protocol import Frames
 from alohas2r.sim import scene
 from alohas2r.sim.objects import HALF_LENGTH
 
+pytestmark = pytest.mark.compiles
 jax = pytest.importorskip("jax")
 
 COUNT = 256

@@ -15,6 +15,7 @@ from alohas2r.rendering.raycast import intersect, tiles
 from alohas2r.rendering.raycast.renderer import RaycastRenderer
 from alohas2r.sim import scene
 
+pytestmark = pytest.mark.compiles
 jax = pytest.importorskip("jax")
 
 # A camera at the origin that looks along -z at a wall, an occluder that slides, and one lamp.
@@ -280,8 +281,13 @@ def test_wrist_views_agree_with_mujoco(wrists: RaycastRenderer) -> None:
     assert colour > 0.99
 
 
-@pytest.mark.parametrize("caster", ["vector", "mujoco"])
-@pytest.mark.parametrize("side", [32, 45])
+@pytest.mark.parametrize(
+    ("caster", "side"),
+    [
+        *(("vector", 32), ("mujoco", 32), ("mujoco", 45)),
+        pytest.param("vector", 45, marks=pytest.mark.long),  # takes long to compile
+    ],
+)
 def test_depth_alone_is_the_depth_of_colour_and_depth(caster: str, side: int) -> None:
     prepared, poses, looks = gallery.gallery_scene("twoarm", 5, 4)
     size = {"width": side, "height": side, "caster": caster}
