@@ -29,7 +29,7 @@ from alohas2r.tasks import protocol
 from alohas2r.tasks.protocol import EVAL_V1
 
 EPISODES = 2
-STEPS = 20
+STEPS = 8
 SHORT = protocol.modified(EVAL_V1, seconds=STEPS * 0.05)
 
 
@@ -116,15 +116,16 @@ def test_a_student_gets_the_rows_and_the_starts_of_a_teacher(
 def test_a_gripper_that_closes_where_nothing_is_is_counted() -> None:
     keys = episodes.episode_keys(5, 0, EPISODES)
     closing, still = draw_student(-10.0), draw_student(-10.0)
+    second = protocol.modified(EVAL_V1, seconds=1)  # until the fingers are closed
     still.weights["head/layer1/bias"] = np.zeros(14, np.float32)
     tables = [
         evaluate.Runner(
             found,
-            SHORT,
+            second,
             keys,
             1,
             "exact",
-            setting=hold_out.set_up_hold_out(found.spec, SHORT, keys, 1),
+            setting=hold_out.set_up_hold_out(found.spec, second, keys, 1),
         )
         .run()
         .table
@@ -138,7 +139,7 @@ def test_a_gripper_that_closes_where_nothing_is_is_counted() -> None:
 
 def test_evaluation_of_a_student_is_that_of_a_teacher_with_pictures(saved: pathlib.Path) -> None:
     result = evaluate.evaluate(saved, EPISODES, 5, 1, protocol=SHORT, renderer="exact")
-    assert (result["protocol"], result["protocol_hash"]) == ("eval-v1+seconds=1", SHORT.hash)
+    assert (result["protocol"], result["protocol_hash"]) == ("eval-v1+seconds=0.4", SHORT.hash)
     assert result["policy"] == artifact.load(saved, StudentPolicy).hash
     assert result["phase"] == "insert"
     assert result["success"] == stats.rate(0, EPISODES)
@@ -193,7 +194,7 @@ def test_hold_out_table(
 ) -> None:
     opening = save(draw_student(10.0), tmp_path)
     result = hold_out.evaluate_hold_out(opening, EPISODES, 3, 1, protocol=SHORT, renderer="exact")
-    assert result["protocol"] == "eval-v1+seconds=1+hold-out"
+    assert result["protocol"] == "eval-v1+seconds=0.4+hold-out"
     assert result["closed_on_air"] == stats.rate(0, EPISODES)
     table = result["table"]
     assert result["left"] == stats.rate(0, int(table["missing_left"].sum()))

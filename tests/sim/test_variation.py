@@ -133,18 +133,25 @@ def test_what_is_seen_is_late_by_the_delay_but_not_the_policys_own_targets() -> 
     late = VariationConfig(view_delay_s=(0.1, 0.1), gain=(1, 1.0001))
     prompt = dataclasses.replace(late, view_delay_s=(0, 0))
     envs = [environments(config)[0] for config in (late, prompt)]
+    felt = [
+        jax.jit(lambda state, readout, env=env: env.felt(state, env.extract(readout)))
+        for env in envs
+    ]
+    observe, control = (
+        [jax.jit(getattr(env, name)) for env in envs] for name in ("observe", "control")
+    )
     states = [env.reset(jax.random.split(jax.random.PRNGKey(0), COUNT)) for env in envs]
     seen: list[list[np.ndarray]] = [[], []]
     targets: list[list[np.ndarray]] = [[], []]
     for step in range(6):
         for index, env in enumerate(envs):
             state, physics, readout = states[index]
-            known = env.felt(state, env.extract(readout)).ctrl
+            known = felt[index](state, readout).ctrl
             targets[index].append(np.asarray(known).reshape(COUNT, 14))
-            state, features, _ = env.observe(state, readout)
+            state, features, _ = observe[index](state, readout)
             seen[index].append(np.asarray(features)[:, : env.task.observation_size])
             action = jnp.full((COUNT, 14), 0.5 * np.sin(step))
-            state, ctrl = env.control(state, readout, action)
+            state, ctrl = control[index](state, readout, action)
             states[index] = env.advance(state, physics, ctrl)[:3]
     # A target is seen as what is left of the way from where the joint was seen last.
     sizes = [size for _, size, _ in envs[0].task.observation_spec]
