@@ -318,6 +318,7 @@ def test_lights_of_the_prepared_model_are_fixed(wrists: RaycastRenderer) -> None
     assert (wrists.prepared.model.light_mode == mujoco.mjtCamLight.mjCAMLIGHT_FIXED).all()
 
 
+@pytest.mark.alone  # to the bit as users compile it, which tests beside those that measure time do not
 def test_large_pictures_are_drawn_in_strips(
     zoo: RaycastRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
