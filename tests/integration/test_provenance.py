@@ -98,6 +98,7 @@ def test_a_teacher_of_insertion(lifting: pathlib.Path, tmp_path: pathlib.Path) -
     arguments = ["train-teacher", "--phase", "insert", "--preset", "quick", "--seed", "3"]
     arguments += ["--threads", "1", "--pick", str(lifting), *chosen(INSERT)]
     assert_made_again(arguments, ("policy", "teacher"), ["--pick", str(lifting)], tmp_path)
+    assert_seed_matters(arguments, "teacher", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,7 @@ def test_an_encoder(tmp_path: pathlib.Path, method: str) -> None:
     arguments += ["--threads", "1", "--seed", "3", *chosen(student_cases.TINY_ENCODER)]
     parts = ["--method", method, "--renderer", "exact"]
     assert_made_again(arguments, ("encoder",), parts, tmp_path)
+    assert_seed_matters(arguments, "encoder", tmp_path)
 
 
 @pytest.mark.parametrize(

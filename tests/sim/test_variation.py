@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,15 @@ import pytest
 
 from alohas2r.embodiment.control import ACTION_SCALE
 from alohas2r.envs.actuation import IDEAL
+from alohas2r.envs.env import Env
 from alohas2r.envs.noise import NONE
-from alohas2r.envs.task import EnvConfig
+from alohas2r.envs.task import EnvConfig, EnvState
 from alohas2r.errors import ConfigError
 from alohas2r.sim import geometry, physics_randomization, scene, signals, variation
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.objects import SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.physics_randomization import ObjectRanges
+from alohas2r.sim.signals import Readout
 from alohas2r.sim.variation import NEUTRAL, ROBOTS, VARIATION_DRAWS, VariationConfig
 from alohas2r.tasks.building import build, count_draws
 from alohas2r.tasks.insert.appearance import pictured_geometry
@@ -129,29 +132,36 @@ def test_commands_arrive_late_by_the_delay_and_the_policy_knows_its_targets(step
         state, physics, readout, _ = env.advance(state, physics, ctrl)
 
 
+def act_in(env: Env) -> Callable[..., tuple[jax.Array, jax.Array, EnvState, jax.Array]]:
+    """Returns a compiled step up to the physics: its targets, features, new state and commands."""
+
+    @jax.jit
+    def act(
+        state: EnvState, readout: Readout, action: jax.Array
+    ) -> tuple[jax.Array, jax.Array, EnvState, jax.Array]:
+        known = env.felt(state, env.extract(readout)).ctrl
+        state, features, _ = env.observe(state, readout)
+        state, ctrl = env.control(state, readout, action)
+        return known, features, state, ctrl
+
+    return act
+
+
 def test_what_is_seen_is_late_by_the_delay_but_not_the_policys_own_targets() -> None:
     late = VariationConfig(view_delay_s=(0.1, 0.1), gain=(1, 1.0001))
     prompt = dataclasses.replace(late, view_delay_s=(0, 0))
     envs = [environments(config)[0] for config in (late, prompt)]
-    felt = [
-        jax.jit(lambda state, readout, env=env: env.felt(state, env.extract(readout)))
-        for env in envs
-    ]
-    observe, control = (
-        [jax.jit(getattr(env, name)) for env in envs] for name in ("observe", "control")
-    )
+    acting = [act_in(env) for env in envs]
     states = [env.reset(jax.random.split(jax.random.PRNGKey(0), COUNT)) for env in envs]
     seen: list[list[np.ndarray]] = [[], []]
     targets: list[list[np.ndarray]] = [[], []]
     for step in range(6):
         for index, env in enumerate(envs):
             state, physics, readout = states[index]
-            known = felt[index](state, readout).ctrl
-            targets[index].append(np.asarray(known).reshape(COUNT, 14))
-            state, features, _ = observe[index](state, readout)
-            seen[index].append(np.asarray(features)[:, : env.task.observation_size])
             action = jnp.full((COUNT, 14), 0.5 * np.sin(step))
-            state, ctrl = control[index](state, readout, action)
+            known, features, state, ctrl = acting[index](state, readout, action)
+            targets[index].append(np.asarray(known).reshape(COUNT, 14))
+            seen[index].append(np.asarray(features)[:, : env.task.observation_size])
             states[index] = env.advance(state, physics, ctrl)[:3]
     # A target is seen as what is left of the way from where the joint was seen last.
     sizes = [size for _, size, _ in envs[0].task.observation_spec]
