@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from alohas2r.cli.app import Json, Seed, Threads, command, library, loggers_of
+from alohas2r.cli.app import Json, Seed, Threads, command, library, loggers_of, policy_folder
 from alohas2r.cli.display import progress_display
 from alohas2r.cli.options import Log, Minutes, Preset, Resume, Settings
 from alohas2r.cli.train import Address, Fleet, Lag, Workers, fleet_of, show_run, tell_if_stopped
@@ -16,13 +16,14 @@ from alohas2r.cli.train import Address, Fleet, Lag, Workers, fleet_of, show_run,
 @command("train-pixels")
 def train_pixels(
     phase: Annotated[
-        Literal["pick"], typer.Option(help="What to learn: pick up a block.")
+        Literal["pick", "insert"],
+        typer.Option(help="What to learn: pick up a block; or insert, once both objects are up."),
     ] = "pick",
     start: Annotated[
-        Literal["scratch", "encoder"],
+        Literal["scratch", "encoder", "student"],
         typer.Option(
             help="What to begin with; scratch: a random policy; encoder: one whose network can tell from a"
-            " picture where the block is, learnt before."
+            " picture where the block is, learnt before; student: one that has imitated a teacher on the state."
         ),
     ] = "scratch",
     preset: Annotated[
@@ -32,6 +33,18 @@ def train_pixels(
         pathlib.Path | None,
         typer.Option(
             help="Folder of the run: metrics, checkpoints, policy (runs/pixels-PHASE if left out)."
+        ),
+    ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            help="insert: the pick policy from pixels that hands over (the shipped one if left out)."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="--start student: the teacher, or a run of train-teacher (the shipped one if left out)."
         ),
     ] = None,
     resume: Resume = False,
@@ -53,7 +66,8 @@ def train_pixels(
     """Train a policy by reinforcement learning (PPO) from the wrist camera's depth.
 
     It sees what a robot gives, late and noisy: depth of 32 x 32 pixels, its joints, and where the block is to go. No
-    teacher is needed; the exact state is known to the critic alone, which is left behind.
+    teacher is needed; the exact state is known to the critic alone, which is left behind. Insertion begins where a pick
+    policy from pixels hands over; both as one policy are OUT/staged.
 
     Ctrl-C once saves a checkpoint and stops; --resume continues to the same result as an unbroken run. See
     docs/pixels.md.
@@ -75,6 +89,8 @@ def train_pixels(
             renderer=renderer,
             loggers=loggers,
             fleet=fleet_of(fleet, workers, lag, address),
+            pick=None if pick is None else policy_folder(pick),
+            teacher=None if teacher is None else policy_folder(teacher),
         )
     show_run(result, f"Trained {phase} from pixels in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

@@ -8,7 +8,6 @@ import numpy as np
 
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.policies.protocol import Policy, Renewable
-from alohas2r.sim import kinematics, scene
 from alohas2r.tasks.starts import InsertStart
 
 _VIEW = "wrist_depth"  # what such a policy calls the picture of its arm's camera
@@ -24,12 +23,12 @@ class EachArm:
       policies: one for each arm, left first: the same policy with memories of their own.
 
     Attributes:
-      targets: where each brings its object, in its base frame [3] (m).
+      targets: where each brings its object, in its base frame [2, 3] (m).
     """
 
     def __init__(self, policies: Sequence[Policy]) -> None:
         self._policies = tuple(policies)
-        self.targets = [_in_base(side) for side in range(len(SIDES))]
+        self.targets = InsertStart().targets_in_bases()
 
     @property
     def renewals(self) -> int:
@@ -51,10 +50,3 @@ class EachArm:
             own = {_VIEW: observation[f"{side}_depth"], "proprioception": vector}
             actions.append(np.asarray(policy.act(own)))
         return np.concatenate(actions)
-
-
-def _in_base(side: int) -> np.ndarray:
-    """Returns where an arm brings its object, in its base frame [3] (m)."""
-    arm = scene.load("insert").arms[side]
-    apart = np.asarray(InsertStart().targets[side]) - arm.base_pos
-    return (kinematics.quaternion_matrix(arm.base_quat).T @ apart).astype(np.float32)

@@ -22,7 +22,7 @@ from alohas2r.embodiment.control import DELAY_WEIGHTS
 from alohas2r.embodiment.history import HistoryState
 from alohas2r.embodiment.observation import proprioception
 from alohas2r.policies.networks.stereo import INVERSE_SIDE, inverse_depth
-from alohas2r.policies.spec import PIXELS, StudentSpec
+from alohas2r.policies.spec import StudentSpec
 from alohas2r.rendering import corruption as rendering_corruption
 from alohas2r.rendering import stereo, visual_randomization
 from alohas2r.rendering.corruption import CorruptConfig
@@ -147,7 +147,7 @@ class Senses:
         self.spec, self.config, self.renderer = spec, config, renderer
         self.num_envs = len(peg_half_side)
         self._scene = scene.load(spec.phase)
-        self._packed = spec.kind == PIXELS
+        self._packed = spec.from_pixels
         model = self._scene.model
         sizes = np.repeat(model.geom_size[None], self.num_envs, 0)
         sizes[:, self._scene.id("geom", _RESIZED[spec.phase]), 1:] = np.asarray(peg_half_side)[

@@ -19,7 +19,7 @@ from alohas2r.envs.vision import EVALUATION, Seen, Senses, SensesConfig, SensesS
 from alohas2r.evaluation.episodes import Setting
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.onnx.exported import ExportedPolicy
-from alohas2r.policies.spec import PIXELS, PolicySpec, StudentSpec
+from alohas2r.policies.spec import PolicySpec, StudentSpec
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.state import StatePolicy
 from alohas2r.rendering import registry as renderers
@@ -92,7 +92,7 @@ class Eyes:
             drawer = renderers.make_renderer(
                 *(renderer, spec.cameras.size, threads),
                 looks=conditions.looks,
-                outputs=DEPTH if spec.kind == PIXELS else RGBD,
+                outputs=DEPTH if spec.from_pixels else RGBD,
                 drawn=spec.phase,
                 paired=spec.paired,
             )

@@ -84,6 +84,12 @@ def load_policy(path: str | os.PathLike[str]) -> Evaluable:
 def _check_evaluable(policy: Evaluable, name: str) -> None:
     """Raises ArtifactError unless a policy can be evaluated; `name` is what the message calls it."""
     if isinstance(policy.spec, StudentSpec):
+        follows = find_task(policy.spec.phase).follows
+        if policy.spec.kind == PIXELS and follows is not None:
+            raise ArtifactError(
+                f"{name} is a policy from pixels for '{policy.spec.phase}' alone; evaluate the staged one that"
+                f" holds it and a policy for '{follows.task}'."
+            )
         return
     try:
         entry = find_task(policy.spec.phase)
@@ -169,7 +175,7 @@ class Runner:
             rules = entry.protocol if protocol is None else protocol
             scale = spec.action.scale
             setting = set_up(entry, rules, memory_of(spec), keys, threads, engine, scale)
-        if conditions is None and isinstance(spec, StudentSpec) and spec.kind == PIXELS:
+        if conditions is None and isinstance(spec, StudentSpec) and spec.from_pixels:
             conditions = pixel_conditions(protocol)
         if conditions is None:
             conditions = student_conditions(protocol)

@@ -29,6 +29,7 @@ KINDS = {
     "staged": ("alohas2r.policies.staged", "StagedPolicy"),
     "student": ("alohas2r.policies.vision", "StudentPolicy"),
     "pixels": ("alohas2r.policies.vision", "PixelPolicy"),
+    "staged_pixels": ("alohas2r.policies.staged_pixels", "StagedPixelsPolicy"),
     "online": ("alohas2r.policies.online.policy", "OnlinePolicy"),
     "stereo": ("alohas2r.policies.vision", "StereoPolicy"),
     "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),

@@ -75,8 +75,9 @@ class PolicySpec:
 
 
 OBSERVATIONS = ("rgbd", "depth", "rgb", "stereo", "state")
-# Kinds of policies on pictures: by imitation, by reinforcement, by imitation from pairs of pictures.
-STUDENT, PIXELS, STEREO = "student", "pixels", "stereo"
+# Kinds of policies on pictures: by imitation, by reinforcement, by imitation from pairs of pictures, and two by
+# reinforcement with the switch between them.
+STUDENT, PIXELS, STEREO, STAGED_PIXELS = "student", "pixels", "stereo", "staged_pixels"
 TARGET = "target_in_base"  # where the object is commanded to, in the arm's base frame
 # Of a policy of one arm.
 ONE_ARM_PROPRIOCEPTION = (("joint_pos", 8, "rad, m"), ("joint_pos_minus_target", 8, "rad, m"))
@@ -152,8 +153,8 @@ class StudentSpec:
     """Everything but the weights.
 
     Attributes:
-      kind: STUDENT; STEREO of one that sees pairs of pictures; or PIXELS of a policy that observes no switch and sees
-        depth in patches.
+      kind: STUDENT; STEREO of one that sees pairs of pictures; PIXELS of a policy that observes no switch and sees
+        depth in patches; or STAGED_PIXELS of two such policies.
       phase: name of the task.
       observation: "rgbd", "depth", "rgb", "stereo", or "state" for the teacher's own observation.
       cameras: what the pictures are like.
@@ -185,12 +186,16 @@ class StudentSpec:
             f"patches need pictures whose side is a multiple of 8, not {self.cameras.size}",
         )
         check(
-            self.kind != PIXELS or (self.observation == "depth" and bool(self.network.patches)),
+            not self.from_pixels or (self.observation == "depth" and bool(self.network.patches)),
             "a policy from pixels observes depth, in patches",
         )
         check(
             (self.kind == STEREO) == self.paired == isinstance(self, StereoSpec),
             "pairs of pictures are observed by a policy of the kind 'stereo' alone",
+        )
+        check(
+            (self.kind == STAGED_PIXELS) == isinstance(self, StagedPixelsSpec),
+            "two policies from pixels are described by 'staged_pixels' alone",
         )
 
     @property
@@ -201,7 +206,12 @@ class StudentSpec:
     @property
     def switches(self) -> bool:
         """Whether it observes which stage it is in."""
-        return self.kind in (STUDENT, STEREO)
+        return self.kind in (STUDENT, STEREO, STAGED_PIXELS)
+
+    @property
+    def from_pixels(self) -> bool:
+        """Whether reinforcement learning made it, of depth that is kept as whole numbers."""
+        return self.kind in (PIXELS, STAGED_PIXELS)
 
     @property
     def paired(self) -> bool:
@@ -341,11 +351,74 @@ class StereoSpec(StudentSpec):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class StagedPixelsSpec(StudentSpec):
+    """Two policies from pixels: the first drives each arm as if it were alone, until the second takes over both.
+
+    What is not said here is of the second one, which observes no switch.
+
+    Attributes:
+      pick: the first policy.
+      targets: where each arm brings its object meanwhile, in its base frame, left first (m).
+    """
+
+    pick: StudentSpec
+    targets: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick = self.pick
+        check(
+            pick.kind == PIXELS and pick.commanded and len(pick.views) == 1,
+            "the first policy must be one from pixels, of one arm that is told where to bring its object",
+        )
+        check(
+            [len(target) for target in self.targets] == [3] * len(self.views),
+            "targets must be three numbers for each arm",
+        )
+        for name, own, other in (
+            ("pictures", self.cameras, pick.cameras),
+            ("moving averages", self.history, pick.history),
+            ("action scales", self.action.scale, pick.action.scale),
+        ):
+            check(own == other, f"both policies must have the same {name}, not {own} and {other}")
+
+    @property
+    def insert(self) -> StudentSpec:
+        """The second policy."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(StudentSpec)}
+        return StudentSpec(**{**named, "kind": PIXELS})
+
+
 def spec_class(kind: str) -> type[PolicySpec] | type[StudentSpec]:
-    """Returns what describes a policy of a kind; of a staged one, its last part."""
-    if kind == STEREO:
-        return StereoSpec
+    """Returns what describes a policy of a kind; of a staged one on the state, its last part."""
+    special: dict[str, type[StudentSpec]] = {STEREO: StereoSpec, STAGED_PIXELS: StagedPixelsSpec}
+    if kind in special:
+        return special[kind]
     return StudentSpec if kind in (STUDENT, PIXELS) else PolicySpec
+
+
+def staged_pixels_spec(
+    pick: StudentSpec, insert: StudentSpec, switch: Switch, targets: Array
+) -> StagedPixelsSpec:
+    """Returns the description of two policies from pixels and the switch between them.
+
+    Args:
+      pick: of one arm. insert: of both. switch: when the second takes over.
+      targets: [2, 3] where each arm brings its object, in its base frame (m).
+
+    Raises:
+      ConfigError: they do not go together.
+    """
+    check(
+        insert.kind == PIXELS and len(insert.views) == 2,
+        "the second policy must be one from pixels, of both arms",
+    )
+    named = {field.name: getattr(insert, field.name) for field in dataclasses.fields(StudentSpec)}
+    places = tuple(tuple(float(value) for value in place) for place in np.asarray(targets))
+    return StagedPixelsSpec(
+        **{**named, "kind": STAGED_PIXELS, "switch": switch}, pick=pick, targets=places
+    )
 
 
 def make_spec(

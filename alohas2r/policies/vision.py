@@ -50,11 +50,19 @@ class StudentPolicy:
         self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
         self.trained: JsonObject = dict(trained)
         self._memory: history.HistoryState | None = None
-        expected = {
-            name: value.shape for name, value in jax.eval_shape(lambda: _blank(spec)).items()
-        }
-        check_shapes(self.weights, expected)
+        check_shapes(self.weights, self.shapes(spec))
         self._forward = jax.jit(functools.partial(forward, spec))
+
+    @classmethod
+    def shapes(cls, spec: StudentSpec) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the weights that a description asks for, by name."""
+        blank = jax.eval_shape(lambda: _blank(spec))
+        return {name: value.shape for name, value in blank.items()}
+
+    @property
+    def normalization(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation [F] of the features that it acted on in training."""
+        return self.weights["mean"], self.weights["std"]
 
     @property
     def action_size(self) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from alohas2r.config import check
+from alohas2r.sim import kinematics, scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +61,11 @@ class InsertStart:
         check(0.15 <= self.radius[0] <= self.radius[1] <= 0.6, "radius must lie in 0.15..0.6 m")
         check(0 <= self.angle_deg <= 90, "angle_deg must lie in 0..90")
         check(0 <= self.waist <= 1, "waist must lie in 0..1 rad")
+
+    def targets_in_bases(self) -> np.ndarray:
+        """Returns `targets`, each in the base frame of its arm [2, 3] float32 (m)."""
+        places = [
+            kinematics.quaternion_matrix(arm.base_quat).T @ (np.asarray(target) - arm.base_pos)
+            for arm, target in zip(scene.load("insert").arms, self.targets, strict=True)
+        ]
+        return np.array(places, np.float32)

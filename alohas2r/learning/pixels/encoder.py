@@ -11,7 +11,7 @@ from alohas2r.embodiment.joints import ARM_JOINTS
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState, Scored
 from alohas2r.envs.vision import Senses, SensesState
-from alohas2r.learning.pixels.learner import PixelPpo
+from alohas2r.learning.pixels.learner import PixelPpo, Weights
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.learner import LearnerState, Rollout
 from alohas2r.learning.ppo.spread import Spread
@@ -67,10 +67,11 @@ class EncoderLearner(PixelPpo):
         params: PyTree,
         batch: dict[str, jax.Array],
         key: jax.Array,
-        entropy_weight: jax.Array,
+        weights: Weights,
+        start: PyTree | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns what the pictures tell wrongly, and all figures."""
-        _, figures = super().loss(params, batch, key, entropy_weight)
+        _, figures = super().loss(params, batch, key, weights, start)
         return figures["loss/objects"] + figures["loss/sighted"], figures
 
     def _poses(self, key: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ from brax.training.acme import running_statistics, specs
 from alohas2r.core.types import Array, PyTree
 from alohas2r.envs import student_step
 from alohas2r.envs.env import Env
-from alohas2r.envs.student_step import Drawn
+from alohas2r.envs.student_step import Drawn, Observed
 from alohas2r.envs.task import EnvState, Scored
 from alohas2r.envs.vision import Senses, SensesState, pack_depth, unpack_depth
 from alohas2r.learning.pixels.sight import Sight, object_in_gripper
@@ -30,11 +30,22 @@ from alohas2r.sim.signals import Readout
 
 
 class Learnt(NamedTuple):
-    """What a minibatch changes."""
+    """What a minibatch changes, and what it began with."""
 
     params: PyTree
     optimizer: PyTree
     rate: jax.Array  # []
+    start: PyTree | None = None  # as in `LearnerState`
+
+
+class Weights(NamedTuple):
+    """What the minibatches of an update go by, [] each; None where it plays no part."""
+
+    entropy: Array
+    target_kl: Array
+    tether: Array | None = None  # weight of the divergence from where reinforcement began
+    acts: Array | None = None  # bool, whether the policy learns, and not the critic alone
+    rate: Array | None = None  # the step size
 
 
 class Minibatches(NamedTuple):
@@ -93,7 +104,7 @@ class PixelPpo(Ppo):
                 jax.shard_map(
                     self._one_step,
                     mesh=spread.mesh,
-                    in_specs=(WHOLE, BY_ROW, WHOLE, WHOLE, WHOLE, WHOLE),
+                    in_specs=(WHOLE, BY_ROW, WHOLE, WHOLE, WHOLE),
                     out_specs=(WHOLE, WHOLE),
                     check_vma=False,
                 )
@@ -133,7 +144,7 @@ class PixelPpo(Ppo):
             lambda leaf: jnp.asarray(leaf, getattr(leaf, "dtype", jnp.float32)), state
         )
 
-    def _outputs(
+    def outputs(
         self, params: PyTree, depth: jax.Array, features: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
         """Returns the distribution's parameters [B, 2 n], and what is told of the objects [B, C, 4].
@@ -145,6 +156,12 @@ class PixelPpo(Ppo):
         """
         told = self.auxiliary > 0
         return vision_network.head(self.spec, params, None, depth, features, None, told, ahead=1)
+
+    def seen_outputs(
+        self, params: PyTree, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the same of a minibatch's rows, by all parameters."""
+        return self.outputs(params["policy"], unpack_depth(batch["depth"]), batch["features"])
 
     def _seen_and_acted(
         self,
@@ -161,7 +178,7 @@ class PixelPpo(Ppo):
         features = mlp.normalize(seen.features, stats.mean, stats.std)
         assert seen.depth is not None
         assert observed.sense is not None
-        logits, _ = self._outputs(learner.params["policy"], seen.depth, features)
+        logits, _ = self.outputs(learner.params["policy"], seen.depth, features)
         raw = self.distribution.sample_no_postprocessing(logits, key)
         state, ctrl = self.env.control(observed.state, readout, jnp.tanh(raw))
         step = {
@@ -173,8 +190,14 @@ class PixelPpo(Ppo):
             "depth": pack_depth(seen.depth, self.spec.cameras.depth_cutoff),
             "objects": object_in_gripper(observed.signals),
             "sighted": self.sight(observed.signals, observed.state.context[:, 0]),
+            **self.labels(observed),
         }
         return state, observed.sense, step, ctrl
+
+    def labels(self, observed: Observed) -> dict[str, jax.Array]:
+        """Returns what else is kept of a step (traceable): nothing."""
+        del observed
+        return {}
 
     def look_and_roll(
         self,
@@ -206,20 +229,17 @@ class PixelPpo(Ppo):
         self, learner: LearnerState, rollout: Rollout, final: jax.Array, progress: jax.Array
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
         """Learns from an unroll; as `Ppo.update`."""
-        config, spread = self.config, self.spread
-        weights: tuple[Array, ...] = tuple(
-            low + progress * (high - low) for low, high in (config.entropy, config.target_kl)
-        )
+        spread, weights = self.spread, self.weigh(progress)
         reward = rollout.reward.mean()
         if spread is not None:
             learner, final = spread.put(learner, WHOLE), spread.put(final, BY_ROW)
             rollout = spread.put(rollout, BY_STEP)
-            weights = tuple(np.asarray(weight) for weight in weights)
+            weights = jax.tree.map(np.asarray, weights)
         batches = self._prepare(learner, rollout, final)
-        learnt = Learnt(learner.params, learner.optimizer, learner.learning_rate)
+        learnt = Learnt(learner.params, learner.optimizer, learner.learning_rate, learner.start)
         figures: list[dict[str, jax.Array]] = []
         for chosen, key in zip(np.asarray(batches.order), np.asarray(batches.keys), strict=True):
-            learnt, said = self._step(learnt, batches.rows, chosen, key, *weights)
+            learnt, said = self._step(learnt, batches.rows, chosen, key, weights)
             figures.append(said)
         metrics = self._means(figures) | {
             "loss/kl_last": figures[-1]["loss/kl"],
@@ -240,11 +260,19 @@ class PixelPpo(Ppo):
         del metrics["train/reward"]
         return spread.own(learner), {**spread.own(metrics), "train/reward": reward}
 
+    def weigh(self, progress: jax.Array) -> Weights:
+        """Returns what an update goes by when this share of its stage is behind."""
+        config = self.config
+        both = (low + progress * (high - low) for low, high in (config.entropy, config.target_kl))
+        return Weights(*both)
+
     def _prepared(self, learner: LearnerState, rollout: Rollout, final: jax.Array) -> Minibatches:
         """Returns the rows of an unroll with their advantages, and the order in which they are gone through."""
         config = self.config
         rows, policy_stats, value_stats, explained = self.prepare(learner, rollout, final)
         seen = {"depth": rollout.depth, "objects": rollout.objects, "sighted": rollout.sighted}
+        if rollout.wanted is not None:
+            seen["wanted"] = rollout.wanted
         size = rollout.reward.size
         key = jax.random.fold_in(jax.random.fold_in(learner.key, LEARNING), learner.updates)
         order_key, noise_key = jax.random.split(key)
@@ -267,42 +295,59 @@ class PixelPpo(Ppo):
         rows: dict[str, jax.Array],
         chosen: jax.Array,
         key: jax.Array,
-        entropy_weight: jax.Array,
-        target_kl: jax.Array,
+        weights: Weights,
     ) -> tuple[Learnt, dict[str, jax.Array]]:
         """Takes one gradient step on the chosen rows."""
         batch = {name: leaf[chosen] for name, leaf in rows.items()}
         gradient, figures = jax.grad(self.loss, has_aux=True)(
-            learnt.params, batch, key, entropy_weight
+            learnt.params, batch, key, weights, learnt.start
         )
         gradient, figures = mean((gradient, figures), self.spread)
-        rate = step_size(self.config, learnt.rate, figures["loss/kl"], target_kl)
+        rate = self.next_rate(learnt.rate, figures["loss/kl"], weights)
         updates, optimizer = self.optimizer.update(gradient, learnt.optimizer, learnt.params)
         params = jax.tree.map(lambda p, u: p - rate * u, learnt.params, updates)
-        return Learnt(params, optimizer, rate), figures
+        return Learnt(params, optimizer, rate, learnt.start), figures
+
+    def next_rate(self, rate: jax.Array, divergence: jax.Array, weights: Weights) -> jax.Array:
+        """Returns the next step size after a minibatch that moved the policy by a KL divergence (traceable)."""
+        return step_size(self.config, rate, divergence, weights.target_kl)
 
     def loss(
         self,
         params: PyTree,
         batch: dict[str, jax.Array],
         key: jax.Array,
-        entropy_weight: jax.Array,
+        weights: Weights,
+        start: PyTree | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss of a minibatch, and figures."""
-        logits, told = self._outputs(
-            params["policy"], unpack_depth(batch["depth"]), batch["features"]
-        )
+        """Returns the loss of a minibatch, and figures (traceable).
+
+        Args:
+          params: what learns. batch: rows by name, [B, ...]. key: of the entropy's estimate.
+          weights: of the update. start: parameters of the policy that reinforcement began with, where it matters.
+        """
+        del start
+        logits, told = self.seen_outputs(params, batch)
         value = mlp.apply(self.value, params["value"], batch["privileged"])[..., 0]
         total, figures = clipped_loss(
-            self.config, self.distribution, logits, value, batch, key, entropy_weight
+            self.config, self.distribution, logits, value, batch, key, weights.entropy
         )
         if told is None:
             return total, figures
+        figures |= self.told_wrong(told, batch)
+        return total + self.auxiliary * (figures["loss/objects"] + figures["loss/sighted"]), figures
+
+    def told_wrong(self, told: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns how wrongly the pictures tell of the objects: "loss/objects" and "loss/sighted" [] (traceable).
+
+        Args:
+          told: [B, C, 4] from `outputs`. batch: rows by name.
+        """
         sighted = batch["sighted"]
         wanted = jnp.clip(batch["objects"] / vision_network.AUXILIARY_SCALE, -3, 3)
         errors = jnp.square(told[..., :3] - wanted).mean(-1) * sighted
-        figures["loss/objects"] = errors.sum() / jnp.maximum(sighted.sum(), 1)
         doubt = jnp.where(sighted, -told[..., 3], told[..., 3])
-        figures["loss/sighted"] = jax.nn.softplus(doubt).mean()
-        told_wrong = figures["loss/objects"] + figures["loss/sighted"]
-        return total + self.auxiliary * told_wrong, figures
+        return {
+            "loss/objects": errors.sum() / jnp.maximum(sighted.sum(), 1),
+            "loss/sighted": jax.nn.softplus(doubt).mean(),
+        }

@@ -13,7 +13,7 @@ import numpy as np
 from alohas2r.policies.spec import CameraSpec
 from alohas2r.rendering.protocol import CAMERAS
 from alohas2r.sim.kinematics import quaternion_matrix
-from alohas2r.sim.objects import HALF_LENGTH
+from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 
@@ -47,11 +47,15 @@ class Sight:
         """Returns [N, A] bool (traceable).
 
         Args:
-          signals: the exact state. half: [N] half the side of each environment's object (m).
+          signals: the exact state.
+          half: [N] half the side of each environment's block or peg (m); of two arms, the first holds the socket.
         """
-        sides = jnp.stack([jnp.full_like(half, HALF_LENGTH), half, half], 1)
-        corners = _GRID[None] * sides[:, None]  # [N, K, 3]
-        points = jnp.einsum("naij,nkj->naki", signals.object_mat, corners)
+        halves = half[:, None]  # [N, A]
+        if len(self._turn) == 2:
+            halves = jnp.stack([jnp.full_like(half, SOCKET_HALF), half], 1)
+        sides = jnp.stack([jnp.full_like(halves, HALF_LENGTH), halves, halves], -1)
+        corners = _GRID * sides[:, :, None]  # [N, A, K, 3]
+        points = jnp.einsum("naij,nakj->naki", signals.object_mat, corners)
         points = points + (signals.object_pos - signals.tip_pos)[..., None, :]
         in_gripper = jnp.einsum("naji,nakj->naki", signals.gripper_mat, points)
         seen = jnp.einsum(

@@ -13,6 +13,7 @@ import numpy as np
 
 from alohas2r import config
 from alohas2r.config import check
+from alohas2r.core import assets
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.envs import student_step
@@ -25,8 +26,18 @@ from alohas2r.evaluation.evaluate import Runner
 from alohas2r.learning.fleet.base import PARALLEL, FleetConfig
 from alohas2r.learning.fleet.launch import threads_of
 from alohas2r.learning.fleet.worker import Part, World, parts
-from alohas2r.learning.pixels.config import ENCODER, SCRATCH, STARTS, PixelsConfig, find_preset
+from alohas2r.learning.pixels.config import (
+    ENCODER,
+    SCRATCH,
+    STARTS,
+    STUDENT,
+    FollowingPixelsConfig,
+    PixelsConfig,
+    find_preset,
+)
 from alohas2r.learning.pixels.encoder import EncoderLearner
+from alohas2r.learning.pixels.follow import Before, before, hand_overs
+from alohas2r.learning.pixels.imitation import ImitationLearner, TetheredPpo
 from alohas2r.learning.pixels.learner import PixelPpo
 from alohas2r.learning.pixels.policy import to_policy
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoData, PpoState, Simulated, Stage
@@ -35,16 +46,21 @@ from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.learner import LearnerState
 from alohas2r.learning.ppo.places import Further, fitted, train_apart
 from alohas2r.learning.ppo.spread import Spread, all_processes
+from alohas2r.learning.ppo.start import first_policy
 from alohas2r.learning.ppo.train import EVALUATION_SEED
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Figures, Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.spec import StudentSpec, make_pixel_spec
+from alohas2r.policies.staged_pixels import StagedPixelsPolicy
+from alohas2r.policies.state import StatePolicy
+from alohas2r.policies.vision import PixelPolicy
 from alohas2r.rendering.protocol import DEPTH
 from alohas2r.rendering.registry import make_renderer
 from alohas2r.sim import scene
 from alohas2r.sim.signals import Readout
+from alohas2r.tasks.follows import Starts
 from alohas2r.tasks.registry import find_task
 
 SENSES_STREAM = 0x5E5E  # of the random numbers of the senses, beside those of the environments
@@ -61,6 +77,8 @@ class Given(NamedTuple):
       renderer: one of RENDERERS.
       start: one of STARTS.
       part: which of the environments there are here; all if None.
+      teacher: on the state, that a student imitates, where a training begins with one.
+      states: where the episodes of a task begin that follows another.
     """
 
     folder: pathlib.Path
@@ -69,6 +87,8 @@ class Given(NamedTuple):
     renderer: str
     start: str = SCRATCH
     part: Part | None = None
+    teacher: StatePolicy | None = None
+    states: Starts | None = None
 
 
 class PixelTraining(PpoAlgorithm):
@@ -78,9 +98,8 @@ class PixelTraining(PpoAlgorithm):
       settings: the configuration. given: what else there is.
       like: the same training of another part, whose compiled functions may be used.
       spread: the processes that learn together, see `Ppo`.
+      first: the policy that this one follows; None if the task starts by itself, or where nothing is evaluated.
     """
-
-    artifacts = ("policy",)
 
     def __init__(
         self,
@@ -88,8 +107,10 @@ class PixelTraining(PpoAlgorithm):
         given: Given,
         like: PixelTraining | None = None,
         spread: Spread | None = None,
+        first: Before | None = None,
     ) -> None:
-        self.settings, self.given = settings, given
+        self.settings, self.given, self.before = settings, given, first
+        self.artifacts = ("policy",) if first is None else ("policy", "staged")
         root = jax.random.PRNGKey(given.seed)
         self.spec = spec_of(settings)
         self.senses: Senses | None = None
@@ -99,14 +120,17 @@ class PixelTraining(PpoAlgorithm):
                 stage.ppo,
                 stage.updates,
                 lambda stage=stage, number=number: make_env(
-                    stage, given.seed, given.threads, None, number, part=given.part
+                    stage, given.seed, given.threads, given.states, number, part=given.part
                 ),
                 jax.random.fold_in(root, 1 + number),
+                alike=given.states is None,
             )
             for number, stage in enumerate(settings.stages())
         ]
         if given.start == ENCODER:
             stages.insert(0, self._of_pictures(stages[0]))
+        elif given.start == STUDENT:
+            stages.insert(0, stages[0]._replace(updates=settings.student.updates))
         label = f"train {settings.phase} from pixels"
         key = jax.random.fold_in(root, 0)
         super().__init__(label, stages, key, given.folder, given.part, like, spread)
@@ -131,17 +155,33 @@ class PixelTraining(PpoAlgorithm):
         self.senses = Senses(self.spec, settings.senses, half, drawer)
         if like is not None and isinstance(like.ppo, PixelPpo):
             return env, like.ppo.beside(env).with_senses(self.senses)
-        kind = EncoderLearner if stage == 0 and given.start == ENCODER else PixelPpo
-        config = self.stages[stage].config
-        return env, kind(config, env, self.senses, settings.auxiliary, self.spread)
+        common = self.stages[stage].config, env, self.senses, settings.auxiliary, self.spread
+        if given.start == ENCODER and stage == 0:
+            return env, EncoderLearner(*common)
+        if given.start == STUDENT and stage == 0:
+            assert given.teacher is not None
+            return env, ImitationLearner(*common, settings.student, given.teacher)
+        if given.start == STUDENT and stage == 1:
+            return env, TetheredPpo(*common, settings.student, self.stages[1].updates)
+        return env, PixelPpo(*common)
 
     def entered(self, learner: LearnerState) -> LearnerState:
-        """Returns with what the learner goes into a stage; after pictures alone, all but the policy is new."""
-        if self.stage != 1 or self.given.start != ENCODER:
+        """Returns with what the learner goes into a stage.
+
+        After pictures alone, all but the policy is new. After a student, so is the critic; what the policy's numbers
+        are normalized by stays, and its step size goes on from there.
+        """
+        start = self.given.start
+        if self.stage != 1 or start == SCRATCH:
             return learner
-        fresh = self.ppo.init(learner.key)
-        params = {**fresh.params, "policy": learner.params["policy"]}
-        return fresh._replace(params=params, key=learner.key, updates=learner.updates)
+        fresh, policy = self.ppo.init(learner.key), learner.params["policy"]
+        params = {**fresh.params, "policy": policy}
+        fresh = fresh._replace(params=params, key=learner.key, updates=learner.updates)
+        if start == ENCODER:
+            return fresh
+        return fresh._replace(
+            policy_stats=learner.policy_stats, learning_rate=learner.learning_rate, start=policy
+        )
 
     def start(self) -> Simulated:
         """Starts environments and senses of the present stage."""
@@ -166,17 +206,27 @@ class PixelTraining(PpoAlgorithm):
             seed = (given.seed + EVALUATION_SEED) % SEEDS
             keys = episode_keys(seed, 0, settings.evaluation_episodes)
             rules = entry.find_protocol(settings.protocol) if settings.protocol else None
-            self._runner = Runner(self.spec, rules, keys, given.threads, given.renderer)
-        weights = to_policy(self.spec, learner, {}).weights
+            acting = self._whole(to_policy(self.spec, learner, {}), {})
+            self._runner = Runner(acting.spec, rules, keys, given.threads, given.renderer)
+        weights = self._whole(to_policy(self.spec, learner, {}), {}).weights
         watched = evaluate.watched(entry, self._runner.run(weights=weights).table)
         return {f"eval/{name}": value for name, value in watched.items()}
 
+    def _whole(self, policy: PixelPolicy, trained: JsonObject) -> PixelPolicy | StagedPixelsPolicy:
+        """Returns the policy, or both as one where it follows another."""
+        return policy if self.before is None else self.before.join(policy, trained)
+
     def finish(self, state: PpoState, trained: JsonObject, figures: Figures) -> dict[str, str]:
-        """Writes the policy."""
+        """Writes the policy and, where it follows another one, both as one."""
         del figures
-        policy = to_policy(self.spec, state.learner, trained)
-        saved = artifact.save(policy, self.given.folder / "policy", self.record(state))
-        return {"policy": str(saved)}
+        policy, rows = to_policy(self.spec, state.learner, trained), self.record(state)
+        saved = artifact.save(policy, self.given.folder / "policy", rows)
+        if self.before is None:
+            return {"policy": str(saved)}
+        switched = np.arange(CHECK_ROWS) >= CHECK_ROWS // 2
+        rows["switched"] = switched[: len(rows[self.spec.vector])]
+        whole = artifact.save(self._whole(policy, trained), self.given.folder / "staged", rows)
+        return {"policy": str(saved), "staged": str(whole)}
 
     def record(self, state: PpoState) -> dict[str, np.ndarray]:
         """Returns what the first environments observe now, one after the other, for an artifact's check."""
@@ -218,14 +268,20 @@ def train(
     renderer: str = "raycast",
     loggers: Sequence[Logger] = (),
     fleet: FleetConfig | None = None,
+    pick: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
 ) -> JsonObject:
     """Trains a policy from wrist depth and writes its artifact to `out`/policy.
+
+    Insertion starts where a pick policy from pixels hands over, having seen nothing yet; these states are collected
+    into `out` if the file is missing or belongs to another policy. Both policies as one are `out`/staged.
 
     Args:
       phase: name of the task.
       preset: "default" or "quick".
       start: what it begins with: "scratch"; or "encoder": what looks at pictures first learns to tell where the block
-        is, of pictures at random poses (`pictures` updates more).
+        is, of pictures at random poses (`pictures` updates more); or "student": a teacher on the state is imitated
+        first (`student.updates` more).
       out: folder of the run; runs/pixels-<phase> if None.
       resume: continue the run in `out` to the same result as an unbroken run.
       overrides: "key=value" settings on top of the preset.
@@ -236,38 +292,59 @@ def train(
       renderer: one of RENDERERS.
       loggers: who is told beside the run's folder, see `Logger`.
       fleet: where the environments live; with the learner, as one batch, if None.
+      pick: the policy from pixels that insertion follows; the shipped one if None.
+      teacher: that a student imitates first, see `first_policy`; the shipped one if None.
 
     Returns:
-      "phase", "start", and what `Run.train` returns; "policy" is the artifact's folder.
+      "phase", "start", and what `Run.train` returns; "policy" is the artifact's folder, "staged" that of both.
 
     Raises:
-      ConfigError: unknown task, preset, start, renderer or setting, value out of range, or another configuration than
-        the run that is resumed.
-      ArtifactError: the folder cannot be written or is in use, or the checkpoint is missing or damaged.
+      ConfigError: unknown task, preset, start, renderer or setting, value out of range, another configuration than
+        the run that is resumed, or policies that do not go together with it.
+      ArtifactError: a policy cannot be read, the folder cannot be written or is in use, or the checkpoint is missing
+        or damaged.
     """
     for name, value, choices in (("start", start, STARTS), ("renderer", renderer, RENDERERS)):
         check(value in choices, f"{name} must be one of {', '.join(choices)}, not '{value}'")
     settings = config.override(find_preset(phase, preset), overrides)
     folder = pathlib.Path("runs") / f"pixels-{phase}" if out is None else pathlib.Path(out)
+    given, options = Given(folder, seed, threads, renderer, start), {"phase": phase, "start": start}
+    parents: dict[str, str | None] = {}
+    if start == STUDENT:
+        path = _shipped_teacher(phase) if teacher is None else teacher
+        given = given._replace(teacher=first_policy(path, phase))
+        assert given.teacher is not None
+        settings = _as_taught(settings, given.teacher)
+        parents["teacher"] = given.teacher.hash
+        options["teacher"] = manifest.named(path)
+    check(teacher is None or start == STUDENT, "a teacher goes with the start 'student' alone")
+    first = before(phase, pick, settings)
+    if first is not None:
+        parents["pick"] = first.pick.hash
+        options["pick"] = manifest.named(first.path)
     identity: Mapping[str, Json] = {
         **{"seed": seed, "renderer": renderer, "start": start},
+        **{"teacher": None, "pick": None},
+        **parents,
         "fleet": None if fleet is None else fleet.identity,
     }
-    options = {"phase": phase, "start": start, "preset": preset, "seed": seed}
-    options |= {"renderer": renderer, "threads": threads or None}
-    given = Given(folder, seed, threads, renderer, start)
+    options |= {"preset": preset, "seed": seed, "renderer": renderer, "threads": threads or None}
     if fleet is not None:
         fleet = fitted(fleet, settings.ppo)
         options |= fleet.options
     command = manifest.command("train-pixels", options, overrides)
     schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
-    further = Further(command, {}, schedule, progress, loggers)
+    further = Further(command, parents, schedule, progress, loggers)
     with Run(folder, settings, identity, resume) as run:
+        if first is not None:
+            assert isinstance(settings, FollowingPixelsConfig)
+            states = hand_overs(first, folder, settings, seed, threads, renderer, progress)
+            given = given._replace(states=states)
         if fleet is None:
-            result = run.train(PixelTraining(settings, given), *further)
+            result = run.train(PixelTraining(settings, given, first=first), *further)
         else:
             part = parts(settings.ppo.num_envs, fleet.world)[0]
-            training = PixelTraining(settings, given._replace(part=part))
+            training = PixelTraining(settings, given._replace(part=part), first=first)
             each = threads_of(fleet, threads)
             plan = PixelPlan(
                 *(phase, config.to_dict(settings), given._replace(threads=each), fleet.world),
@@ -275,6 +352,35 @@ def train(
             )
             result = train_apart(run, training, fleet, pixel_world, plan, each, 0.0, further)
     return {"phase": phase, "start": start, **result}
+
+
+def _shipped_teacher(phase: str) -> pathlib.Path:
+    """Returns the folder of the policy on the state that comes with the package."""
+    name = phase if find_task(phase).follows is None else "teacher"
+    return assets.data_path("params") / name
+
+
+def _as_taught(settings: PixelsConfig, teacher: StatePolicy) -> PixelsConfig:
+    """Returns the configuration with environments that remember what a teacher does.
+
+    Raises:
+      ConfigError: its actions are of another scale, or it observes other things.
+    """
+    scale, own = teacher.spec.action.scale, settings.env.control.scale
+    check(
+        scale == own,
+        f"the teacher's actions have the scale {scale}, not {own}: set env.control.scale={scale}",
+    )
+    entry = find_task(settings.phase)
+    seen = tuple((part.name, part.size, part.unit) for part in teacher.spec.observation)
+    task = entry.task(scene.load_physics(entry.scene), settings.task)
+    check(
+        teacher.spec.phase == settings.phase and seen == task.observation_spec,
+        f"the teacher observes other things than '{settings.phase}' gives",
+    )
+    return dataclasses.replace(
+        settings, env=dataclasses.replace(settings.env, history=teacher.spec.history)
+    )
 
 
 class PixelPlan(NamedTuple):

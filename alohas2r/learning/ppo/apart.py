@@ -104,7 +104,7 @@ def _kept(own: Simulated) -> PyTree:
 def acting(learner: LearnerState) -> LearnerState:
     """Returns of a learner what a policy acts with, as arrays of NumPy."""
     bare = learner._replace(
-        params={"policy": learner.params["policy"]}, optimizer=None, value_stats=None
+        params={"policy": learner.params["policy"]}, optimizer=None, value_stats=None, start=None
     )
     return jax.tree.map(np.asarray, bare)
 

@@ -41,6 +41,9 @@ class LearnerState(NamedTuple):
     learning_rate: jax.Array  # []
     key: jax.Array
     updates: jax.Array  # [] int32
+    start: PyTree | None = (
+        None  # parameters of the policy that reinforcement began with, if it matters
+    )
 
 
 class Rollout(NamedTuple):
@@ -58,6 +61,7 @@ class Rollout(NamedTuple):
     depth: jax.Array | None = None  # [T, N, C, H, W] uint16, see `envs.vision.pack_depth`
     objects: jax.Array | None = None  # [T, N, C, 3] where they are in the gripper's frame (m)
     sighted: jax.Array | None = None  # [T, N, C] bool, whether they are in the camera's sight
+    wanted: jax.Array | None = None  # [T, N, A] what a teacher would have done, where there is one
 
 
 class Ppo:

@@ -16,7 +16,7 @@ from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.policies.networks import mlp, stereo
 from alohas2r.policies.networks.patches import cut_patches
-from alohas2r.policies.spec import PIXELS, StereoSpec, StudentSpec
+from alohas2r.policies.spec import PIXELS, StagedPixelsSpec, StereoSpec, StudentSpec
 
 # Filters' side and stride of the colour encoder. Source: the published report.
 ENCODER_LAYERS = ((8, 4), (4, 2), (3, 1))
@@ -250,6 +250,8 @@ def forward(
       inputs: the pictures of `spec.inputs` with a batch axis, "features" [B, F] (the vector with
         its moving averages) and, where there is a switch, "switched" [B] bool.
     """
+    if isinstance(spec, StagedPixelsSpec):
+        return _staged(spec, weights, inputs)
     tree = tree_of(weights)
     rgb = depth = None
     if spec.has_rgb:
@@ -264,6 +266,31 @@ def forward(
     switched = inputs["switched"] if spec.switches else None
     logits, _ = head(spec, tree["head"], rgb, depth, features, switched)
     return jnp.tanh(logits)
+
+
+def _staged(
+    spec: StagedPixelsSpec, weights: Mapping[str, Array], inputs: Mapping[str, Array]
+) -> jax.Array:
+    """Does the same as `forward` for two policies from pixels, whose weights are "pick/..." and "insert/..."."""
+
+    def part(name: str) -> dict[str, Array]:
+        lead = f"{name}/"
+        return {key.removeprefix(lead): weights[key] for key in weights if key.startswith(lead)}
+
+    features, arms = jnp.asarray(inputs["features"]), len(spec.views)
+    # Newest and averages; positions, and positions less targets; arms; joints.
+    times, joints = 1 + len(spec.history.rates), spec.vector_size // (2 * arms)
+    bank = features.reshape(-1, times, 2, arms, joints)
+    apart = []
+    for arm, view in enumerate(spec.views):
+        own = bank[:, :, :, arm].reshape(-1, times, 2 * joints)
+        # Where to bring the object never changes, nor do its averages.
+        target = own[..., :3] * 0 + jnp.asarray(spec.targets[arm], jnp.float32)
+        seen = jnp.concatenate([own, target], -1).reshape(-1, spec.pick.features)
+        alone = {"features": seen, f"{spec.pick.views[0]}_depth": inputs[f"{view}_depth"]}
+        apart.append(forward(spec.pick, part("pick"), alone))
+    both = forward(spec.insert, part("insert"), inputs)
+    return jnp.where(inputs["switched"][:, None], both, jnp.concatenate(apart, -1))
 
 
 def flatten(params: Mapping[str, PyTree], mean: Array, std: Array) -> dict[str, np.ndarray]:

@@ -117,7 +117,8 @@ def state_network(
 
     last, rows = loaded.insert if staged else loaded, recorded["observations"]
     half = samples // 2  # at least so many are drawn: few recorded ones hardly differ
-    drawn = {"features": random_features(spec.history, last.weights, rows[:half], samples, seed)}
+    normal = last.weights["mean"], last.weights["std"]
+    drawn = {"features": random_features(spec.history, normal, rows[:half], samples, seed)}
     check_data = {"observation": rows, OUTPUT: recorded["actions"]}
     if staged:
         drawn["switched"] = random_flags(recorded["switched"][:half], samples, seed)
@@ -162,7 +163,7 @@ def student_network(
     half = samples // 2  # at least so many are drawn: few recorded ones hardly differ
     drawn = {
         "features": random_features(
-            spec.history, loaded.weights, recorded[spec.vector][:half], samples, seed
+            spec.history, loaded.normalization, recorded[spec.vector][:half], samples, seed
         ),
     }
     if spec.switches:

@@ -73,11 +73,15 @@ def random_flags(recorded: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 
 def random_features(
-    remembered: HistoryConfig, weights: Arrays, recorded: np.ndarray, samples: int, seed: int
+    remembered: HistoryConfig,
+    normal: tuple[np.ndarray, np.ndarray],
+    recorded: np.ndarray,
+    samples: int,
+    seed: int,
 ) -> np.ndarray:
-    """Draws features [S, F]: the recorded sequence, then a smooth one of the policy's own spread."""
+    """Draws features [S, F]: the recorded sequence, then a smooth one of the policy's own mean and deviation [F]."""
     size = recorded.shape[1]
-    mean, std = weights["mean"][:size], weights["std"][:size]
+    mean, std = (values[:size] for values in normal)
     noise = np.random.default_rng(seed).normal(size=(samples, size))
     rows, state, value = [], history.init(remembered, size, np), noise[0]
     for step in range(samples):

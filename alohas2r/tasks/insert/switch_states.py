@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import zipfile
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from alohas2r import config
 from alohas2r.core import files
 from alohas2r.core import progress as core_progress
 from alohas2r.core.types import JsonObject
+from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.env import Env
 from alohas2r.envs.noise import NoiseConfig
@@ -98,10 +101,42 @@ class SwitchStates:
         """Returns the states of the first physics variants."""
         return self.part(0, count)
 
+    def without_memory(self) -> SwitchStates:
+        """Returns the states of the world and its targets alone: whoever goes on from them has seen nothing yet."""
+        pool = self.pool._replace(delay=None, delay_count=None, averages=None, seen=None)
+        return dataclasses.replace(self, pool=pool)
+
     def part(self, first: int, last: int) -> SwitchStates:
         """Returns the states of some physics variants, `last` not among them."""
         pool = jax.tree.map(lambda leaf: leaf[first:last], self.pool)
         return dataclasses.replace(self, pool=pool, draws=self.draws[first:last])
+
+
+class Picking(Protocol):
+    """What picks with both arms of N environments at once."""
+
+    def reset(self, keys: jax.Array) -> None:
+        """Forgets the past, at the start of the episodes of these keys [N, 2]."""
+        ...
+
+    def act(self, state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
+        """Observes and acts; returns the environments' new state and the actuator targets [N, nu]."""
+        ...
+
+
+class Picker(NamedTuple):
+    """A pick policy of whatever kind.
+
+    Attributes:
+      hash: of the policy. scale: by which its actions move the targets (rad; m).
+      history: what the environments remember for it.
+      acting: makes what acts, in environments with a context [N, C].
+    """
+
+    hash: str
+    scale: float
+    history: HistoryConfig
+    acting: Callable[[Env, np.ndarray], Picking]
 
 
 def begin(
@@ -123,11 +158,18 @@ def ensure_for(
     progress: core_progress.Progress | None,
 ) -> SwitchStates:
     """As `ensure`, under the conditions of an insertion."""
-    settings = dataclasses.replace(settings, physics=insert.physics)
+    settings, conditions = under(settings, insert, env)
+    return ensure(path, pick_path, settings, seed, threads, progress, conditions)
+
+
+def under(
+    settings: CollectConfig, insert: InsertConfig, env: EnvConfig
+) -> tuple[CollectConfig, CollectConditions]:
+    """Returns how switch states are collected under the conditions of an insertion."""
     conditions = CollectConditions(
         insert.objects, insert.switch, env.contacts, env.variation, env.noise
     )
-    return ensure(path, pick_path, settings, seed, threads, progress, conditions)
+    return dataclasses.replace(settings, physics=insert.physics), conditions
 
 
 def staged(
@@ -160,27 +202,56 @@ def collect(
     Raises:
       ConfigError: no episode reached the switch.
     """
+    scale, history = pick.spec.action.scale, pick.spec.history
+    picker = Picker(pick.hash, scale, history, lambda env, context: _ByState(env, pick))
+    return collect_by(picker, settings, seed, threads, progress, conditions)
+
+
+class _ByState:
+    """A pick policy on the noisy state, for both arms.
+
+    Args:
+      env: where it acts. pick: the policy.
+    """
+
+    def __init__(self, env: Env, pick: StatePolicy) -> None:
+        rates = len(pick.spec.history.rates)
+
+        def act(state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
+            state, features, _ = env.observe(state, readout)
+            actions = [pick.apply(single_arm_features(features, arm, rates), jnp) for arm in (0, 1)]
+            return env.control(state, readout, jnp.concatenate(actions, -1))
+
+        self.act = jax.jit(act)
+
+    def reset(self, keys: jax.Array) -> None:
+        """Does nothing: the environments hold what is remembered."""
+
+
+def collect_by(
+    picker: Picker,
+    settings: CollectConfig,
+    seed: int = 0,
+    threads: int = 0,
+    progress: core_progress.Progress | None = None,
+    conditions: CollectConditions = CollectConditions(),
+) -> SwitchStates:
+    """Does the same as `collect` with a pick policy of whatever kind."""
     count = settings.variants
-    env, draws = _environments(pick, settings, seed, threads, conditions)
-    engine = env.engine
+    env, context, draws = _environments(picker, settings, seed, threads, conditions)
+    engine, acting = env.engine, picker.acting(env, context)
     assert isinstance(engine, CpuEngine)
-    rates = len(pick.spec.history.rates)
-
-    @jax.jit
-    def act(state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
-        state, features, _ = env.observe(state, readout)
-        actions = [pick.apply(single_arm_features(features, arm, rates), jnp) for arm in (0, 1)]
-        return env.control(state, readout, jnp.concatenate(actions, -1))
-
     meter = core_progress.Meter("collect switch states", settings.rounds * settings.steps, progress)
     rounds: list[Pool] = []
     reached: list[np.ndarray] = []
     for round_ in range(settings.rounds):
         root = jax.random.fold_in(jax.random.PRNGKey(seed), round_)
-        state, physics, readout = env.reset(jax.random.split(root, count))
+        keys = jax.random.split(root, count)
+        state, physics, readout = env.reset(keys)
+        acting.reset(keys)
         kept, got = _grab(engine, state), np.zeros(count, bool)
         for step in range(settings.steps):
-            state, ctrl = act(state, readout)
+            state, ctrl = acting.act(state, readout)
             state, physics, readout, scored = env.advance(state, physics, ctrl)
             new = np.asarray(scored.measures.switched) & ~np.asarray(scored.done) & ~got
             if new.any():
@@ -205,22 +276,22 @@ def collect(
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *rounds)
     pool = jax.tree.map(lambda x: x[source[:, None], columns], stacked)
     rate = float(mask.mean())
-    return SwitchStates(pool, draws[source], settings.physics, pick.hash, rate, conditions)
+    return SwitchStates(pool, draws[source], settings.physics, picker.hash, rate, conditions)
 
 
 def _environments(
-    pick: StatePolicy,
+    picker: Picker,
     settings: CollectConfig,
     seed: int,
     threads: int,
     conditions: CollectConditions,
-) -> tuple[Env, np.ndarray]:
-    """Returns insertions that begin at home, and the uniform draws [V, ...] that their physics comes from."""
+) -> tuple[Env, np.ndarray, np.ndarray]:
+    """Returns insertions that begin at home, their context [V, C], and the draws [V, ...] of their physics."""
     count, entry = settings.variants, find_task("insert")
     env = EnvConfig(
-        control=ControlConfig(scale=pick.spec.action.scale),
+        control=ControlConfig(scale=picker.scale),
         noise=conditions.noise,
-        history=pick.spec.history,
+        history=picker.history,
         contacts=conditions.contacts,
         variation=conditions.variation,
     )
@@ -232,7 +303,8 @@ def _environments(
         objects=conditions.objects,
         switch=conditions.switch,
     )
-    return build(entry, task, env, draws, threads).env, draws
+    built = build(entry, task, env, draws, threads)
+    return built.env, built.context, draws
 
 
 def _grab(engine: CpuEngine, state: EnvState) -> Pool:
@@ -339,6 +411,36 @@ def ensure(
     pick = artifact.load(pick_path, StatePolicy)
     if pick.spec.phase != "pick":
         raise ArtifactError(f"{pick_path} is no pick policy.")
+    return _kept_or(
+        *(path, pick.hash, settings, conditions),
+        lambda: collect(pick, settings, seed, threads, progress, conditions),
+    )
+
+
+def ensure_by(
+    path: str | os.PathLike[str],
+    picker: Picker,
+    settings: CollectConfig,
+    seed: int = 0,
+    threads: int = 0,
+    progress: core_progress.Progress | None = None,
+    conditions: CollectConditions = CollectConditions(),
+) -> SwitchStates:
+    """Does the same as `ensure` with a pick policy of whatever kind."""
+    return _kept_or(
+        *(path, picker.hash, settings, conditions),
+        lambda: collect_by(picker, settings, seed, threads, progress, conditions),
+    )
+
+
+def _kept_or(
+    path: str | os.PathLike[str],
+    pick: str,
+    settings: CollectConfig,
+    conditions: CollectConditions,
+    make: Callable[[], SwitchStates],
+) -> SwitchStates:
+    """Reads the states of the pick policy of a hash, or makes and writes them."""
     if pathlib.Path(path).exists():
         try:
             states = load(path)
@@ -346,12 +448,12 @@ def ensure(
             states = None
         if (
             states is not None
-            and states.pick == pick.hash
+            and states.pick == pick
             and states.physics == settings.physics
             and states.conditions == conditions
             and states.draws.shape[0] == settings.variants
         ):
             return states
-    states = collect(pick, settings, seed, threads, progress, conditions)
+    states = make()
     save(states, path)
     return states

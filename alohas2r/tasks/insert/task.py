@@ -100,16 +100,19 @@ class Fit(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Switch states by physics variant: [V, S, ...]; environment i uses variant i."""
+    """Switch states by physics variant: [V, S, ...]; environment i uses variant i.
+
+    What is remembered of observations, from `delay` on, is None for policies that begin without.
+    """
 
     qpos: Array
     qvel: Array
     ctrl: Array
     actions: Array
-    delay: Array
-    delay_count: Array
-    averages: Array
-    seen: Array
+    delay: Array | None
+    delay_count: Array | None
+    averages: Array | None
+    seen: Array | None
 
 
 class InsertTask:

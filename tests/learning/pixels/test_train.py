@@ -24,7 +24,7 @@ from alohas2r.evaluation.filming import wrist_views
 from alohas2r.learning.dagger.train import load_teacher
 from alohas2r.learning.pixels import config as pixels_config
 from alohas2r.learning.pixels import train as pixels
-from alohas2r.learning.pixels.learner import PixelPpo
+from alohas2r.learning.pixels.learner import PixelPpo, Weights
 from alohas2r.learning.pixels.train import Given, PixelTraining
 from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.loop import Run, Schedule
@@ -72,15 +72,15 @@ class Collected:
         def judge(params: Any, rows: dict[str, jax.Array]) -> Judged:
             def part(*names: str) -> Any:
                 def total(params: Any, seen: dict[str, jax.Array]) -> jax.Array:
-                    said = self.ppo.loss(params, rows | seen, key, jnp.float32(0.01))[1]
+                    said = self.ppo.loss(params, rows | seen, key, weights)[1]
                     return sum((said[name] for name in names), jnp.float32(0))
 
                 return total
 
-            key = jax.random.PRNGKey(0)
+            key, weights = jax.random.PRNGKey(0), Weights(jnp.float32(0.01), jnp.float32(1))
             seen = {name: rows[name] for name in ("privileged", "features")}
             return Judged(
-                self.ppo.loss(params, rows, key, jnp.float32(0.01))[1],
+                self.ppo.loss(params, rows, key, weights)[1],
                 jax.grad(part("loss/objects", "loss/sighted"))(params, seen)["policy"],
                 jax.grad(part("loss/value"), 1)(params, seen),
                 jax.grad(part("loss/policy"), 1)(params, seen),
