@@ -18,9 +18,9 @@ from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.learning.dagger.collect_device import DeviceCollector
 from alohas2r.learning.dagger.config import DistillConfig
 from alohas2r.learning.dagger.distiller import Distiller, DistillState
+from alohas2r.learning.dagger.labels import Teacher
 from alohas2r.learning.dagger.worlds import Setup, set_up
 from alohas2r.policies.encoder import EncoderArtifact
-from alohas2r.policies.staged import StagedPolicy
 from alohas2r.rendering import registry as renderers
 from alohas2r.rendering.looks.config import TransferConfig
 from alohas2r.rendering.protocol import Frames, Looks, Renderer
@@ -113,7 +113,7 @@ def bench_distill(
     }
 
 
-def _teacher(path: str | None) -> StagedPolicy:
+def _teacher(path: str | None) -> Teacher:
     """Returns the staged teacher in a folder; the shipped one if None."""
     from alohas2r.core import assets
     from alohas2r.learning.dagger import train as dagger

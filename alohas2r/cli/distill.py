@@ -19,7 +19,14 @@ from alohas2r.cli.options import (
     Settings,
     WorldParams,
 )
-from alohas2r.cli.train import measured_settings, tell_if_stopped
+from alohas2r.cli.train import (
+    Address,
+    Lag,
+    Workers,
+    fleet_of,
+    measured_settings,
+    tell_if_stopped,
+)
 
 
 @command("pretrain-encoder")
@@ -121,6 +128,16 @@ def distill(
     renderer: Renderer = "auto",
     engine: LearningEngine = "auto",
     world_params: WorldParams = None,
+    fleet: Annotated[
+        Literal["local", "ray"] | None,
+        typer.Option(
+            help="Where environments live, in worlds of 256; local: threads; ray: actors of a Ray cluster, any of"
+            " which may die. With the learner if left out. docs/fleet.md."
+        ),
+    ] = None,
+    workers: Workers = None,
+    lag: Lag = None,
+    address: Address = None,
     log: Log = None,
     as_json: Json = False,
 ) -> None:
@@ -149,6 +166,7 @@ def distill(
             renderer=renderer,
             engine=engine,
             loggers=loggers,
+            fleet=fleet_of(fleet, workers, lag, address),
         )
     show(result, f"Distilled a student in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

@@ -47,6 +47,20 @@ def draw_traced(senses: Senses | None, sense: SensesState | None, readout: Reado
     return senses.draw_traced(sense, readout.qpos)
 
 
+def perceive(
+    env: Env,
+    senses: Senses,
+    state: EnvState,
+    readout: Readout,
+    sense: SensesState,
+    drawn: Drawn,
+) -> tuple[SensesState, Seen]:
+    """Returns what senses perceive that only look on, and their state after it (traceable); arguments as `observe`."""
+    frames, told = drawn
+    felt = env.felt(state, env.extract(readout))
+    return senses.perceive(sense, frames, told, felt, state.held)
+
+
 def observe(
     env: Env,
     senses: Senses | None,

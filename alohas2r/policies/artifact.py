@@ -18,7 +18,7 @@ from typing import TypeVar, overload
 import numpy as np
 
 from alohas2r.core.files import write_folder_atomic
-from alohas2r.core.types import JsonObject
+from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.policies.protocol import AnyPolicy, Stored
 from alohas2r.policies.spec import CHECK_TOLERANCE, FORMAT_VERSION
@@ -147,6 +147,18 @@ def load(folder: str | os.PathLike[str], kind: type[Stored] | None = None) -> ob
         )
     _verify(stored, pathlib.Path(folder))
     return stored
+
+
+def rebuild(description: JsonObject, weights: Mapping[str, np.ndarray]) -> Untyped:
+    """Makes a policy, or a part of one, of its description and weights, as in another process.
+
+    Raises:
+      ArtifactError: unknown kind, or they do not fit.
+    """
+    name = str(description.get("kind"))
+    if name not in KINDS:
+        raise ArtifactError(f"There is no kind '{name}' of policies.{did_you_mean(name, KINDS)}")
+    return _class(name).build(description, weights)
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:

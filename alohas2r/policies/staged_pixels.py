@@ -62,6 +62,11 @@ class StagedPixelsPolicy(StudentPolicy):
         }
 
     @property
+    def switch(self) -> Switch:
+        """When the second takes over."""
+        return self.spec.switch
+
+    @property
     def normalization(self) -> tuple[np.ndarray, np.ndarray]:
         """That of the insertion policy."""
         return self.weights["insert/mean"], self.weights["insert/std"]

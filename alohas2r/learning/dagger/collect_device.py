@@ -74,4 +74,6 @@ class DeviceCollector:
             [scored.done for _, scored in parts],
         )
         last = parts[-1][1]._replace(done=scores.done, finite=scores.finite)
-        return balanced(samples), after, last, moved
+        if self._setup.part is None:
+            samples = balanced(samples)
+        return samples, after, last, moved

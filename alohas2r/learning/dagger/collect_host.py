@@ -38,7 +38,7 @@ class HostCollector:
 
     def __init__(self, setup: Setup, step: HostStep, frozen: PyTree) -> None:
         self._setup, self._step, self._frozen = setup, step, frozen
-        count, steps = setup.settings.num_envs, setup.settings.steps
+        count, steps = setup.count, setup.settings.steps
         self._single = len(setup.worlds) == 1
         self._states = (HostBuffers(count), HostBuffers(count))
         self._scores = HostBuffers(count)
@@ -87,7 +87,9 @@ class HostCollector:
         workers = min(2 * setup.threads, len(setup.worlds)) if setup.threads > 1 else 1
         advance_all(runs, workers)
         rgb, depth = self._pictures.whole()
-        samples = balanced(self._others.whole()._replace(rgb=rgb, depth=depth))
+        samples = self._others.whole()._replace(rgb=rgb, depth=depth)
+        if setup.part is None:
+            samples = balanced(samples)
         after, scores = ended[0] if ended else (following.whole(), self._scores.whole())
         return after, Collected(samples, scores)
 
@@ -104,12 +106,18 @@ class HostCollector:
         scores: list[Scored] = []
         for step in range(self._setup.settings.steps):
             drawn = student_step.draw(world.senses, state.sense, state.readout)
-            noted, env_state, ctrl = self._step(learner, self._frozen, state, drawn, teacher_acts)
+            shown = student_step.draw(world.tutor, state.tutor, state.readout)
+            noted, env_state, ctrl = self._step(
+                learner, self._frozen, state, drawn, teacher_acts, shown
+            )
             env_state, physics, readout, scored = world.env.advance(env_state, state.physics, ctrl)
             sense = noted.sense
             if world.senses is not None and sense is not None:
                 sense = world.senses.restart_some(sense, scored.done)
-            state = WorldState(env_state, physics, readout, sense)
+            tutor = noted.tutor
+            if world.tutor is not None and tutor is not None:
+                tutor = world.tutor.restart_some(tutor, scored.done)
+            state = WorldState(env_state, physics, readout, sense, tutor)
             pictures = noted.samples.rgb, noted.samples.depth
             self._pictures.put(world.where, pictures, step)
             parts.append(noted.samples._replace(rgb=None, depth=None))
@@ -120,20 +128,20 @@ class HostCollector:
 
 def part_of(setup: Setup, world: World, whole: WorldState) -> WorldState:
     """Returns one world's share of the states, whose senses' pictures may be overwritten."""
-    env_state, physics, readout, sense = whole
+    env_state, physics, readout, sense, tutor = whole
     if len(setup.worlds) == 1:
         if sense is not None:
             rgb, depth = (
                 None if leaf is None else jnp.copy(leaf) for leaf in (sense.rgb, sense.depth)
             )
             sense = sense._replace(rgb=rgb, depth=depth)
-        return WorldState(env_state, physics, readout, sense)
+        return WorldState(env_state, physics, readout, sense, tutor)
     physics, readout = (
         type(rows)(*(leaf[world.where] for leaf in rows)) for rows in (physics, readout)
     )
     count = world.where.stop - world.where.start
-    env_state, sense = _take((env_state, sense), world.where.start, count)
-    return WorldState(env_state, physics, readout, sense)
+    env_state, sense, tutor = _take((env_state, sense, tutor), world.where.start, count)
+    return WorldState(env_state, physics, readout, sense, tutor)
 
 
 def _sliced(tree: PyTree, first: int, count: int) -> PyTree:

@@ -20,7 +20,7 @@ from alohas2r.tasks.insert.hold_out import HoldOutConfig
 from alohas2r.tasks.protocol import EVAL_V2, SERVO_POS, TRANSFER_SCALE
 
 # Streams of random numbers.
-ENVS_STREAM, SENSES_STREAM, SHIFT_STREAM, ORDER_STREAM, WEIGHTS_STREAM = range(5)
+ENVS_STREAM, SENSES_STREAM, SHIFT_STREAM, ORDER_STREAM, WEIGHTS_STREAM, TUTOR_STREAM = range(6)
 PICTURES_AT_ONCE = 512  # samples that are encoded at once
 WORLD_SIZE = 256  # environments that one thread simulates, draws and decides for at a time
 CHECK_ROWS = 16  # observations in the artifact's check

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r.core.types import JsonObject, PyTree
+from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.envs import student_step
-from alohas2r.envs.task import Scored
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.evaluation.evaluate import Runner
 from alohas2r.learning.dagger.collect_device import DeviceCollector
@@ -24,14 +23,15 @@ from alohas2r.learning.dagger.encoding import (
     TracedEncoding,
     traceable_code,
 )
+from alohas2r.learning.dagger.labels import Teacher
 from alohas2r.learning.dagger.learner import Learner
 from alohas2r.learning.dagger.samples import LearnerState
 from alohas2r.learning.dagger.student_step import HostStep, StudentStep
 from alohas2r.learning.dagger.worlds import Setup, WorldState, set_up
+from alohas2r.learning.fleet.worker import Part
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
-from alohas2r.policies.staged import StagedPolicy
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import snapshot
 from alohas2r.tasks.registry import find_task
@@ -58,6 +58,7 @@ class Distiller:
       setup: environments, senses and teacher.
       encoder: a pretrained colour encoder; None to begin at random and learn it as well.
       folder: of the run, where `finish` writes the student.
+      like: a distillation of another part, whose compiled functions are used.
     """
 
     label = "distill"
@@ -70,6 +71,7 @@ class Distiller:
         setup: Setup,
         encoder: EncoderArtifact | None,
         folder: pathlib.Path = pathlib.Path(),
+        like: Distiller | None = None,
     ) -> None:
         settings = setup.settings
         self.settings, self.seed, self._folder, self.setup = settings, setup.seed, folder, setup
@@ -87,6 +89,9 @@ class Distiller:
         self.step = StudentStep(setup, code)
         # Where several threads collect at once, each computes on its own core alone.
         self.host_step = HostStep(self.step, self.encoding.encode, on_cpu and len(setup.worlds) > 1)
+        if like is not None and not on_device:
+            setup.env.share(like.setup.env)
+            self.step, self.host_step = like.step, like.host_step
         self.collector: HostCollector | DeviceCollector
         if on_device:
             self.collector = DeviceCollector(setup, self.step, self.frozen)
@@ -115,10 +120,16 @@ class Distiller:
         """
         learner, figures = self.learner.update(state.learner, data.samples)
         self.setup.env.engine.check(state.world.physics)
-        return state._replace(learner=learner), figures | _measures(data.scores)
+        last = data.scores[-1].measures
+        watched = stages_reached(last, [scored.finite for scored in data.scores])
+        return state._replace(learner=learner), figures | watched
 
     def evaluate(self, state: DistillState) -> Figures:
         """Returns rates of the student under the frozen protocol, on the engine "cpu" in any case."""
+        return self.judge(state.learner)
+
+    def judge(self, learner: LearnerState) -> Figures:
+        """Returns the same of a learner."""
         if self._runner is None:
             keys = episode_keys(
                 (self.seed + EVALUATION_SEED) % SEEDS, 0, self.settings.evaluation_episodes
@@ -127,7 +138,7 @@ class Distiller:
             name = self.settings.protocol
             rules = find_task(setup.spec.phase).find_protocol(name) if name else None
             self._runner = Runner(setup.spec, rules, keys, setup.threads, setup.renderer)
-        policy = self.learner.to_policy(state.learner, {})
+        policy = self.learner.to_policy(learner, {})
         table = self._runner.run(weights=policy.weights).table
         return {f"eval/{name}": float(table[name].mean()) for name in _RATES}
 
@@ -152,8 +163,9 @@ class Distiller:
         world = setup.worlds[0]
         part = part_of(setup, world, state.world)
         drawn = student_step.draw(world.senses, part.sense, part.readout)
-        teacher_acts = jnp.asarray(False)
-        seen = self.host_step(state.learner, self.frozen, part, drawn, teacher_acts).noted.seen
+        shown = student_step.draw(world.tutor, part.tutor, part.readout)
+        acted = self.host_step(state.learner, self.frozen, part, drawn, jnp.asarray(False), shown)
+        seen = acted.noted.seen
         rows = {setup.spec.vector: np.asarray(seen.vector)}
         pictures = setup.spec.named_pictures(seen.rgb, seen.depth)
         rows |= {name: np.asarray(value) for name, value in pictures.items()}
@@ -163,24 +175,28 @@ class Distiller:
 
 def make_distiller(
     settings: DistillConfig,
-    teacher: StagedPolicy,
+    teacher: Teacher,
     encoder: EncoderArtifact | None,
     seed: int,
     threads: int = 0,
     renderer: str = "auto",
     engine: str = engines.AUTO,
     folder: pathlib.Path = pathlib.Path(),
+    part: Part | None = None,
+    like: Distiller | None = None,
 ) -> Distiller:
     """Returns a distillation in environments of its own.
 
     Args:
       settings: the configuration.
-      teacher: the staged teacher.
+      teacher: the staged teacher, on the state or from pixels.
       encoder: a pretrained colour encoder; None to begin at random and learn it as well.
       seed: of everything random.
       threads: of physics and ray caster; 0 for all cores.
       renderer, engine: see `choose_engine`.
       folder: of the run.
+      part: which of the environments to make; all if None.
+      like: a distillation of another part, whose compiled functions are used.
 
     Raises:
       ConfigError: an engine and a renderer that do not go together.
@@ -188,18 +204,20 @@ def make_distiller(
     """
     engine, renderer = choose_engine(engine, renderer, settings.sees)
     filters = None if encoder is None else encoder.filters
-    setup = set_up(settings, teacher, filters, seed, threads, renderer, engine)
-    return Distiller(setup, encoder, folder)
+    given = settings, teacher, filters, seed, threads, renderer, engine
+    return Distiller(set_up(*given, part=part), encoder, folder, like)
 
 
-def _measures(scores: Sequence[Scored]) -> Figures:
-    """Returns the shares of environments in each stage at the last step, and of those that diverged."""
-    measures = scores[-1].measures._asdict()
-    last, finite = jax.device_get(
-        ([measures[name] for name in _STAGES], [scored.finite for scored in scores])
-    )
+def stages_reached(measures: PyTree, finite: Sequence[Array]) -> Figures:
+    """Returns the shares of environments in each stage at the last step, and of those that diverged.
+
+    Args:
+      measures: of the last step, [N, ...]. finite: of each step [N], or of all [T, N].
+    """
+    named = measures._asdict()
+    last, rows = jax.device_get(([named[name] for name in _STAGES], list(finite)))
     figures = {
         f"train/{name}": float(np.asarray(value, np.float32).mean())
         for name, value in zip(_STAGES, last, strict=True)
     }
-    return figures | {"train/unstable": float(np.mean([(~row).mean() for row in finite]))}
+    return figures | {"train/unstable": float(np.mean([(~row).mean() for row in rows]))}

@@ -1,15 +1,39 @@
-"""How sure a teacher is of its labels."""
+"""What a teacher would do, and how sure it is of that."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from alohas2r.envs.vision import Seen
+from alohas2r.evaluation.actors import network_inputs
 from alohas2r.policies import state as state_policy
+from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.staged import StagedPolicy
+from alohas2r.policies.staged_pixels import StagedPixelsPolicy
 from alohas2r.policies.state import StatePolicy
 
+Teacher: TypeAlias = StagedPolicy | StagedPixelsPolicy  # on the state; or one that sees
+
 LEAST_STD = 0.05  # of an action in [-1, 1]; a teacher is never trusted to be more precise
+
+
+def wanted(teacher: Teacher, known: jax.Array, seen: Seen | None, switched: jax.Array) -> jax.Array:
+    """Returns what a teacher would do in N environments, [N, 14] in [-1, 1] (traceable).
+
+    Args:
+      teacher: the mean over several measurements is taken of one on the state.
+      known: [N, D, F] what such a one observes. seen: what one observes that sees.
+      switched: [N] bool, whether insertion has taken over.
+    """
+    if isinstance(teacher, StagedPolicy):
+        flags = jnp.broadcast_to(switched[:, None], known.shape[:2])
+        return teacher.apply(known, flags, jnp).mean(1)
+    assert seen is not None
+    inputs = network_inputs(teacher.spec, seen, switched)
+    return vision_network.forward(teacher.spec, teacher.weights, inputs)
 
 
 def teacher_std(policy: StatePolicy, features: jax.Array) -> jax.Array:

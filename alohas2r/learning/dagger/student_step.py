@@ -14,11 +14,12 @@ from alohas2r.envs import student_step
 from alohas2r.envs.student_step import Drawn
 from alohas2r.envs.task import EnvState
 from alohas2r.envs.vision import Seen, SensesState
-from alohas2r.learning.dagger.labels import LEAST_STD, staged_std
+from alohas2r.learning.dagger.labels import LEAST_STD, staged_std, wanted
 from alohas2r.learning.dagger.samples import LearnerState, Samples
 from alohas2r.learning.dagger.worlds import Setup, WorldState
 from alohas2r.policies.networks import mlp
 from alohas2r.policies.networks import vision as vision_network
+from alohas2r.policies.staged import StagedPolicy
 from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert import hold_out
 
@@ -34,6 +35,7 @@ class Noted(NamedTuple):
     sense: SensesState | None
     samples: Samples  # [N]
     seen: Seen
+    tutor: SensesState | None = None  # of a teacher that sees
 
 
 class Acted(NamedTuple):
@@ -59,22 +61,36 @@ class StudentStep:
         self._open_grip = np.array(grips, np.float32)
 
     def note(
-        self, state: EnvState, readout: Readout, sense: SensesState | None, drawn: Drawn | None
+        self,
+        state: EnvState,
+        readout: Readout,
+        sense: SensesState | None,
+        drawn: Drawn | None,
+        tutor: SensesState | None = None,
+        shown: Drawn | None = None,
     ) -> Noted:
-        """Observes, and lets the teacher say what to do."""
-        setup = self._setup
+        """Observes, and lets the teacher say what to do.
+
+        Args:
+          state, readout, sense: of the environments. drawn: their pictures.
+          tutor: the senses' state of a teacher that sees. shown: its pictures.
+        """
+        setup, looked = self._setup, None
         settings = setup.settings
         held_out, switched = state.task.held_out, state.task.switched
+        if setup.tutor is not None and tutor is not None and shown is not None:
+            tutor, looked = student_step.perceive(
+                setup.env, setup.tutor, state, readout, tutor, shown
+            )
         state, sense, seen, known, signals, _ = student_step.observe(
             setup.env, setup.senses, state, readout, sense, drawn
         )
-        flags = jnp.broadcast_to(switched[:, None], known.shape[:2])
         label = hold_out.still(
-            *(setup.teacher.apply(known, flags, jnp).mean(1), held_out),
+            *(wanted(setup.teacher, known, looked, switched), held_out),
             *(signals.ctrl[..., -1], self._open_grip, settings.control.scale),
         )
         weight = jnp.ones_like(label)
-        if settings.precision > 0:
+        if settings.precision > 0 and isinstance(setup.teacher, StagedPolicy):
             std = jnp.maximum(staged_std(setup.teacher, known[:, 0], switched), LEAST_STD)
             weight = std**-settings.precision
         samples = Samples(
@@ -90,7 +106,7 @@ class StudentStep:
             present=~held_out,
             near=seen.near if settings.auxiliary > 0 else None,
         )
-        return Noted(state, sense, samples, seen)
+        return Noted(state, sense, samples, seen, tutor)
 
     def decide(
         self,
@@ -120,7 +136,7 @@ class StudentStep:
         drawn: Drawn | None,
         teacher_acts: jax.Array,
     ) -> Acted:
-        """Goes through a whole step inside `jax.jit`.
+        """Goes through a whole step inside `jax.jit`, with a teacher on the state.
 
         Args:
           learner, frozen: the student. world: state of the environments. drawn: their pictures.
@@ -158,11 +174,13 @@ class HostStep:
         readout: Readout,
         sense: SensesState | None,
         drawn: Drawn | None,
+        tutor: SensesState | None,
+        shown: Drawn | None,
     ) -> Noted:
         """Takes the pictures of the senses apart, so that they alone can be overwritten."""
         if sense is not None and buffers is not None:
             sense = sense._replace(rgb=buffers[0], depth=buffers[1])
-        return self._parts.note(state, readout, sense, drawn)
+        return self._parts.note(state, readout, sense, drawn, tutor, shown)
 
     def __call__(
         self,
@@ -171,13 +189,14 @@ class HostStep:
         world: WorldState,
         drawn: Drawn | None,
         teacher_acts: jax.Array,
+        shown: Drawn | None = None,
     ) -> Acted:
-        """Goes through a whole step; overwrites the pictures of `world.sense`."""
+        """Goes through a whole step; overwrites the pictures of `world.sense`. `shown` is what a teacher sees."""
         sense, buffers = world.sense, None
         if sense is not None:
             buffers = sense.rgb, sense.depth
             sense = sense._replace(rgb=None, depth=None)
-        noted = self._note(buffers, world.env, world.readout, sense, drawn)
+        noted = self._note(buffers, world.env, world.readout, sense, drawn, world.tutor, shown)
         code = None
         if noted.seen.rgb is not None:
             code = self._encode({**learner.params, **frozen}["encoder"], noted.seen.rgb)

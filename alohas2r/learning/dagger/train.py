@@ -14,20 +14,34 @@ import pathlib
 from collections.abc import Sequence
 
 from alohas2r import config
+from alohas2r.config import check
 from alohas2r.core import assets
 from alohas2r.core import threads as core_threads
 from alohas2r.core.progress import Progress
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import ConfigError
+from alohas2r.learning.dagger.apart import (
+    DistillApart,
+    DistillPlan,
+    DistillWorld,
+    distill_world,
+    kept,
+)
 from alohas2r.learning.dagger.config import DistillConfig, choose_engine, find_preset
 from alohas2r.learning.dagger.distiller import make_distiller
+from alohas2r.learning.dagger.labels import Teacher
 from alohas2r.learning.dagger.learner import full_precision
+from alohas2r.learning.fleet.base import PARALLEL, FleetConfig, Setup
+from alohas2r.learning.fleet.launch import launched, threads_of
+from alohas2r.learning.fleet.worker import parts
 from alohas2r.learning.run import manifest
 from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
+from alohas2r.policies.spec import STAGED_PIXELS
 from alohas2r.policies.staged import StagedPolicy
+from alohas2r.policies.staged_pixels import StagedPixelsPolicy
 from alohas2r.rendering import registry as renderers
 from alohas2r.sim.engines import registry as engines
 
@@ -54,12 +68,15 @@ def find_teacher(name: str | os.PathLike[str] | None) -> pathlib.Path:
     return folder
 
 
-def load_teacher(path: str | os.PathLike[str]) -> StagedPolicy:
-    """Reads a staged teacher.
+def load_teacher(path: str | os.PathLike[str]) -> Teacher:
+    """Reads a staged teacher, on the state or from pixels.
 
     Raises:
       ArtifactError: it cannot be read, or is none.
     """
+    seeing = pathlib.Path(path, StagedPolicy.file).is_file()
+    if seeing and artifact.describe(path).get("kind") == STAGED_PIXELS:
+        return artifact.load(path, StagedPixelsPolicy)
     return artifact.load(path, StagedPolicy)
 
 
@@ -79,6 +96,7 @@ def distill(
     renderer: str = "auto",
     engine: str = engines.AUTO,
     loggers: Sequence[Logger] = (),
+    fleet: FleetConfig | None = None,
 ) -> JsonObject:
     """Distils a teacher into a student and writes the student's artifact to `out`/student.
 
@@ -99,6 +117,7 @@ def distill(
       engine: what simulates and learns: "cpu"; "warp", which draws as well; or "auto": the engine of the run that is
         resumed, else as `choose_engine`. Evaluations on the way run on the engine "cpu" in any case.
       loggers: who is told beside the run's folder, see `Logger`.
+      fleet: where the environments live; with the learner if None.
 
     Returns:
       "observation", "engine", and what `Run.train` returns; "student" is the artifact's folder.
@@ -114,15 +133,18 @@ def distill(
     teacher = find_teacher(teacher)
     folder = pathlib.Path("runs", "student") if out is None else pathlib.Path(out)
     sees = observation != "state"
+    staged = load_teacher(teacher)
     settings = find_preset(preset, observation, _choose(folder, resume, engine, renderer, sees)[0])
+    if isinstance(staged, StagedPixelsPolicy):  # which observes once
+        settings = dataclasses.replace(settings, draws=1)
     if encoder is not None and os.fspath(encoder) == FINETUNE:
         settings = dataclasses.replace(settings, finetune=True)
     settings = config.override(settings, overrides)
     engine, renderer = _choose(folder, resume, engine, renderer, settings.sees)
-    staged = load_teacher(teacher)
     pretrained, encoder_name = _encoder_of(encoder, settings)
     parents = {"teacher": staged.hash, "encoder": None if pretrained is None else pretrained.hash}
     identity: dict[str, Json] = {"seed": seed, "engine": engine, **parents}
+    identity["fleet"] = None if fleet is None else fleet.identity
     options: dict[str, object] = {
         "preset": preset,
         "observation": observation,
@@ -135,17 +157,41 @@ def distill(
     }
     if settings.sees:
         identity["renderer"] = renderer
+    if fleet is not None:
+        _check_fleet(fleet, settings)
+        options |= fleet.options
+    command = manifest.command("distill", options, overrides)
+    schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
+    given = settings, staged, pretrained, seed, threads, renderer, engine, folder
     with Run(folder, settings, identity, resume) as run:
         core_threads.keep_memory()
-        result = run.train(
-            make_distiller(settings, staged, pretrained, seed, threads, renderer, engine, folder),
-            manifest.command("distill", options, overrides),
-            parents,
-            Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success"),
-            progress,
-            loggers,
-        )
+        if fleet is None:
+            result = run.train(
+                make_distiller(*given), command, parents, schedule, progress, loggers
+            )
+        else:
+            whole = parts(settings.num_envs, fleet.world)
+            distiller = make_distiller(*given, part=whole[0])
+            each = threads_of(fleet, threads)
+            plan = DistillPlan(
+                *(config.to_dict(settings), kept(staged)),
+                None if pretrained is None else kept(pretrained),
+                *(seed, each, renderer, engine, fleet.world),
+            )
+            setup = Setup(distill_world, plan, len(whole), DistillWorld(distiller).model)
+            with launched(fleet, setup, each, float(engine == "warp")) as workers:
+                training = DistillApart(distiller, workers, fleet.lag)
+                result = run.train(training, command, parents, schedule, progress, loggers)
     return {"observation": settings.observation, "engine": engine, **result}
+
+
+def _check_fleet(fleet: FleetConfig, settings: DistillConfig) -> None:
+    """Raises ConfigError unless a fleet goes with a distillation."""
+    check(
+        fleet.kind != PARALLEL,
+        f"distill has no --fleet {PARALLEL}: choose local or ray",
+    )
+    fleet.check_worlds(settings.num_envs, "num_envs")
 
 
 def _choose(

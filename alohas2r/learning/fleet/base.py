@@ -65,8 +65,11 @@ class FleetConfig:
         lag = None if self.kind == PARALLEL else self.lag
         return {"fleet": self.kind, "workers": self.workers, "lag": lag}
 
-    def check_worlds(self, environments: int) -> int:
+    def check_worlds(self, environments: int, setting: str = "ppo.num_envs") -> int:
         """Returns how many worlds there are.
+
+        Args:
+          environments: of the training. setting: that says how many.
 
         Raises:
           ConfigError: there are more workers.
@@ -75,7 +78,7 @@ class FleetConfig:
         check(
             self.workers <= count,
             f"{self.workers} workers are more than the {count} worlds of {self.world} environments that"
-            f" ppo.num_envs = {environments} makes: take at most --workers {count}",
+            f" {setting} = {environments} makes: take at most --workers {count}",
         )
         return count
 

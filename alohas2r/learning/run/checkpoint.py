@@ -209,9 +209,8 @@ def _link(source: str, target: str) -> None:
 
 def _values(described: JsonObject) -> tuple[JsonObject, str | None]:
     """Returns the plain values of a checkpoint's description, and its digest if it has one."""
-    if (
-        not {"format", "leaves", "values", "digest"} & described.keys()
-    ):  # from before there was a format
+    named = {"format", "leaves", "values", "digest"}
+    if not named & described.keys():  # from before there was a format
         return dict(described), None
     return dict(described["values"]), str(described["digest"])
 

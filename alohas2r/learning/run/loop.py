@@ -265,14 +265,15 @@ class Run:
         best.begin(self.resume)
         if not self.resume:
             self.checkpoint.forget()
-        else:
-            if self.checkpoint.exists():
-                kept, extra = self.checkpoint.load(algorithm.checkpointed(state))
-                state, done = algorithm.restored(kept), _iterations(extra)
-            rows = log.resume(done * algorithm.steps_per_iteration)
-            if rows:
-                apart = ("step", "wall_s")
-                figures = {k: v for k, v in rows[-1].items() if k not in apart and v is not None}
+            log.start()
+            return state, done, figures
+        if self.checkpoint.exists():
+            kept, extra = self.checkpoint.load(algorithm.checkpointed(state))
+            state, done = algorithm.restored(kept), _iterations(extra)
+        rows = log.resume(done * algorithm.steps_per_iteration)
+        if rows:
+            apart = ("step", "wall_s")
+            figures = {k: v for k, v in rows[-1].items() if k not in apart and v is not None}
         log.start()
         return state, done, figures
 

@@ -391,7 +391,7 @@ def test_labels_are_the_staged_teachers_and_an_arm_without_object_opens_its_grip
 
 def test_a_label_is_the_mean_over_independent_measurements(small: Small) -> None:
     env = small.distiller.setup.env
-    state, _, readout, _ = small.begin.world
+    state, readout = small.begin.world.env, small.begin.world.readout
     _, known, _ = jax.jit(env.observe)(state, readout)
     assert known.shape[:2] == (4, small.settings.draws) == (4, 4)
     for measured in np.asarray(known):
