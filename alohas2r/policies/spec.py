@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from alohas2r.config import check
-from alohas2r.core.types import Array
+from alohas2r.core.types import Array, JsonObject
 from alohas2r.embodiment import joints as embodiment_joints
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.history import HistoryConfig
@@ -75,8 +75,7 @@ class PolicySpec:
 
 
 OBSERVATIONS = ("rgbd", "depth", "rgb", "stereo", "state")
-# Kinds of policies on pictures: by imitation, by reinforcement, by imitation from pairs of pictures, and two by
-# reinforcement with the switch between them.
+# Kinds of policies on pictures: by imitation, by reinforcement, by imitation from pairs; two by reinforcement.
 STUDENT, PIXELS, STEREO, STAGED_PIXELS = "student", "pixels", "stereo", "staged_pixels"
 TARGET = "target_in_base"  # where the object is commanded to, in the arm's base frame
 # Of a policy of one arm.
@@ -372,10 +371,8 @@ class StagedPixelsSpec(StudentSpec):
             pick.kind == PIXELS and pick.commanded and len(pick.views) == 1,
             "the first policy must be one from pixels, of one arm that is told where to bring its object",
         )
-        check(
-            [len(target) for target in self.targets] == [3] * len(self.views),
-            "targets must be three numbers for each arm",
-        )
+        three_each = [len(target) for target in self.targets] == [3] * len(self.views)
+        check(three_each, "targets must be three numbers for each arm")
         for name, own, other in (
             ("pictures", self.cameras, pick.cameras),
             ("moving averages", self.history, pick.history),
@@ -386,16 +383,13 @@ class StagedPixelsSpec(StudentSpec):
     @property
     def insert(self) -> StudentSpec:
         """The second policy."""
-        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(StudentSpec)}
-        return StudentSpec(**{**named, "kind": PIXELS})
+        return StudentSpec(**{**_common(self), "kind": PIXELS})
 
 
 def spec_class(kind: str) -> type[PolicySpec] | type[StudentSpec]:
     """Returns what describes a policy of a kind; of a staged one on the state, its last part."""
-    special: dict[str, type[StudentSpec]] = {STEREO: StereoSpec, STAGED_PIXELS: StagedPixelsSpec}
-    if kind in special:
-        return special[kind]
-    return StudentSpec if kind in (STUDENT, PIXELS) else PolicySpec
+    of_kind = {STEREO: StereoSpec, STAGED_PIXELS: StagedPixelsSpec}
+    return of_kind.get(kind, StudentSpec if kind in (STUDENT, PIXELS) else PolicySpec)
 
 
 def staged_pixels_spec(
@@ -414,11 +408,14 @@ def staged_pixels_spec(
         insert.kind == PIXELS and len(insert.views) == 2,
         "the second policy must be one from pixels, of both arms",
     )
-    named = {field.name: getattr(insert, field.name) for field in dataclasses.fields(StudentSpec)}
     places = tuple(tuple(float(value) for value in place) for place in np.asarray(targets))
-    return StagedPixelsSpec(
-        **{**named, "kind": STAGED_PIXELS, "switch": switch}, pick=pick, targets=places
-    )
+    named = _common(insert) | {"kind": STAGED_PIXELS, "switch": switch}
+    return StagedPixelsSpec(**named, pick=pick, targets=places)
+
+
+def _common(spec: StudentSpec) -> JsonObject:
+    """Returns the values of a description's fields that all students have, by name."""
+    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(StudentSpec)}
 
 
 def make_spec(
