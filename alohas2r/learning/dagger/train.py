@@ -8,10 +8,12 @@ DAgger (2011).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from alohas2r import config
 from alohas2r.config import check
@@ -162,27 +164,45 @@ def distill(
         options |= fleet.options
     command = manifest.command("distill", options, overrides)
     schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
-    given = settings, staged, pretrained, seed, threads, renderer, engine, folder
+    further = command, parents, schedule, progress, loggers
+    given = _Given(settings, staged, pretrained, seed, threads, renderer, engine, folder)
     with Run(folder, settings, identity, resume) as run:
         core_threads.keep_memory()
         if fleet is None:
-            result = run.train(
-                make_distiller(*given), command, parents, schedule, progress, loggers
-            )
+            result = run.train(make_distiller(*given), *further)
         else:
-            whole = parts(settings.num_envs, fleet.world)
-            distiller = make_distiller(*given, part=whole[0])
-            each = threads_of(fleet, threads)
-            plan = DistillPlan(
-                *(config.to_dict(settings), kept(staged)),
-                None if pretrained is None else kept(pretrained),
-                *(seed, each, renderer, engine, fleet.world),
-            )
-            setup = Setup(distill_world, plan, len(whole), DistillWorld(distiller).model)
-            with launched(fleet, setup, each, float(engine == "warp")) as workers:
-                training = DistillApart(distiller, workers, fleet.lag)
-                result = run.train(training, command, parents, schedule, progress, loggers)
+            with _apart(given, fleet) as training:
+                result = run.train(training, *further)
     return {"observation": settings.observation, "engine": engine, **result}
+
+
+class _Given(NamedTuple):
+    """What `make_distiller` takes."""
+
+    settings: DistillConfig
+    teacher: Teacher
+    encoder: EncoderArtifact | None
+    seed: int
+    threads: int
+    renderer: str
+    engine: str
+    folder: pathlib.Path
+
+
+@contextlib.contextmanager
+def _apart(given: _Given, fleet: FleetConfig) -> Iterator[DistillApart]:
+    """Starts a fleet for a distillation, and ends it."""
+    whole = parts(given.settings.num_envs, fleet.world)
+    distiller = make_distiller(*given, part=whole[0])
+    each = threads_of(fleet, given.threads)
+    plan = DistillPlan(
+        *(config.to_dict(given.settings), kept(given.teacher)),
+        None if given.encoder is None else kept(given.encoder),
+        *(given.seed, each, given.renderer, given.engine, fleet.world),
+    )
+    setup = Setup(distill_world, plan, len(whole), DistillWorld(distiller).model)
+    with launched(fleet, setup, each, float(given.engine == "warp")) as workers:
+        yield DistillApart(distiller, workers, fleet.lag)
 
 
 def _check_fleet(fleet: FleetConfig, settings: DistillConfig) -> None:

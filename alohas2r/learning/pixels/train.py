@@ -308,27 +308,25 @@ def train(
         check(value in choices, f"{name} must be one of {', '.join(choices)}, not '{value}'")
     settings = config.override(find_preset(phase, preset), overrides)
     folder = pathlib.Path("runs") / f"pixels-{phase}" if out is None else pathlib.Path(out)
-    given, options = Given(folder, seed, threads, renderer, start), {"phase": phase, "start": start}
-    parents: dict[str, str | None] = {}
-    if start == STUDENT:
-        path = _shipped_teacher(phase) if teacher is None else teacher
-        given = given._replace(teacher=first_policy(path, phase))
-        assert given.teacher is not None
-        settings = _as_taught(settings, given.teacher)
-        parents["teacher"] = given.teacher.hash
-        options["teacher"] = manifest.named(path)
     check(teacher is None or start == STUDENT, "a teacher goes with the start 'student' alone")
+    taught = _teacher(phase, teacher) if start == STUDENT else None
+    if taught is not None:
+        settings = _as_taught(settings, taught.policy)
     first = before(phase, pick, settings)
-    if first is not None:
-        parents["pick"] = first.pick.hash
-        options["pick"] = manifest.named(first.path)
+    known = {"teacher": taught and taught.policy.hash, "pick": first and first.pick.hash}
+    parents = {role: digest for role, digest in known.items() if digest is not None}
     identity: Mapping[str, Json] = {
         **{"seed": seed, "renderer": renderer, "start": start},
-        **{"teacher": None, "pick": None},
-        **parents,
+        **known,
         "fleet": None if fleet is None else fleet.identity,
     }
-    options |= {"preset": preset, "seed": seed, "renderer": renderer, "threads": threads or None}
+    options: dict[str, object] = {
+        **{"phase": phase, "start": start, "preset": preset, "seed": seed},
+        "teacher": taught and manifest.named(taught.path),
+        "pick": first and manifest.named(first.path),
+        **{"renderer": renderer, "threads": threads or None},
+    }
+    given = Given(folder, seed, threads, renderer, start, teacher=taught and taught.policy)
     if fleet is not None:
         fleet = fitted(fleet, settings.ppo)
         options |= fleet.options
@@ -354,10 +352,19 @@ def train(
     return {"phase": phase, "start": start, **result}
 
 
-def _shipped_teacher(phase: str) -> pathlib.Path:
-    """Returns the folder of the policy on the state that comes with the package."""
-    name = phase if find_task(phase).follows is None else "teacher"
-    return assets.data_path("params") / name
+class Taught(NamedTuple):
+    """A teacher on the state, and where it is from."""
+
+    policy: StatePolicy
+    path: pathlib.Path
+
+
+def _teacher(phase: str, path: str | os.PathLike[str] | None) -> Taught:
+    """Returns the teacher of a task that a path names, see `first_policy`; the shipped one if None."""
+    if path is None:
+        name = phase if find_task(phase).follows is None else "teacher"
+        path = assets.data_path("params") / name
+    return Taught(first_policy(path, phase), pathlib.Path(path))
 
 
 def _as_taught(settings: PixelsConfig, teacher: StatePolicy) -> PixelsConfig:
