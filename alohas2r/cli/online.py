@@ -27,6 +27,15 @@ Robot = Annotated[
         help="sim: simulated arms; emulated: the arms' own driver on emulated servos, with drawn cameras."
     ),
 ]
+Changed = Annotated[
+    str,
+    typer.Option(
+        "--world-params",
+        metavar="peg=MM,delay=STEPS,camera=MM:DEG",
+        help="In a world that differs from the nominal one, for acting and evaluations: a peg of another width (20),"
+        " commands that come later by steps of 50 ms, wrist cameras moved to their right and turned to their left.",
+    ),
+]
 
 
 @command("demonstrate")
@@ -42,6 +51,7 @@ def demonstrate(
     episodes: Annotated[int, typer.Option(min=1, help="How many that succeed.")] = 10,
     robot: Robot = "sim",
     stepped: Stepped = False,
+    world_params: Changed = "",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +61,8 @@ def demonstrate(
     """
     demos, rigs = library("deployment.online.demonstrate"), library("deployment.rig")
     config = demos.DemoConfig(task, by, episodes, seed)
-    rig = rigs.RigConfig(robot, stepped=stepped)
+    params = library("sim.changed").parse(world_params)
+    rig = rigs.RigConfig(robot, stepped=stepped, params=params)
     with contextlib.ExitStack() as stack:
         rule = on_step = None
         if by == "keyboard":
@@ -80,6 +91,7 @@ def learn(
     robot: Robot = "sim",
     minutes: Annotated[float, typer.Option(min=0.01, help="Of acting, resets left out.")] = 30.0,
     stepped: Stepped = False,
+    world_params: Changed = "",
     resets: Annotated[
         Literal["robot", "placed"] | None,
         typer.Option(
@@ -118,6 +130,7 @@ def learn(
         resets or "",
         seed,
         offline=tuple(str(earlier) for earlier in offline or ()),
+        world=library("sim.changed").parse(world_params),
     )
     with _episodes() as tell:
         result = online.learn(config, folder, resume, None, tell)

@@ -11,7 +11,7 @@ import numpy as np
 
 from alohas2r.config import check
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
-from alohas2r.embodiment.joints import SIDES
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S, SIDES
 from alohas2r.errors import RobotFault
 from alohas2r.rendering import stereo
 from alohas2r.rendering.protocol import CAMERAS
@@ -21,13 +21,15 @@ from alohas2r.robots.dynamixel.arm import NO_OFFSETS, DynamixelConfig, GripperLi
 from alohas2r.robots.dynamixel.driver import DynamixelRobot
 from alohas2r.robots.emulator.cameras import EmulatedCameras
 from alohas2r.robots.emulator.client import Emulator
+from alohas2r.robots.emulator.hidden import HiddenConfig
 from alohas2r.robots.emulator.server import EmulatorConfig
 from alohas2r.robots.interbotix import InterbotixConfig, InterbotixRobot
 from alohas2r.robots.realsense.camera import RealSenseCamera
 from alohas2r.robots.realsense.config import STREAM, RealSenseConfig, find_cameras
 from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, StubCamera
-from alohas2r.robots.wrist_camera import Renderer
-from alohas2r.sim import scene
+from alohas2r.robots.wrist_camera import LooksRenderer, Renderer
+from alohas2r.sim import changed, scene
+from alohas2r.sim.changed import NOMINAL, WorldParams
 
 if TYPE_CHECKING:
     from alohas2r.deployment.trials import Trials
@@ -66,6 +68,7 @@ class RigConfig:
       delays: side, and how late its arm and its camera are (s); None: not measured.
       seed: of the simulated episodes and the emulator.
       world: table of a foreign world that "sim" stands in, or its shipped name; "": the own scene.
+      params: what is otherwise in the own scene than in the nominal one.
     """
 
     robot: RobotName
@@ -86,6 +89,7 @@ class RigConfig:
     delays: tuple[tuple[str, float | None, float | None], ...] = ()
     seed: int = 0
     world: str = ""
+    params: WorldParams = NOMINAL
 
     def __post_init__(self) -> None:
         """Checks that the settings fit together."""
@@ -94,6 +98,10 @@ class RigConfig:
         given = [self.serials is not None, self.recordings is not None, self.stub_cameras]
         check(sum(given) <= 1, "choose one of cameras, recordings and stub cameras")
         check(not self.world or self.robot == "sim", "a world needs --robot sim")
+        check(
+            self.params == NOMINAL or not (self.real or self.world),
+            "--world-params change the project's own simulated scene: they need --robot sim or emulated",
+        )
         if self.real:
             check(not self.stepped, f"the time of --robot {self.robot} cannot be stepped")
             check(not self.stub_cameras, f"--robot {self.robot} needs cameras that see")
@@ -202,7 +210,11 @@ def open_rig(
             robot = InterbotixRobot(InterbotixConfig(linkages=config.linkages), passive)
         elif config.robot == "emulated":
             emulator = stack.enter_context(
-                Emulator(EmulatorConfig(not config.stepped, config.seed, set_up=True))
+                Emulator(
+                    EmulatorConfig(
+                        not config.stepped, config.seed, set_up=True, hidden=_hidden(config.params)
+                    )
+                )
             )
             world = _emulated_world(emulator, config.stepped)
             reply_s = STEPPED_REPLY_S if config.stepped else EMULATED_REPLY_S
@@ -230,7 +242,7 @@ def open_rig(
             yield Rig(stack.enter_context(arms), lenses, played)
             return
         else:
-            arms = SimulatedWorld()
+            arms = SimulatedWorld(config.params)
             world = _simulated_world(arms)
             robot = SimulatedRobot(arms)
             if config.recordings is None and not config.stub_cameras:
@@ -288,14 +300,25 @@ def _renderer(config: RigConfig) -> Renderer:
     options: dict[str, object] = {"width": config.size, "height": config.size, "batch": 1}
     if config.stereo:
         options["cameras"] = stereo.cameras(CAMERAS)
-    return renderers.make("raycast", scene.load("insert"), **options)
+    renderer = renderers.make("raycast", scene.load("insert"), **options)
+    looks = changed.looks(config.params, scene.load("insert"))
+    return renderer if looks is None else LooksRenderer(renderer, looks)
+
+
+def _hidden(params: WorldParams) -> HiddenConfig:
+    """Returns what an emulated robot hides in a changed world."""
+    return HiddenConfig(command_delay_s=params.delay * CONTROL_PERIOD_S, peg_mm=params.peg)
 
 
 def _trials(world: Simulation, config: RigConfig, episodes: int, episode_s: float) -> Trials:
     from alohas2r.deployment.trials import Reading, Trials, World
+    from alohas2r.tasks.protocol import EVAL_V1, modified
 
     read = World(world.place, world.advance, Reading(world.state))
-    return Trials(read, episodes, config.seed, not config.stepped, episode_s)
+    rules = EVAL_V1
+    if config.params.peg != NOMINAL.peg:
+        rules = modified(EVAL_V1, peg_mm=config.params.peg)
+    return Trials(read, episodes, config.seed, not config.stepped, episode_s, rules)
 
 
 def _emulated_world(emulator: Emulator, stepped: bool) -> Simulation:
@@ -311,6 +334,6 @@ def _emulated_world(emulator: Emulator, stepped: bool) -> Simulation:
 
 def _simulated_world(arms: SimulatedWorld) -> Simulation:
     def state() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return arms.data.qpos, arms.data.qvel, arms.data.ctrl[arms.actuators]
+        return arms.data.qpos, arms.data.qvel, arms.told
 
     return Simulation(arms.place, arms.advance, state)

@@ -5,6 +5,7 @@ The same deployment runs on it as on real arms; only time stands still until `Wo
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -17,7 +18,8 @@ from alohas2r.embodiment.joints import PER_ARM, SIDES
 from alohas2r.robots.base import Frame
 from alohas2r.robots.simulated_arms import SimulatedArms
 from alohas2r.robots.wrist_camera import Renderer, WristCamera, drawn_frame, wrist_cameras
-from alohas2r.sim import scene
+from alohas2r.sim import changed, scene
+from alohas2r.sim.changed import WorldParams
 
 # How far the arm joints sway in `film` (rad), and how long a sway takes (s).
 _SWAY = np.array([0.15, 0.05, 0.05, 0.1, 0.1, 0.2])
@@ -27,20 +29,26 @@ _SWAY_S = 4.0
 class SimulatedWorld:
     """The insertion scene, stepped by whole control periods.
 
+    Args:
+      params: what is otherwise in it than in the nominal one.
+
     Attributes:
       model, data: the physics.
+      told: [14] the newest targets, which may still be under way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, params: WorldParams = changed.NOMINAL) -> None:
         """Starts at the keyframe home."""
         insert = scene.load("insert")
-        self.model = insert.model
+        self.model = changed.physics(params, insert)
         self.data = mujoco.MjData(self.model)
-        self._home = insert.home_qpos
+        self._home = changed.home_qpos(params, insert)
         self.joints = np.concatenate([arm.qpos[:PER_ARM] for arm in insert.arms])
         self.dofs = np.concatenate([arm.qvel[:PER_ARM] for arm in insert.arms])
         self.actuators = np.concatenate([arm.ctrl for arm in insert.arms])
         self.low, self.high = insert.ctrl_low[self.actuators], insert.ctrl_high[self.actuators]
+        self._delay, self._steps = params.delay, 0
+        self._under_way: collections.deque[tuple[int, np.ndarray]] = collections.deque()
         self.place(self._home)
 
     def place(self, qpos: np.ndarray, ctrl: np.ndarray | None = None) -> None:
@@ -53,7 +61,9 @@ class SimulatedWorld:
         mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:] = qpos
         targets = self.data.qpos[self.joints] if ctrl is None else ctrl
-        self.data.ctrl[self.actuators] = np.clip(targets, self.low, self.high)
+        self.told = np.clip(targets, self.low, self.high)
+        self.data.ctrl[self.actuators] = self.told
+        self._under_way.clear()
         mujoco.mj_forward(self.model, self.data)
 
     def position(self) -> np.ndarray:
@@ -69,20 +79,30 @@ class SimulatedWorld:
         return self.data.actuator_force[self.actuators].copy()
 
     def drive(self, target: np.ndarray) -> None:
-        """Sets the actuators to targets [14]."""
-        self.data.ctrl[self.actuators] = target
+        """Sets the actuators to targets [14], as late as commands are here."""
+        self.told = np.array(target, float)
+        self._under_way.append((self._steps + self._delay, self.told))
+        self._arrive()
 
     def advance(self, steps: int = 1) -> None:
         """Lets whole control periods pass."""
-        mujoco.mj_step(self.model, self.data, nstep=steps * scene.SUBSTEPS)
+        for _ in range(steps):
+            self._arrive()
+            mujoco.mj_step(self.model, self.data, nstep=scene.SUBSTEPS)
+            self._steps += 1
+
+    def _arrive(self) -> None:
+        """Takes the targets whose time has come."""
+        while self._under_way and self._under_way[0][0] <= self._steps:
+            self.data.ctrl[self.actuators] = self._under_way.popleft()[1]
 
 
 class SimulatedRobot(SimulatedArms[SimulatedWorld]):
     """Both arms of a simulated world."""
 
     def targets(self) -> np.ndarray:
-        """Returns the targets [14] that hold at present, whoever set them."""
-        return self._world.data.ctrl[self._world.actuators].copy()
+        """Returns the newest targets [14], whoever set them."""
+        return self._world.told.copy()
 
 
 def cameras(world: SimulatedWorld, renderer: Renderer) -> tuple[WristCamera, WristCamera]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -20,6 +21,21 @@ class Renderer(Protocol):
     def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
         """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]."""
         ...
+
+
+class LooksRenderer:
+    """Draws a world with looks of its own.
+
+    Args:
+      renderer: what draws. looks: model field -> [1, ...] of the world.
+    """
+
+    def __init__(self, renderer: Renderer, looks: Mapping[str, np.ndarray]) -> None:
+        self._renderer, self._looks = renderer, dict(looks)
+
+    def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
+        """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]; looks: other ones."""
+        return self._renderer.render(poses, self._looks if looks is None else looks)
 
 
 def drawn_frame(rgb: np.ndarray, depth: np.ndarray, index: int, number: int) -> Frame:

@@ -35,6 +35,9 @@ def test_demonstrate_and_learn_from_it(tmp_path, capsys):
         (["learn", "reach", "--demos", "x", "--set", "updates=3"], "multiple of policy_every"),
         (["learn", "reach", "--demos", "x", "--set", "wings=2"], "wings"),
         (["learn", "reach", "--demos", "x", "--resume"], "holds no demonstrations"),
+        (["learn", "reach", "--world-params", "robot.toml"], "must be spelt peg=MM"),
+        (["learn", "reach", "--world-params", "peg=99"], "must lie in 10..35 mm"),
+        (["demonstrate", "reach", "--world-params", "pig=2", "--out", "d"], "knows no 'pig'"),
         (["demonstrate", "reach", "--by", "keyboard", "--out", "demos"], "needs a terminal"),
     ],
 )

@@ -94,7 +94,7 @@ def demonstrate(
       rule: who shows it, if not a script: a person's `Keyboard`.
 
     Returns:
-      "task", "by", "episodes" that succeeded, "tries", "true_successes", "seconds" of acting, "out".
+      "task", "by", "world_params", "episodes" that succeeded, "tries", "true_successes", "seconds" of acting, "out".
 
     Raises:
       ConfigError: real arms, which no script knows how to lead, or a setting out of range.
@@ -116,6 +116,7 @@ def demonstrate(
         "task": config.task,
         "seed": config.seed,
         "stepped": rig.stepped,
+        "world_params": str(rig.params),
         "student": str(eyes),
     }
     with (
@@ -123,7 +124,7 @@ def demonstrate(
         LogWriter(folder / LOGS / "0000.run", header) as log,
     ):
         assert arms.simulation is not None
-        truth = Truth(spec, arms.simulation)
+        truth = Truth(spec, arms.simulation, rig.params)
         back = ResetDraws(spec, (config.seed,), False)
         shown = ScriptedExpert(spec, truth.grip) if rule is None else rule
         decider = Scripted(shown, "demo" if rule is None else "human")
@@ -144,6 +145,7 @@ def demonstrate(
     result: JsonObject = {
         "task": config.task,
         "by": config.by,
+        "world_params": str(rig.params),
         "episodes": director.successes,
         "tries": director.tries,
         "true_successes": director.true_successes,

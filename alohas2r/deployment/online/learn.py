@@ -38,6 +38,7 @@ from alohas2r.policies.online.demonstrations import check_demos
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.protocol import protocol_of
 from alohas2r.policies.online.tasks import make_spec
+from alohas2r.sim.changed import NOMINAL, WorldParams
 
 # The learner's program. Nothing of it is imported: a robot's computer has no JAX.
 WORKER = "alohas2r.learning.online.worker"
@@ -56,6 +57,7 @@ class LearnConfig:
       resets: "robot", "placed", or "" for the task's own: pick goes back to a start itself, reach is placed.
       seed: of all that is drawn. student: whose eyes the policy has; "": the shipped one.
       offline: folders of earlier runs of the task, whose decisions are learnt from as well.
+      world: what is otherwise in the world than in the nominal one, for learning and evaluations.
     """
 
     task: str
@@ -68,6 +70,7 @@ class LearnConfig:
     seed: int = 0
     student: str = ""
     offline: tuple[str, ...] = ()
+    world: WorldParams = NOMINAL
 
     def __post_init__(self) -> None:
         """Checks what fits together."""
@@ -113,6 +116,7 @@ def plan_run(config: LearnConfig) -> OnlineRun:
         eyes_hash=str(artifact.describe(student)["hash"]),
         resets=resets,
         offline=tuple(str(pathlib.Path(one).resolve()) for one in config.offline),
+        world=config.world,
     )
 
 
@@ -130,8 +134,8 @@ def learn(
       on_step: called after each control step. tell: after each episode.
 
     Returns:
-      "task", "arm", "protocol" with its hash, "seed", "minutes" of acting, "reset_minutes", "wall_s", "episodes",
-      "successes", "true_successes", "helped", "aborted", "success" (of the last evaluation, by the truth),
+      "task", "arm", "protocol" with its hash, "world_params", "seed", "minutes" of acting, "reset_minutes", "wall_s",
+      "episodes", "successes", "true_successes", "helped", "aborted", "success" (of the last evaluation, by the truth),
       "evaluations", "timing", "policy", "out".
 
     Raises:
@@ -232,17 +236,19 @@ def _act(
         size=spec.cameras.size,
         fovy_deg=spec.cameras.fovy_deg,
         seed=run.seed,
+        params=run.world,
     )
     deploy = stage_config()
     eyes, *_ = read_eyes(run.student, spec.side)
     learned = Learned(spec, eyes)
     with open_rig(rig, judged=False) as arms:
         assert arms.simulation is not None
-        truth = Truth(spec, arms.simulation)
+        truth = Truth(spec, arms.simulation, run.world)
         back = ResetDraws(spec, (run.seed,), run.resets == "robot")
         explorer = Explorer(spec, learned, back, truth.done)
         header = log_header(deploy, LIMITS[deploy.mode], run.robot, run.config.arm)
         header |= {"task": spec.task, "seed": run.seed, "stepped": run.stepped}
+        header["world_params"] = str(run.world)
         with _segment(folder, progress, run.stepped, header) as log:
             director = LearnDirector(
                 *(folder, run, learned, progress, alive),
@@ -301,13 +307,14 @@ def _segment(
 def _result(
     folder: pathlib.Path, run: OnlineRun, progress: Progress, wall_s: float, tally: Tally
 ) -> JsonObject:
-    protocol, path = protocol_of(run.config), folder / EVALUATIONS
+    protocol, path = protocol_of(run.config, run.world), folder / EVALUATIONS
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {
         "task": run.spec.task,
         "arm": run.config.arm,
         "protocol": protocol.name,
         "protocol_hash": protocol.hash,
+        "world_params": str(run.world),
         "seed": run.seed,
         "minutes": round(progress.minutes, 2),
         "reset_minutes": round(progress.reset_steps / 1200, 2),

@@ -11,7 +11,8 @@ from alohas2r.deployment.rig import Simulation
 from alohas2r.embodiment.joints import PER_ARM, SIDES
 from alohas2r.policies.online.spec import OnlineSpec
 from alohas2r.policies.online.tasks import START
-from alohas2r.sim import scene
+from alohas2r.sim import changed, scene
+from alohas2r.sim.changed import NOMINAL, WorldParams
 from alohas2r.sim.kinematics import quaternion_matrix, tip_midpoints
 from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF, TABLE_HEIGHT
 
@@ -35,15 +36,18 @@ class Truth:
     """Measures the world of simulated arms.
 
     Args:
-      spec: what learns. simulation: the world.
+      spec: what learns. simulation: the world. params: what is otherwise in it than in the nominal one.
     """
 
-    def __init__(self, spec: OnlineSpec, simulation: Simulation) -> None:
+    def __init__(
+        self, spec: OnlineSpec, simulation: Simulation, params: WorldParams = NOMINAL
+    ) -> None:
         loaded = scene.load_physics("insert")
         self._spec, self._simulation = spec, simulation
         self._scene, self._data = loaded, mujoco.MjData(loaded.model)
         self._arm = arm = loaded.arms[SIDES.index(spec.side)]
         self._grip = loaded.sensor(f"{arm.object_sensors}_grip_pos", 3)
+        self._home_qpos = changed.home_qpos(params, loaded)
         self._lain = 0.0
         self._turn = quaternion_matrix(arm.base_quat)
         self._actuators = np.concatenate([one.ctrl for one in loaded.arms])
@@ -95,7 +99,7 @@ class Truth:
 
     def draw(self, draw: np.random.Generator) -> Start:
         """Draws where an episode begins: the arm in its home pose, the object before it."""
-        qpos, arm = self._scene.home_qpos.copy(), self._arm
+        qpos, arm = self._home_qpos.copy(), self._arm
         targets = self._scene.home_ctrl[self._actuators].copy()
         home = float(self._scene.home_ctrl[arm.ctrl[0]])
         waist = home + draw.uniform(-START.waist, START.waist)

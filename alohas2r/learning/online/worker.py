@@ -14,6 +14,7 @@ from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.online.config import LEARNER, OnlineRun, read_online_run
 from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.sim.changed import NOMINAL
 
 REFUSED = 3  # exit status where what went wrong is said in one line
 
@@ -52,6 +53,8 @@ def command_of(run: OnlineRun) -> str:
     for demo in run.demos:
         words += ["--demos", demo]
     words += ["--minutes", f"{run.config.minutes:g}", "--robot", run.robot, "--resets", run.resets]
+    if run.world != NOMINAL:
+        words += ["--world-params", str(run.world)]
     return shlex.join([*words, *(["--stepped"] if run.stepped else [])])
 
 

@@ -13,6 +13,7 @@ from alohas2r.core.files import write_atomic
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.policies.online.spec import HOLD, OnlineSpec
+from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
 LOGS, PUBLISHED, LEARNER = "log", "published", "learner"
@@ -148,6 +149,7 @@ class OnlineRun:
       demos: folders of demonstrations. student: whose eyes the policy has; eyes_hash: of that student.
       resets: "robot": it goes back to a start itself; "placed": the simulation puts everything to a new start.
       offline: folders of earlier runs, whose decisions are learnt from as well.
+      world: what is otherwise in its world than in the nominal one, for learning and evaluations.
     """
 
     spec: OnlineSpec
@@ -160,6 +162,7 @@ class OnlineRun:
     eyes_hash: str
     resets: Literal["robot", "placed"]
     offline: tuple[str, ...]
+    world: WorldParams = NOMINAL
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes it into the run's folder."""
@@ -180,6 +183,6 @@ def read_online_run(folder: str | os.PathLike[str]) -> OnlineRun:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error}).") from error
     try:
-        return from_dict(OnlineRun, described)
+        return from_dict(OnlineRun, {"world": to_dict(NOMINAL), **described})
     except ConfigError as error:
         raise ArtifactError(f"{path} is damaged: {error}") from error

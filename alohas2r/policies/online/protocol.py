@@ -8,11 +8,12 @@ from alohas2r.config import digest
 from alohas2r.policies.online.config import OnlineConfig
 from alohas2r.policies.online.spec import HOLD
 from alohas2r.policies.online.tasks import START, TASKS, OnlineStart, OnlineTask
+from alohas2r.sim.changed import NOMINAL, WorldParams
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnProtocol:
-    """Unaided, deterministic evaluations in the nominal simulation, counted by the truth.
+    """Unaided, deterministic evaluations in the nominal simulation, counted by the truth; changed worlds are named.
 
     Attributes:
       name: never used for other numbers.
@@ -37,12 +38,15 @@ class LearnProtocol:
 LEARN_V1 = LearnProtocol()
 
 
-def protocol_of(config: OnlineConfig) -> LearnProtocol:
-    """Returns learn-v1, or what a run's settings make of it under another name."""
+def protocol_of(config: OnlineConfig, world: WorldParams = NOMINAL) -> LearnProtocol:
+    """Returns learn-v1, or what a run's settings and its changed world make of it under another name."""
     other = dataclasses.replace(
         LEARN_V1,
         evaluate_minutes=config.evaluate_minutes,
         evaluate_episodes=config.evaluate_episodes,
         final_episodes=config.final_episodes,
     )
-    return LEARN_V1 if other == LEARN_V1 else dataclasses.replace(other, name="learn-v1+modified")
+    name = LEARN_V1.name if other == LEARN_V1 else f"{LEARN_V1.name}+modified"
+    if world != NOMINAL:
+        name += f"+world({world})"
+    return dataclasses.replace(other, name=name)

@@ -10,7 +10,8 @@ import numpy as np
 
 from alohas2r.config import check
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
-from alohas2r.sim import scene, variation
+from alohas2r.sim import changed, scene, variation
+from alohas2r.sim.changed import NOMINAL_PEG_MM, WorldParams
 from alohas2r.sim.variation import NEUTRAL, Robots, VariationConfig
 
 STILL = "base_m", "base_deg", "table_m"  # of a variation, which the pictures would not show
@@ -26,11 +27,13 @@ class HiddenConfig:
         readings and of what is seen have no effect: its buses and cameras have their own.
       seed: of the draw.
       command_delay_s: of commands, on top of what is drawn.
+      peg_mm: side of the square section of the peg that lies there (mm).
     """
 
     variation: VariationConfig = NEUTRAL
     seed: int = 0
     command_delay_s: float = 0.0
+    peg_mm: float = NOMINAL_PEG_MM
 
     def __post_init__(self) -> None:
         for name in STILL:
@@ -42,6 +45,12 @@ class HiddenConfig:
             0 <= self.command_delay_s <= MOST_DELAY_S,
             f"command_delay_s = {self.command_delay_s} must lie in 0..{MOST_DELAY_S} s",
         )
+        _ = self.world  # raises if the peg is out of range
+
+    @property
+    def world(self) -> WorldParams:
+        """What lies there."""
+        return WorldParams(peg=self.peg_mm)
 
 
 def draw(config: HiddenConfig) -> Robots:
@@ -60,6 +69,7 @@ class Hidden:
     def __init__(self, config: HiddenConfig, model: mujoco.MjModel) -> None:
         """Draws the robot and changes the model's joints and actuators accordingly."""
         robots = draw(config)
+        changed.resize_peg(config.world, scene.load("insert"), model)
         held = robots.held
         self.offset = np.asarray(held.offset[0], np.float64)
         self.scale = np.asarray(held.scale[0], np.float64)

@@ -24,7 +24,7 @@ from alohas2r.robots.dynamixel.registers import (
 from alohas2r.robots.emulator.hidden import Hidden, HiddenConfig
 from alohas2r.robots.emulator.servo import Servo
 from alohas2r.robots.emulator.table import FACTORY_P_GAIN, FIELDS
-from alohas2r.sim import scene
+from alohas2r.sim import changed, scene
 
 # Torque per ampere at 12 V. Source: stall torque and current in the ROBOTIS e-Manual.
 STALL_TORQUE = {XM540_W270: 10.6, XM430_W350: 4.1}  # N m
@@ -58,9 +58,10 @@ class World:
         self.joints = np.array([arm.qpos[:PER_ARM] for arm in insert.arms]).reshape(-1)
         self._dofs = np.array([arm.qvel[:PER_ARM] for arm in insert.arms]).reshape(-1)
         self.actuators = np.array([arm.ctrl for arm in insert.arms]).reshape(-1)
-        self._hidden = Hidden(hidden or HiddenConfig(), self.model)
+        hidden = hidden or HiddenConfig()
+        self._hidden = Hidden(hidden, self.model)
         self._gain = self.model.actuator_gainprm[self.actuators, 0].copy()
-        self.home = insert.home_qpos
+        self.home = changed.home_qpos(hidden.world, insert)
         self.servos = {
             side: [Servo(kind, self._position_of(side, kind)) for kind in SERVOS] for side in SIDES
         }

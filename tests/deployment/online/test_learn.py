@@ -1,5 +1,6 @@
 """Demonstrations and learning on simulated arms, through the control loop, with the learner beside."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -26,6 +27,7 @@ from alohas2r.learning.online.sources import read_demos, read_earlier
 from alohas2r.policies import artifact
 from alohas2r.policies.online import published
 from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.sim.changed import NOMINAL, WorldParams
 
 pytestmark = pytest.mark.compiles
 SPEC = online_cases.spec(hidden=(16, 16))
@@ -51,12 +53,20 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+def small(demos: pathlib.Path, settings: tuple[str, ...] = SMALL) -> LearnConfig:
+    """Returns a short run in a world in which commands come a step late."""
+    late = WorldParams(delay=1)
+    return LearnConfig("reach", "residual", (str(demos),), settings, stepped=True, world=late)
+
+
 @pytest.fixture(scope="module")
 def learnt(demos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("learnt") / "run"
     told = []
-    config = LearnConfig("reach", "residual", (str(demos),), SMALL, stepped=True)
-    result = learn(config, folder, tell=lambda progress, episode: told.append(episode))
+    result = learn(small(demos), folder, tell=lambda progress, episode: told.append(episode))
+    assert result["world_params"] == "delay=1"
+    assert result["protocol"] == "learn-v1+modified+world(delay=1)"
+    assert read_run(folder / "log" / "0000.run").header["world_params"] == "delay=1"
     assert result["evaluations"][-1]["final"]
     assert result["minutes"] >= 0.09
     assert sum(one.plan.evaluation for one in told) == len(result["evaluations"]) >= 2
@@ -150,12 +160,43 @@ def test_evaluations_are_written_as_they_come(learnt):
 
 
 def test_a_finished_run_is_resumed_to_its_result(learnt, demos):
-    config = LearnConfig("reach", "residual", (str(demos),), SMALL, stepped=True)
-    other = (*SMALL[:-1], "final_episodes=2")
     with pytest.raises(ConfigError, match="final_episodes: 1 -> 2"):
-        learn(LearnConfig("reach", "residual", (str(demos),), other, stepped=True), learnt, True)
+        learn(small(demos, (*SMALL[:-1], "final_episodes=2")), learnt, True)
     with pytest.raises(ConfigError, match="holds a run already"):
-        learn(config, learnt)
+        learn(small(demos), learnt)
+    elsewhere = dataclasses.replace(small(demos), world=WorldParams(delay=2))
+    with pytest.raises(ConfigError, match=r"world\.delay: 1 -> 2") as refused:
+        learn(elsewhere, learnt, True)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_says_its_world_and_one_without_a_word_of_it_is_nominal(learnt, tmp_path):
+    words = worker.command_of(online.read_online_run(learnt))
+    assert "--world-params delay=1" in words
+    said = json.loads((learnt / "online.json").read_text())
+    del said["world"]
+    (tmp_path / "online.json").write_text(json.dumps(said))
+    assert online.read_online_run(tmp_path).world == NOMINAL
+
+
+def _first_motion(run) -> int:
+    """Returns the step in which the shoulder is seen to follow what it is told from step 0 on."""
+    felt = np.array([one.arrays["observation/proprioception"][1] for one in run.steps[:12]])
+    return int((np.abs(felt - felt[0]) > 4e-3).argmax())
+
+
+def test_a_changed_world_is_acted_in_seen_and_named(demos, tmp_path):
+    """Two steps late, the thing is shown as well, from a turned camera; the log says where it was."""
+    params = WorldParams(delay=2, camera=(0.0, 1.0))
+    rig = RigConfig("sim", stepped=True, params=params)
+    result = demonstrate(DemoConfig("reach", episodes=1), rig, tmp_path / "demos")
+    assert result["world_params"] == "delay=2,camera=0:1"
+    run = read_run(tmp_path / "demos" / "log" / "0000.run")
+    assert run.header["world_params"] == "delay=2,camera=0:1"
+    other = read_run(demos / "log" / "0000.run")
+    assert _first_motion(run) == _first_motion(other) + 2
+    first, second = (one.steps[0].arrays["observation/left_rgb"] for one in (run, other))
+    assert (first != second).any()
 
 
 def test_bad_input_is_said_in_a_line(demos, tmp_path):
