@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 from rich.console import Console
@@ -15,10 +15,12 @@ from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import show
 from alohas2r.cli.options import Resume, Settings, Stepped
 from alohas2r.cli.run_display import live
+from alohas2r.config import check
 
 if TYPE_CHECKING:
     from alohas2r.deployment.online.director import Progress
     from alohas2r.deployment.online.stage import Ended
+    from alohas2r.deployment.online.tempo import TempoEpisode
 
 Task = Annotated[Literal["reach", "pick"], typer.Argument(help="What is learnt.")]
 Robot = Annotated[
@@ -76,20 +78,36 @@ def demonstrate(
 
 @command("learn")
 def learn(
-    task: Task,
+    task: Annotated[Literal["reach", "pick", "insert"], typer.Argument(help="What is learnt.")],
     demos: Annotated[
         list[pathlib.Path] | None,
         typer.Option(help="Folder of demonstrations; may be given several times."),
     ] = None,
     arm: Annotated[
-        Literal["residual", "warm", "rlpd", "bc"],
+        Literal["residual", "warm", "rlpd", "bc", "tempo"],
         typer.Option(
             help="How. residual: what cloning gives, corrected by reinforcement; warm: reinforcement that begins with"
-            " cloning; rlpd: reinforcement from nothing, with the demonstrations in each batch; bc: cloning alone."
+            " cloning; rlpd: reinforcement from nothing, with the demonstrations in each batch; bc: cloning alone;"
+            " tempo: of insert, the same policy at several speeds, measured."
         ),
     ] = "residual",
+    base: Annotated[
+        pathlib.Path | None,
+        typer.Option(
+            help="Of insert: the exported policy (.onnx); the shipped student's if left out."
+        ),
+    ] = None,
+    tempo: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Of insert: factor of the policy's action scale, 0.4 to 1.2; may be given several times (0.4, 0.6,"
+            " 0.8, 1)."
+        ),
+    ] = None,
     robot: Robot = "sim",
-    minutes: Annotated[float, typer.Option(min=0.01, help="Of acting, resets left out.")] = 30.0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Of acting, resets left out (30).")
+    ] = None,
     stepped: Stepped = False,
     world_params: Changed = "",
     resets: Annotated[
@@ -116,15 +134,29 @@ def learn(
 
     One process acts, behind the guard, and writes the run's log; another learns from it and publishes weights, which
     are taken between episodes. Either may be killed: --resume goes on, with --stepped to the same bits. It is evaluated
-    unaided every five minutes of acting, and at the end by 200 episodes. See docs/online.md.
+    unaided every five minutes of acting, and at the end by 200 episodes. Of insert, an exported policy is measured at
+    several tempos, and exported with the best. See docs/online.md.
     """
-    online = library("deployment.online.learn")
     folder = out or pathlib.Path("runs") / f"online-{task}-{arm}"
+    if task == "insert" or arm == "tempo":
+        others = demos or offline or resets or minutes is not None
+        check(
+            task == "insert" and arm == "tempo" and not others,
+            "learn insert goes with --arm tempo, as nothing else does: without --demos, --offline, --resets, --minutes",
+        )
+        chosen = None if base is None else str(base)
+        how = _Tempo(
+            chosen, tuple(tempo or ()), robot, stepped, world_params, tuple(settings or ())
+        )
+        _learn_tempo(how, folder, resume, seed, as_json)
+        return
+    check(base is None and not tempo, "--base and --tempo go with insert --arm tempo")
+    online = library("deployment.online.learn")
     config = online.LearnConfig(
         task,
         arm,
         tuple(str(demo) for demo in demos or ()),
-        (f"minutes={minutes}", *(settings or ())),
+        (f"minutes={30.0 if minutes is None else minutes}", *(settings or ())),
         robot,
         stepped,
         resets or "",
@@ -138,6 +170,51 @@ def learn(
         {} if as_json else {"evaluations": "; ".join(map(_said, result["evaluations"])) or "none"}
     )
     show({**result, **rows}, f"Learnt {task} in {folder}", as_json)
+
+
+class _Tempo(NamedTuple):
+    """What `learn insert --arm tempo` was told."""
+
+    base: str | None
+    tempos: tuple[float, ...]
+    robot: Literal["sim", "emulated"]
+    stepped: bool
+    world_params: str
+    settings: tuple[str, ...]
+
+
+def _learn_tempo(how: _Tempo, folder: pathlib.Path, resume: bool, seed: int, as_json: bool) -> None:
+    """Measures an insertion policy at several tempos and shows the best."""
+    online = library("deployment.online.tempo")
+    world = library("sim.changed").parse(how.world_params)
+    config = online.TempoConfig(
+        base=how.base or online.shipped_base(),
+        tempos=how.tempos or online.GRID,
+        robot=how.robot,
+        stepped=how.stepped,
+        seed=seed,
+        world=world,
+    )
+    config = library("config").override(config, how.settings)
+    console = Console(stderr=True)
+
+    def tell(episode: TempoEpisode) -> None:
+        came = "inserted" if episode.success else "not inserted"
+        console.print(
+            f"tempo {episode.tempo:g}, episode {episode.number + 1} of {episode.episodes}: {came}",
+            highlight=False,
+            markup=False,
+        )
+
+    with contextlib.redirect_stdout(sys.stderr):
+        result = online.learn_tempo(config, folder, resume, tell)
+    rows = {} if as_json else {"tempos": "; ".join(map(_measured, result["tempos"]))}
+    show({**result, **rows}, f"Measured {folder}", as_json)
+
+
+def _measured(row: Mapping[str, float]) -> str:
+    where = " (other starts)" if row["final"] else ""
+    return f"{row['tempo']:g}{where}: {row['successes']} of {row['episodes']}"
 
 
 def _said(row: dict[str, float]) -> str:

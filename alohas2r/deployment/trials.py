@@ -26,7 +26,7 @@ from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.scoring import InsertScorer
 from alohas2r.tasks.protocol import EVAL_V1, Protocol, modified
 from alohas2r.tasks.registry import find_task
-from alohas2r.tasks.scoring import Step
+from alohas2r.tasks.scoring import Step, Table
 
 STAGES = ("grasped_both", "lifted_both", "switched", "entered", "inserted", "dropped", "out")
 COLUMNS = ("success", "held_at_end", *STAGES)
@@ -169,6 +169,16 @@ class Trials:
         self._task = outcome.state
         self._step += 1
         return bool(outcome.done)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the present episode has inserted by now."""
+        return bool(self._scorers[self._episode].table()["success"][0])
+
+    def rows(self, first: int, count: int) -> Table:
+        """Returns a row for each of so many episodes from a first one on; all of them must have begun."""
+        tables = [self._scorers[episode].table() for episode in range(first, first + count)]
+        return {name: np.concatenate([one[name] for one in tables]) for name in tables[0]}
 
     def start_of(self, episode: int) -> PyTree:
         """Returns the task's state at the start of an episode."""

@@ -182,4 +182,4 @@ def _check_rig(rig: RigConfig, rule: Rule | None) -> None:
 
 def why_stopped(outcome: Outcome) -> str:
     """Returns in words why a run ended before its time."""
-    return "; ".join(reason for _, reason in outcome.reasons) or "nobody said why"
+    return "; ".join(reason for _, reason in outcome.reasons if reason) or "nobody said why"

@@ -19,6 +19,7 @@ from alohas2r.sim import kinematics, scene
 HOLD = 4  # control steps of a decision: five decisions a second
 RECENT = 3  # executed actions that a policy observes
 JOINT_VALUES = 2 * (PER_ARM + 1)  # positions, and positions less targets, of one arm
+TEMPOS = 0.4, 1.2  # by which movements may be slowed down or sped up
 TaskName = Literal["reach", "pick"]
 
 
@@ -62,7 +63,8 @@ class OnlineSpec:
         check(len(self.low) == len(self.high) == PER_ARM, f"an arm has {PER_ARM} ranges")
         check(self.base or self.policy, "a policy needs a base, or a policy that learns, or both")
         check(0 < self.scale <= 1, f"scale must lie in (0, 1], not {self.scale}")
-        check(0.4 <= self.tempo <= 1.2, f"tempo must lie in 0.4..1.2, not {self.tempo}")
+        low, high = TEMPOS
+        check(low <= self.tempo <= high, f"tempo must lie in {low}..{high}, not {self.tempo}")
         check(-4 <= self.loudest <= 2, f"loudest must lie in -4..2, not {self.loudest}")
         check(bool(self.hidden) and min(self.hidden) >= 1, "hidden needs layers of 1 or more")
 
