@@ -69,7 +69,8 @@ def test_states_are_where_both_grippers_have_just_been_raised(states: SwitchStat
     insert = scene.load_physics("insert")
     pool = states.pool
     assert states.rate == 1
-    assert all(leaf.shape[:2] == (3, 2) for leaf in pool)
+    assert len(jax.tree.leaves(pool)) == len(pool)
+    assert all(leaf.shape[:2] == (3, 2) for leaf in jax.tree.leaves(pool))
     joints = np.stack([pool.qpos[..., arm.qpos] for arm in insert.arms], -2)
     heights = kinematics.tip_heights(joints)
     assert (heights > 0.17).all()
@@ -82,6 +83,7 @@ def test_states_are_where_both_grippers_have_just_been_raised(states: SwitchStat
     assert np.abs(pool.qvel).max() > 0.1
     # What the policy did and saw belongs to the state: the shoulders were driven up.
     assert pool.actions[..., 1].min() < -0.9
+    assert pool.seen is not None
     assert (pool.seen > 5).all()
     np.testing.assert_array_equal(pool.seen, pool.delay_count)
 
