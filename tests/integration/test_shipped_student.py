@@ -1,4 +1,4 @@
-"""The shipped student: its artifact, its exported file, and where both come from."""
+"""Shipped policies that see: the student, its exported file, where both come from; the one from pixels."""
 
 from __future__ import annotations
 
@@ -74,3 +74,10 @@ def test_its_parents_are_shipped() -> None:
     encoder = json.loads((PARAMS / "encoder" / "encoder.json").read_text())
     assert trained["parents"]["encoder"] == encoder["hash"]
     assert trained["command"].startswith("alohas2r distill")
+
+
+@pytest.mark.long
+def test_the_policy_from_pixels_finds_blocks_that_it_does_not_see_at_first() -> None:
+    result = evaluate.evaluate(PARAMS / "pixels-pick", 128, 7)
+    assert result["success"]["rate"] > 0.65
+    assert result["success_by_sight"]["unseen"]["rate"] > 0.45

@@ -16,6 +16,7 @@ from alohas2r.cli import app
 from alohas2r.deployment.each_arm import EachArm
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.evaluation import evaluate
+from alohas2r.learning.pixels import follow
 from alohas2r.learning.pixels import train as pixels
 from alohas2r.learning.pixels.config import StudentStartConfig, find_preset
 from alohas2r.learning.pixels.follow import before
@@ -228,7 +229,7 @@ def test_before_the_switch_each_arm_picks_and_after_it_both_insert(
 
 
 def test_policies_that_do_not_go_together_are_refused(
-    pick: pathlib.Path, trained: Trained, tmp_path: pathlib.Path
+    pick: pathlib.Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert = artifact.load(trained.result["policy"], PixelPolicy)
     first = artifact.load(pick, PixelPolicy)
@@ -248,6 +249,9 @@ def test_policies_that_do_not_go_together_are_refused(
         before("insert", trained.result["policy"], settings)
     with pytest.raises(ConfigError, match="follows no other policy"):
         before("pick", pick, find_preset("pick", "quick"))
+    monkeypatch.setattr(follow, "SHIPPED", "nothing")
+    with pytest.raises(ArtifactError, match="name it with --pick"):
+        before("insert", None, settings)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,6 @@ def test_policies_that_do_not_go_together_are_refused(
             r"updates must be in 1\.\.100000",
         ),
         ({"start": "student", "overrides": ["student.tether_share=0"]}, "tether_share must be in"),
-        ({"start": "student", "teacher": "params/teacher", "phase": "insert"}, "--pick"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(
