@@ -202,9 +202,13 @@ def collect(
     Raises:
       ConfigError: no episode reached the switch.
     """
+    return collect_by(_picker_of(pick), settings, seed, threads, progress, conditions)
+
+
+def _picker_of(pick: StatePolicy) -> Picker:
+    """Returns a pick policy on the state as one of whatever kind."""
     scale, history = pick.spec.action.scale, pick.spec.history
-    picker = Picker(pick.hash, scale, history, lambda env, context: _ByState(env, pick))
-    return collect_by(picker, settings, seed, threads, progress, conditions)
+    return Picker(pick.hash, scale, history, lambda env, context: _ByState(env, pick))
 
 
 class _ByState:
@@ -411,10 +415,7 @@ def ensure(
     pick = artifact.load(pick_path, StatePolicy)
     if pick.spec.phase != "pick":
         raise ArtifactError(f"{pick_path} is no pick policy.")
-    return _kept_or(
-        *(path, pick.hash, settings, conditions),
-        lambda: collect(pick, settings, seed, threads, progress, conditions),
-    )
+    return ensure_by(path, _picker_of(pick), settings, seed, threads, progress, conditions)
 
 
 def ensure_by(
@@ -427,20 +428,6 @@ def ensure_by(
     conditions: CollectConditions = CollectConditions(),
 ) -> SwitchStates:
     """Does the same as `ensure` with a pick policy of whatever kind."""
-    return _kept_or(
-        *(path, picker.hash, settings, conditions),
-        lambda: collect_by(picker, settings, seed, threads, progress, conditions),
-    )
-
-
-def _kept_or(
-    path: str | os.PathLike[str],
-    pick: str,
-    settings: CollectConfig,
-    conditions: CollectConditions,
-    make: Callable[[], SwitchStates],
-) -> SwitchStates:
-    """Reads the states of the pick policy of a hash, or makes and writes them."""
     if pathlib.Path(path).exists():
         try:
             states = load(path)
@@ -448,12 +435,12 @@ def _kept_or(
             states = None
         if (
             states is not None
-            and states.pick == pick
+            and states.pick == picker.hash
             and states.physics == settings.physics
             and states.conditions == conditions
             and states.draws.shape[0] == settings.variants
         ):
             return states
-    states = make()
+    states = collect_by(picker, settings, seed, threads, progress, conditions)
     save(states, path)
     return states
