@@ -32,7 +32,7 @@ from alohas2r.learning.pixels.config import find_preset as pixels_preset
 from alohas2r.learning.ppo import presets
 from alohas2r.learning.ppo import train as teachers
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm
-from alohas2r.learning.ppo.apart import Apart, setup_of
+from alohas2r.learning.ppo.apart import PpoApart, setup_of
 from alohas2r.learning.ppo.parallel import DataParallel, together_in
 from alohas2r.learning.ppo.places import fitted
 from alohas2r.learning.run.loop import Algorithm
@@ -259,7 +259,7 @@ def _elsewhere(subject: Subject, asked: FleetConfig, threads: int, seconds: floa
         with together_in(subject.build, plan, fleet.workers) as ranks:
             return _timed(DataParallel(training, ranks), seconds)
     with launched(fleet, setup_of(training, fleet, subject.build, plan), each) as workers:
-        return _timed(Apart(training, workers, fleet.lag), seconds)
+        return _timed(PpoApart(training, workers, fleet.lag), seconds)
 
 
 def _memory(

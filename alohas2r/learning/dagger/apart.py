@@ -1,8 +1,4 @@
-"""A distillation whose environments are a fleet's: workers let the student act and the teacher say what to do.
-
-With lag 0, round v acts with the student after v updates, and the learner waits for it; with lag 1 with the one after
-v - 1. Either way the same run comes to the same bits with any number of workers, see `learning.fleet`.
-"""
+"""A distillation whose environments are a fleet's: workers let the student act and the teacher say what to do."""
 
 from __future__ import annotations
 
@@ -25,8 +21,9 @@ from alohas2r.learning.dagger.distiller import (
 from alohas2r.learning.dagger.labels import Teacher
 from alohas2r.learning.dagger.samples import LearnerState, Samples, balanced
 from alohas2r.learning.dagger.worlds import WorldState
-from alohas2r.learning.fleet.base import HAND_OVER, Fleet
-from alohas2r.learning.fleet.worker import Order, World, digest_of_model, parts
+from alohas2r.learning.fleet.apart import Apart, ApartState
+from alohas2r.learning.fleet.base import Fleet
+from alohas2r.learning.fleet.worker import World, digest_of_model, parts
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
@@ -125,21 +122,6 @@ def _copied(state: WorldState) -> PyTree:
     return jax.tree.map(np.array, state._replace(physics=snapshot(state.physics)))
 
 
-def acting(learner: LearnerState) -> LearnerState:
-    """Returns of a learner what a student acts with, as arrays of NumPy."""
-    return jax.tree.map(np.asarray, learner._replace(averaged=None, optimizer=None))
-
-
-class ApartState(NamedTuple):
-    """All that changes in a distillation whose environments are elsewhere."""
-
-    learner: LearnerState
-    next: LearnerState | None = None  # with lag 1: what the next round acts with
-    worlds: tuple[PyTree, ...] | None = (
-        None  # only in a checkpoint, and before they go to the fleet
-    )
-
-
 class Collected(NamedTuple):
     """What all worlds did in a round."""
 
@@ -148,7 +130,7 @@ class Collected(NamedTuple):
     finite: np.ndarray  # [T, N]
 
 
-class DistillApart:
+class DistillApart(Apart[LearnerState, Collected]):
     """A distillation whose environments are a fleet's.
 
     Args:
@@ -157,71 +139,47 @@ class DistillApart:
     """
 
     def __init__(self, distiller: Distiller, fleet: Fleet, lag: int) -> None:
-        self.distiller, self.fleet, self.lag = distiller, fleet, lag
-        self.label, self.iterations = distiller.label, distiller.iterations
-        self.steps_per_iteration = distiller.steps_per_iteration
-        self.losses, self.remedy = distiller.losses, distiller.remedy
-        self.artifacts = distiller.artifacts
-        self._ordered: int | None = None  # the round under way
+        super().__init__(distiller, fleet, lag)
+        self.distiller = distiller
 
-    def init(self) -> ApartState:
-        """Returns the state before the first round."""
-        learner = self.distiller.learner.init(self.distiller.seed)
-        return ApartState(learner, acting(learner) if self.lag else None)
+    def first(self) -> LearnerState:
+        """Returns the student before the first update."""
+        return self.distiller.learner.init(self.distiller.seed)
 
-    def collect(self, state: ApartState) -> tuple[ApartState, Collected]:
-        """Waits for the next round; with lag 1, lets the one after it begin."""
-        learner, version = state.learner, int(state.learner.iteration)
-        if state.worlds is not None:
-            self.fleet.restore(version, state.worlds)
-        if self._ordered != version:
-            self._order(version, state.next or acting(learner))
-        rolled: list[WorldSamples] = [one.samples for one in self.fleet.gather()]
-        ahead: LearnerState | None = None
-        if self.lag:
-            ahead = acting(learner)
-            if version + 1 < self.iterations:
-                self._order(version + 1, ahead)
-        return ApartState(learner, ahead), together(rolled, self.distiller.settings.steps)
+    def version(self, learner: LearnerState) -> int:
+        """Returns how many updates it has made."""
+        return int(learner.iteration)
 
-    def _order(self, version: int, student: LearnerState) -> None:
-        # The number of the round, not of the parameters, says whether the teacher acts.
-        student = student._replace(iteration=np.asarray(version, np.int32))
-        hand_over = (version + 1) % HAND_OVER == 0
-        self.fleet.order(Order(version, 0, version == 0, hand_over), student)
-        self._ordered = version
+    def acting(self, learner: LearnerState) -> LearnerState:
+        """Returns of a learner what a student acts with, as arrays of NumPy."""
+        return jax.tree.map(np.asarray, learner._replace(averaged=None, optimizer=None))
 
-    def update(self, state: ApartState, data: Collected) -> tuple[ApartState, Figures]:
+    def numbered(self, acting: LearnerState, version: int) -> LearnerState:
+        """Returns what acts in a round, whose number says whether the teacher does."""
+        return acting._replace(iteration=np.asarray(version, np.int32))
+
+    def joined(self, rolled: Sequence[WorldSamples]) -> Collected:
+        """Returns what all worlds did in a round."""
+        return together(rolled, self.distiller.settings.steps)
+
+    def update(
+        self, state: ApartState[LearnerState], data: Collected
+    ) -> tuple[ApartState[LearnerState], Figures]:
         """Learns from a round's samples."""
         learner, figures = self.distiller.learner.update(state.learner, data.samples)
         watched = stages_reached(data.measures, list(data.finite))
         return state._replace(learner=learner), figures | watched
 
-    def evaluate(self, state: ApartState) -> Figures:
+    def evaluate(self, state: ApartState[LearnerState]) -> Figures:
         """Returns rates of the student."""
         return self.distiller.judge(state.learner)
 
-    def finish(self, state: ApartState, trained: JsonObject, figures: Figures) -> dict[str, str]:
+    def finish(
+        self, state: ApartState[LearnerState], trained: JsonObject, figures: Figures
+    ) -> dict[str, str]:
         """Writes the student."""
-        world = WorldState(*jax.tree.map(jnp.asarray, self._worlds(state)[0]))
+        world = WorldState(*jax.tree.map(jnp.asarray, self.worlds(state)[0]))
         return self.distiller.finish(DistillState(state.learner, world), trained, figures)
-
-    def _worlds(self, state: ApartState) -> Sequence[PyTree]:
-        """Returns the states of all worlds before the next round."""
-        if state.worlds is not None:
-            return state.worlds
-        if self._ordered is None:
-            return self.fleet.begin(0)
-        return self.fleet.states(int(state.learner.iteration))
-
-    def checkpointed(self, state: ApartState) -> ApartState:
-        """Returns the state with that of all worlds."""
-        return state._replace(worlds=tuple(self._worlds(state)))
-
-    def restored(self, kept: ApartState) -> ApartState:
-        """Returns the state; the worlds go to the fleet when they are needed."""
-        self._ordered = None
-        return kept
 
 
 def together(worlds: Sequence[WorldSamples], steps: int) -> Collected:

@@ -1,9 +1,4 @@
-"""PPO whose environments are a fleet's: workers let the policy act, the learner learns.
-
-With lag 0, rollout v acts with the parameters after v updates, and the learner waits for it. With lag 1 it acts with
-those after v - 1, while the learner makes update v - 1: by number, never by what happens to be there. Either way the
-same run comes to the same bits with any number of workers.
-"""
+"""PPO whose environments are a fleet's: workers let the policy act, the learner learns."""
 
 from __future__ import annotations
 
@@ -14,8 +9,9 @@ import jax
 import numpy as np
 
 from alohas2r.core.types import Array, JsonObject, PyTree
-from alohas2r.learning.fleet.base import HAND_OVER, Fleet, FleetConfig, Setup
-from alohas2r.learning.fleet.worker import Order, World, digest_of_model
+from alohas2r.learning.fleet.apart import Apart, ApartState
+from alohas2r.learning.fleet.base import Fleet, FleetConfig, Setup
+from alohas2r.learning.fleet.worker import World, digest_of_model
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm, PpoData, PpoState, Simulated, check_finite
 from alohas2r.learning.ppo.learner import WORLDS, LearnerState, Rollout
 from alohas2r.learning.run.loop import Figures
@@ -109,17 +105,7 @@ def acting(learner: LearnerState) -> LearnerState:
     return jax.tree.map(np.asarray, bare)
 
 
-class ApartState(NamedTuple):
-    """All that changes in a training whose environments are elsewhere."""
-
-    learner: LearnerState
-    next: LearnerState | None = None  # with lag 1: what the next rollout acts with
-    worlds: tuple[PyTree, ...] | None = (
-        None  # only in a checkpoint, and before they go to the fleet
-    )
-
-
-class Apart:
+class PpoApart(Apart[LearnerState, PpoData]):
     """A training by PPO whose environments are a fleet's.
 
     Args:
@@ -128,82 +114,66 @@ class Apart:
     """
 
     def __init__(self, training: PpoAlgorithm, fleet: Fleet, lag: int) -> None:
-        self.training, self.fleet, self.lag = training, fleet, lag
-        self.label, self.iterations = training.label, training.iterations
-        self.steps_per_iteration = training.steps_per_iteration
-        self.losses, self.remedy = training.losses, training.remedy
-        self.artifacts = training.artifacts
-        self._ordered: int | None = None  # the rollout under way
+        super().__init__(training, fleet, lag)
+        self.training = training
 
-    def init(self) -> ApartState:
-        """Returns the state before the first update."""
-        learner = self.training.first()
-        return ApartState(learner, acting(learner) if self.lag else None)
+    def first(self) -> LearnerState:
+        """Returns the learner before the first update."""
+        return self.training.first()
 
-    def collect(self, state: ApartState) -> tuple[ApartState, PpoData]:
-        """Waits for the next rollout; with lag 1, lets the one after it begin."""
-        training, learner = self.training, state.learner
-        version = int(learner.updates)
-        stage = training.stage_of(version + 1)
-        if stage != training.stage:
-            training.enter(stage)
-            learner = training.entered(learner)
-        if state.worlds is not None:
-            self.fleet.restore(version, state.worlds)
-        if self._ordered != version:
-            self._order(version, state.next or acting(learner))
-        rolled = [one.samples for one in self.fleet.gather()]
-        ahead: LearnerState | None = None
-        if self.lag:
-            ahead = acting(learner)
-            if version + 1 < self.iterations:
-                self._order(version + 1, ahead)
+    def version(self, learner: LearnerState) -> int:
+        """Returns how many updates it has made."""
+        return int(learner.updates)
+
+    def acting(self, learner: LearnerState) -> LearnerState:
+        """Returns of a learner what a policy acts with."""
+        return acting(learner)
+
+    def numbered(self, acting: LearnerState, version: int) -> LearnerState:
+        """Returns what acts in a rollout, whose number draws what is explored."""
+        return acting._replace(updates=np.asarray(version, np.int32))
+
+    def stage_of(self, version: int) -> int:
+        """Returns the stage that a rollout belongs to."""
+        return self.training.stage_of(version + 1)
+
+    def entered(self, learner: LearnerState) -> LearnerState:
+        """Returns the learner as the next rollout finds it, where a new stage may begin."""
+        stage = self.stage_of(self.version(learner))
+        if stage == self.training.stage:
+            return learner
+        self.training.enter(stage)
+        return self.training.entered(learner)
+
+    def joined(self, rolled: Sequence[Samples]) -> PpoData:
+        """Returns what all worlds did in a rollout."""
         data = together(rolled)
         before = Before(np.concatenate([one.before for one in rolled]))
-        check_finite(data.rollout, before, training.folder)
-        return ApartState(learner, ahead), data
+        check_finite(data.rollout, before, self.training.folder)
+        return data
 
-    def _order(self, version: int, policy: LearnerState) -> None:
-        # The number of the rollout, not of the parameters, draws what is explored.
-        policy = policy._replace(updates=np.asarray(version, np.int32))
-        stage = self.training.stage_of(version + 1)
-        begins = version == 0 or stage != self.training.stage_of(version)
-        hand_over = (version + 1) % HAND_OVER == 0
-        self.fleet.order(Order(version, stage, begins, hand_over), policy)
-        self._ordered = version
-
-    def update(self, state: ApartState, data: PpoData) -> tuple[ApartState, Figures]:
+    def update(
+        self, state: ApartState[LearnerState], data: PpoData
+    ) -> tuple[ApartState[LearnerState], Figures]:
         """Learns from a rollout."""
         learner, figures = self.training.learn(state.learner, data)
         return state._replace(learner=learner), figures
 
-    def evaluate(self, state: ApartState) -> Figures:
+    def evaluate(self, state: ApartState[LearnerState]) -> Figures:
         """Returns figures of the policy."""
         return self.training.judge(state.learner)
 
-    def finish(self, state: ApartState, trained: JsonObject, figures: Figures) -> dict[str, str]:
+    def finish(
+        self, state: ApartState[LearnerState], trained: JsonObject, figures: Figures
+    ) -> dict[str, str]:
         """Writes the artifacts."""
-        return self.training.finish(
-            PpoState(state.learner, *self._worlds(state)[0]), trained, figures
-        )
+        whole = PpoState(state.learner, *self.worlds(state)[0])
+        return self.training.finish(whole, trained, figures)
 
-    def _worlds(self, state: ApartState) -> Sequence[PyTree]:
-        """Returns the states of all worlds before the next rollout."""
-        if state.worlds is not None:
-            return state.worlds
-        if self._ordered is None:
-            return self.fleet.begin(0)
-        return self.fleet.states(int(state.learner.updates))
-
-    def checkpointed(self, state: ApartState) -> ApartState:
-        """Returns the state with that of all worlds."""
-        return state._replace(worlds=tuple(self._worlds(state)))
-
-    def restored(self, kept: ApartState) -> ApartState:
+    def restored(self, kept: ApartState[LearnerState]) -> ApartState[LearnerState]:
         """Returns the state; the worlds go to the fleet when they are needed."""
         self.training.enter(self.training.stage_of(int(kept.learner.updates)))
-        self._ordered = None
-        return kept
+        return super().restored(kept)
 
 
 def together(worlds: Sequence[Samples]) -> PpoData:

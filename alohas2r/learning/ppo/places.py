@@ -13,7 +13,7 @@ from alohas2r.learning.fleet.base import PARALLEL, FleetConfig
 from alohas2r.learning.fleet.launch import launched
 from alohas2r.learning.fleet.worker import World
 from alohas2r.learning.ppo.algorithm import PpoAlgorithm
-from alohas2r.learning.ppo.apart import Apart, setup_of
+from alohas2r.learning.ppo.apart import PpoApart, setup_of
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.parallel import DataParallel, together_in
 from alohas2r.learning.run.loggers.base import Logger
@@ -72,4 +72,4 @@ def train_apart(
             return run.train(DataParallel(training, ranks), *further)
     setup = setup_of(training, fleet, build, plan)
     with launched(fleet, setup, threads, gpus) as workers:
-        return run.train(Apart(training, workers, fleet.lag), *further)
+        return run.train(PpoApart(training, workers, fleet.lag), *further)

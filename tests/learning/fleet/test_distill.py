@@ -16,7 +16,6 @@ from alohas2r.errors import ConfigError
 from alohas2r.learning.dagger import train as dagger
 from alohas2r.learning.dagger import worlds as worlds_of_a_distillation
 from alohas2r.learning.dagger.apart import (
-    ApartState,
     DistillApart,
     DistillPlan,
     DistillWorld,
@@ -63,7 +62,7 @@ class Small:
         self.setup = Setup(self.build, plan, len(worlds), model)
         # With one worker, lag 0: after each round.
         with_one, _ = self.apart(1, 0)
-        state, self.states = with_one.init(), list[ApartState]()
+        state, self.states = with_one.init(), list[Any]()
         for _ in range(ROUNDS):
             state, _ = go_on(with_one, state, 1)
             self.states.append(with_one.checkpointed(state))

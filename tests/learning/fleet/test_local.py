@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from fleet_cases import SEED, TWO_STAGES, UPDATES, Recorded, Small, go_on, same
 
+from alohas2r.learning.fleet.apart import ApartState
 from alohas2r.learning.fleet.local import LocalFleet
-from alohas2r.learning.ppo.apart import Apart, ApartState, PpoWorld, acting
+from alohas2r.learning.ppo.apart import PpoApart, PpoWorld, acting
 from alohas2r.learning.ppo.envs import make_env
+from alohas2r.learning.ppo.learner import LearnerState
 
 pytestmark = pytest.mark.compiles
 
@@ -26,10 +28,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 
 @contextlib.contextmanager
-def apart(small: Small, workers: int, lag: int) -> Iterator[tuple[Apart, Recorded]]:
+def apart(small: Small, workers: int, lag: int) -> Iterator[tuple[PpoApart, Recorded]]:
     fleet = Recorded(LocalFleet(small.setup, workers))
     try:
-        yield Apart(small.teacher, fleet, lag), fleet
+        yield PpoApart(small.teacher, fleet, lag), fleet
     finally:
         fleet.close()
 
@@ -37,7 +39,7 @@ def apart(small: Small, workers: int, lag: int) -> Iterator[tuple[Apart, Recorde
 class Done(NamedTuple):
     """A training that was gone through."""
 
-    state: ApartState  # with that of all worlds
+    state: ApartState[LearnerState]  # with that of all worlds
     figures: list[dict[str, Any]]
     fleet: Recorded
     learners: list[Any]  # before each update, and after the last
