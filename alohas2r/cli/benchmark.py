@@ -305,14 +305,38 @@ def bench_fleet(
     ] = "256,512,1024,2048",
     budget: Annotated[float, typer.Option(help="Memory of a device in the table (GB).")] = 4.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time for each measurement.")] = 20.0,
+    kills: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Only this: train with the most workers of a Ray cluster, kill one so often at random moments, and"
+            " compare with a training that nobody disturbs.",
+        ),
+    ] = 0,
+    lag: Annotated[int, typer.Option(min=0, max=1, help="--kills: see train-pixels.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="--kills: of whom is killed and when.")] = 0,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure simulators apart from the learner: speed by workers and lag, data parallel, memory.
+    """Measure simulators apart from the learner: speed by workers and lag, data parallel, memory, kills.
 
     Of the pick phase. Beside what is measured stands what two laws say of so many devices; on fewer cores than that,
     they share. See docs/fleet.md.
     """
+    if kills:
+        with progress_display() as progress:
+            cost = library("benchmarks.fleet_kills").bench_kills(
+                kills=kills,
+                training=training,
+                environments=envs,
+                workers=max(_numbers(workers)),
+                lag=lag,
+                seed=seed,
+                threads=threads,
+                progress=progress,
+            )
+        show(cost, "Workers that are killed", as_json)
+        return
     bench = library("benchmarks.fleet")
     with progress_display() as progress:
         result = bench.bench_fleet(

@@ -81,3 +81,15 @@ def test_all_is_measured(capsys: pytest.CaptureFixture[str], training: str) -> N
         assert len(memory["simulator_gb"]) == len(memory["learner_gb"]) == 4
         assert [row["devices"] for row in memory["fit"]] == list(range(2, 9))
         assert memory["s_kb"] > 0
+
+
+@pytest.mark.long
+def test_workers_that_are_killed_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    assert (
+        app.main(["bench-fleet", "--kills", "2", "--envs", "512", "--workers", "2", "--json"]) == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert result["same_parameters"]
+    assert result["updates"] >= 10
+    assert result["cost_s"] > 0  # they really died

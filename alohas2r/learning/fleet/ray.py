@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -148,6 +149,11 @@ class RayFleet(Generic[Plan]):
         for seat in self._seats:
             own = {number: states[number] for number in seat.numbers}
             self._answer(seat.actor.restore.remote(version, own))
+
+    def process(self, worker: int) -> int | None:
+        """Returns the number of a worker's process, once it has done what it was told; None if it is away."""
+        answer: Identity | None = self._answer(self._seats[worker].actor.identity.remote())
+        return None if answer is None else answer.process
 
     def close(self) -> None:
         """Ends all actors, and the cluster where it was this object's own."""
@@ -299,6 +305,8 @@ def _connect(workers: int, address: str, resources: Resources) -> Untyped:
             'A fleet on a cluster needs Ray: pip install "alohas2r[cluster]".'
         ) from error
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray starts its programs at once; nothing of this process goes on in the copy that JAX warns of.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     if not address:
         ray.init(
             address="local",
