@@ -47,6 +47,13 @@ def train_pixels(
             help="--start student: the teacher, or a run of train-teacher (the shipped one if left out)."
         ),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with what another run had learnt, or one of its checkpoints, under other settings.",
+        ),
+    ] = None,
     resume: Resume = False,
     settings: Settings = None,
     seed: Seed = 0,
@@ -91,6 +98,7 @@ def train_pixels(
             fleet=fleet_of(fleet, workers, lag, address),
             pick=None if pick is None else policy_folder(pick),
             teacher=None if teacher is None else policy_folder(teacher),
+            start_from=start_from,
         )
     show_run(result, f"Trained {phase} from pixels in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

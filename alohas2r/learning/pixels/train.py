@@ -20,6 +20,7 @@ from alohas2r.envs import student_step
 from alohas2r.envs.env import Env
 from alohas2r.envs.task import EnvState
 from alohas2r.envs.vision import Senses, SensesState
+from alohas2r.errors import ArtifactError
 from alohas2r.evaluation import evaluate
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
 from alohas2r.evaluation.evaluate import Runner
@@ -46,9 +47,10 @@ from alohas2r.learning.ppo.envs import make_env
 from alohas2r.learning.ppo.learner import LearnerState
 from alohas2r.learning.ppo.places import Further, fitted, train_apart
 from alohas2r.learning.ppo.spread import Spread, all_processes
-from alohas2r.learning.ppo.start import first_policy
+from alohas2r.learning.ppo.start import first_policy, kept_state
 from alohas2r.learning.ppo.train import EVALUATION_SEED
 from alohas2r.learning.run import manifest
+from alohas2r.learning.run.checkpoint import Checkpoint
 from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Figures, Run, Schedule
 from alohas2r.policies import artifact
@@ -79,6 +81,7 @@ class Given(NamedTuple):
       part: which of the environments there are here; all if None.
       teacher: on the state, that a student imitates, where a training begins with one.
       states: where the episodes of a task begin that follows another.
+      begun: what an earlier run had learnt, with which this one goes on; a checkpoint of it.
     """
 
     folder: pathlib.Path
@@ -89,6 +92,7 @@ class Given(NamedTuple):
     part: Part | None = None
     teacher: StatePolicy | None = None
     states: Starts | None = None
+    begun: pathlib.Path | None = None
 
 
 class PixelTraining(PpoAlgorithm):
@@ -164,6 +168,14 @@ class PixelTraining(PpoAlgorithm):
         if given.start == STUDENT and stage == 1:
             return env, TetheredPpo(*common, settings.student, self.stages[1].updates)
         return env, PixelPpo(*common)
+
+    def first(self) -> LearnerState:
+        """Returns the learner before the first update: a new one, or all that an earlier run's had learnt."""
+        learner, begun = super().first(), self.given.begun
+        if begun is None:
+            return learner
+        earlier = Checkpoint(begun).load_first(learner)
+        return earlier._replace(key=learner.key, updates=learner.updates)
 
     def entered(self, learner: LearnerState) -> LearnerState:
         """Returns with what the learner goes into a stage.
@@ -270,6 +282,7 @@ def train(
     fleet: FleetConfig | None = None,
     pick: str | os.PathLike[str] | None = None,
     teacher: str | os.PathLike[str] | None = None,
+    start_from: str | os.PathLike[str] | None = None,
 ) -> JsonObject:
     """Trains a policy from wrist depth and writes its artifact to `out`/policy.
 
@@ -294,6 +307,8 @@ def train(
       fleet: where the environments live; with the learner, as one batch, if None.
       pick: the policy from pixels that insertion follows; the shipped one if None.
       teacher: that a student imitates first, see `first_policy`; the shipped one if None.
+      start_from: what training goes on with, under whatever settings: a run of the same task and networks, or one of
+        its checkpoints, see `kept_state`. Policy, critic and step size go on; environments and stages begin anew.
 
     Returns:
       "phase", "start", and what `Run.train` returns; "policy" is the artifact's folder, "staged" that of both.
@@ -309,11 +324,17 @@ def train(
     settings = config.override(find_preset(phase, preset), overrides)
     folder = pathlib.Path("runs") / f"pixels-{phase}" if out is None else pathlib.Path(out)
     check(teacher is None or start == STUDENT, "a teacher goes with the start 'student' alone")
+    check(
+        start_from is None or start == SCRATCH,
+        "what goes on from a run has a start: leave --start out",
+    )
     taught = _teacher(phase, teacher) if start == STUDENT else None
+    begun = None if start_from is None else _begun(start_from, phase)
     if taught is not None:
         settings = _as_taught(settings, taught.policy)
     first = before(phase, pick, settings)
     known = {"teacher": taught and taught.policy.hash, "pick": first and first.pick.hash}
+    known["start_from"] = begun and Checkpoint(begun).digest()
     parents = {role: digest for role, digest in known.items() if digest is not None}
     identity: Mapping[str, Json] = {
         **{"seed": seed, "renderer": renderer, "start": start},
@@ -324,9 +345,12 @@ def train(
         **{"phase": phase, "start": start, "preset": preset, "seed": seed},
         "teacher": taught and manifest.named(taught.path),
         "pick": first and manifest.named(first.path),
+        "start_from": None if start_from is None else manifest.named(start_from),
         **{"renderer": renderer, "threads": threads or None},
     }
-    given = Given(folder, seed, threads, renderer, start, teacher=taught and taught.policy)
+    given = Given(
+        *(folder, seed, threads, renderer, start), teacher=taught and taught.policy, begun=begun
+    )
     if fleet is not None:
         fleet = fitted(fleet, settings.ppo)
         options |= fleet.options
@@ -350,6 +374,24 @@ def train(
             )
             result = train_apart(run, training, fleet, pixel_world, plan, each, 0.0, further)
     return {"phase": phase, "start": start, **result}
+
+
+def _begun(path: str | os.PathLike[str], phase: str) -> pathlib.Path:
+    """Returns the state of an earlier run that a path names.
+
+    Raises:
+      ArtifactError: it is no run of train-pixels, or of another task.
+    """
+    kept = kept_state(path)
+    recorded = {} if kept is None else manifest.described(kept.parent)
+    if kept is None or "start" not in recorded:
+        raise ArtifactError(
+            f"{path} is no run of train-pixels to go on from: a policy alone lacks what the critic had learnt."
+        )
+    trained = recorded["config"]["phase"]
+    if trained != phase:
+        raise ArtifactError(f"{path} trains '{trained}', not '{phase}'.")
+    return kept
 
 
 class Taught(NamedTuple):

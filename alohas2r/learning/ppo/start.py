@@ -34,15 +34,10 @@ def first_policy(path: str | os.PathLike[str], phase: str) -> StatePolicy:
     Raises:
       ArtifactError: there is no such policy, or it is damaged.
     """
-    folder = pathlib.Path(path)
-    if manifest.exists(folder):
-        if not (folder / "policy").is_dir():
-            kept = (folder / best.FOLDER, folder / loop.CHECKPOINT)
-            return _of_checkpoint(next((one for one in kept if one.is_dir()), kept[-1]), phase)
-        path = folder / "policy"
-    elif manifest.exists(folder.parent) and folder.name.startswith(loop.CHECKPOINT):
-        return _of_checkpoint(folder, phase)
-    policy = artifact.load(path)
+    kept, made = kept_state(path), pathlib.Path(path) / "policy"
+    if kept is not None and not made.is_dir():
+        return _of_checkpoint(kept, phase)
+    policy = artifact.load(path if kept is None else made)
     if isinstance(policy, StagedPolicy) and phase in ("pick", "insert"):
         policy = policy.pick if phase == "pick" else policy.insert
     if not isinstance(policy, StatePolicy) or (
@@ -50,6 +45,20 @@ def first_policy(path: str | os.PathLike[str], phase: str) -> StatePolicy:
     ):
         raise ArtifactError(f"{path} has no policy for '{phase}' to start from.")
     return policy
+
+
+def kept_state(path: str | os.PathLike[str]) -> pathlib.Path | None:
+    """Returns the state that a path names; None if it is neither a run nor one of a run's checkpoints.
+
+    Of a run that is the state that was evaluated best so far, else the newest.
+    """
+    folder = pathlib.Path(path)
+    if manifest.exists(folder):
+        kept = (folder / best.FOLDER, folder / loop.CHECKPOINT)
+        return next((one for one in kept if one.is_dir()), kept[-1])
+    if manifest.exists(folder.parent) and folder.name.startswith(loop.CHECKPOINT):
+        return folder
+    return None
 
 
 def _of_checkpoint(folder: pathlib.Path, phase: str) -> StatePolicy:

@@ -168,6 +168,14 @@ class Checkpoint:
         """
         return _values(self._described())[0]
 
+    def digest(self) -> str:
+        """Returns the SHA-256 of the state and its plain values, as it was noted; "" in a checkpoint without one.
+
+        Raises:
+          ArtifactError: it is missing or damaged.
+        """
+        return _values(self._described())[1] or ""
+
     def _described(self) -> JsonObject:
         """Reads the description, with plain values and perhaps a digest in it."""
         try:

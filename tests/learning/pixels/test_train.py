@@ -211,6 +211,21 @@ def test_a_run_that_is_resumed_ends_with_the_bits_of_an_unbroken_one(
     jax.tree.map(np.testing.assert_array_equal, kept, collected.unbroken)
 
 
+def test_a_training_goes_on_with_what_another_had_learnt_under_other_settings(
+    collected: Collected, trained: pathlib.Path
+) -> None:
+    other = config.override(collected.settings, ["task.steps=5", "total_steps=32"])
+    given = collected.training.given
+    begun = PixelTraining(other, given._replace(seed=4, begun=trained / "checkpoint")).first()
+    earlier = collected.unbroken.learner
+    new = begun._replace(key=earlier.key, updates=earlier.updates)
+    jax.tree.map(np.testing.assert_array_equal, new, earlier)
+    assert int(begun.updates) == 0
+    assert (begun.key != earlier.key).any()
+    with pytest.raises(ArtifactError, match=r"no run of train-pixels to go on from"):
+        pixels.train(start_from=trained / "policy", out=trained.with_name("other"))
+
+
 def test_its_policy_describes_itself(trained: pathlib.Path) -> None:
     policy = evaluate.load_policy(trained / "policy")
     assert isinstance(policy, PixelPolicy)
@@ -262,6 +277,7 @@ def test_on_a_robot_each_arm_acts_as_if_it_were_alone(trained: pathlib.Path) -> 
     ("options", "words"),
     [
         ({"start": "teacher"}, "start must be one of scratch, encoder"),
+        ({"start": "encoder", "start_from": "runs/pick"}, "leave --start out"),
         ({"phase": "handover"}, "'handover' cannot be learnt from pixels"),
         ({"preset": "fast"}, "Unknown preset 'fast'"),
         ({"renderer": "warp"}, "renderer must be one of raycast, exact"),
