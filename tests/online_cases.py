@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 
 from alohas2r.core import assets
+from alohas2r.core.records import RecordReader
 from alohas2r.embodiment.joints import two_fingers
 from alohas2r.embodiment.observation import proprioception as joint_values
 from alohas2r.policies.online.eyes import read_eyes
@@ -36,3 +45,65 @@ def observed(targets: np.ndarray, draw: np.random.Generator) -> dict[str, np.nda
         arrays[f"observation/{side}_rgb"] = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         arrays[f"observation/{side}_depth"] = draw.uniform(0.05, 0.5, (32, 32)).astype(np.float32)
     return arrays
+
+
+def an_episode(log: pathlib.Path, decision: int) -> tuple[int, int]:
+    """Returns where in a log the episode of acting starts in which so many decisions were made, and where that was."""
+    start = before = made = 0
+    for record in RecordReader(log).poll():
+        said = record.values.get("learning", {})
+        if record.kind == "episode":
+            start = before
+        made += bool(said.get("decision")) and not said["evaluation"]
+        if made == decision:
+            return start, record.end
+        before = record.end
+    raise AssertionError(f"{log} has {made} decisions")
+
+
+def wait_for(there: Callable[[], bool], seconds: float = 300.0) -> None:
+    """Waits until something is so."""
+    patience_s = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < patience_s
+        time.sleep(0.02)
+
+
+class LearnerServer:
+    """`alohas2r learner` in a process of its own; the key is the environment's."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"ws://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Returns when it listens."""
+        words = ["learner", "--out", str(self.folder), "--port", str(self.port), "--json"]
+        command = [sys.executable, "-m", "alohas2r.cli", *words]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+        assert self.process.stderr is not None
+        line = self.process.stderr.readline()
+        assert self.url in line, line + self.process.stderr.read()
+
+    def stop(self) -> dict[str, Any]:
+        """Ends it with a signal and returns what it printed."""
+        self.process.send_signal(signal.SIGTERM)
+        out, err = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, err
+        return json.loads(out)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.process.kill()
+        self.process.communicate()

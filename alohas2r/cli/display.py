@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import typer.exceptions
 from rich.console import Console
@@ -31,6 +31,23 @@ def working(what: str) -> Iterator[None]:
         if console.is_terminal:
             stack.enter_context(console.status(what))
         yield
+
+
+def announcing(what: str, api_key: str) -> Callable[[str, int], None]:
+    """Returns what says on stderr where something listens, given host and port, and who may come in."""
+    console = Console(stderr=True)
+
+    def ready(host: str, port: int) -> None:
+        where = f"[{host}]" if ":" in host else host
+        access = "with an API key" if api_key else "open to all who reach it"
+        console.print(
+            f"{what} on ws://{where}:{port}, {access}; Ctrl-C ends it.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+    return ready
 
 
 @contextlib.contextmanager

@@ -7,11 +7,10 @@ import pathlib
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, command, library, policy_folder
-from alohas2r.cli.display import show, working
-from alohas2r.cli.options import API_KEY
+from alohas2r.cli.display import announcing, show, working
+from alohas2r.cli.options import API_KEY, Host
 from alohas2r.errors import ArtifactError, ConfigError
 
 File = Annotated[
@@ -57,9 +56,7 @@ def export_policy(
 @command("serve", "Deploy")
 def serve(
     policy: File,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None,
@@ -82,19 +79,7 @@ def serve(
     server = library("policies.remote.server")
     key = os.environ.get(API_KEY, "") if api_key is None else api_key
     settings = server.ServerConfig(host, port, key, max_bytes, max_clients)
-    console = Console(stderr=True)
-
-    def ready(host: str, port: int) -> None:
-        where = f"[{host}]" if ":" in host else host
-        access = "with an API key" if key else "open to all who reach it"
-        console.print(
-            f"Serving {policy} on ws://{where}:{port}, {access}; Ctrl-C ends it.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-
-    result = server.serve(policy, settings, ready)
+    result = server.serve(policy, settings, announcing(f"Serving {policy}", key))
     show(result, f"Served {policy}", as_json)
 
 

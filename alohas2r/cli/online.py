@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +13,8 @@ import typer
 from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, command, library
-from alohas2r.cli.display import show
-from alohas2r.cli.options import Resume, Settings, Stepped
+from alohas2r.cli.display import announcing, show
+from alohas2r.cli.options import API_KEY, Host, Resume, Settings, Stepped
 from alohas2r.cli.run_display import live
 from alohas2r.config import check
 
@@ -126,6 +127,13 @@ def learn(
         list[pathlib.Path] | None,
         typer.Option(help="Folder of an earlier run, whose decisions are learnt from as well."),
     ] = None,
+    learner: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ws://HOST:PORT",
+            help=f"Where alohas2r learner learns, on another machine; its key from {API_KEY}.",
+        ),
+    ] = None,
     settings: Settings = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -139,10 +147,11 @@ def learn(
     """
     folder = out or pathlib.Path("runs") / f"online-{task}-{arm}"
     if task == "insert" or arm == "tempo":
-        others = demos or offline or resets or minutes is not None
+        others = demos or offline or resets or learner or minutes is not None
         check(
             task == "insert" and arm == "tempo" and not others,
-            "learn insert goes with --arm tempo, as nothing else does: without --demos, --offline, --resets, --minutes",
+            "learn insert goes with --arm tempo, as nothing else does: without --demos, --offline, --resets, --minutes,"
+            " --learner",
         )
         chosen = None if base is None else str(base)
         how = _Tempo(
@@ -165,11 +174,32 @@ def learn(
         world=library("sim.changed").parse(world_params),
     )
     with _episodes() as tell:
-        result = online.learn(config, folder, resume, None, tell)
+        key = os.environ.get(API_KEY, "")
+        result = online.learn(config, folder, resume, None, tell, learner or "", key)
     rows = (
         {} if as_json else {"evaluations": "; ".join(map(_said, result["evaluations"])) or "none"}
     )
     show({**result, **rows}, f"Learnt {task} in {folder}", as_json)
+
+
+@command("learner")
+def learner(
+    out: Annotated[
+        pathlib.Path, typer.Option(help="Folder of the run here; one that began in it goes on.")
+    ],
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8001,
+    as_json: Json = False,
+) -> None:
+    """Learn for a robot elsewhere, whose `learn` says --learner ws://HOST:PORT, until Ctrl-C.
+
+    What the robot logs comes here, weights go back. Either side may be killed, and goes on where it was. The key that
+    the robot's side must send is taken from ALOHAS2R_API_KEY; where other machines reach it there must be one.
+    """
+    key = os.environ.get(API_KEY, "")
+    server = library("learning.online.server")
+    ready = announcing(f"Learning in {out}", key)
+    show(server.serve_learner(out, host, port, key, ready), f"Learnt in {out}", as_json)
 
 
 class _Tempo(NamedTuple):

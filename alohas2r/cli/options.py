@@ -18,6 +18,7 @@ def or_shipped(policy: pathlib.Path | None) -> pathlib.Path | None:
 
 # Where the policy server's key is taken from; on a command line everybody on the machine sees it.
 API_KEY = "ALOHAS2R_API_KEY"
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")]
 Ports = Annotated[
     tuple[str, str] | None,
     typer.Option(

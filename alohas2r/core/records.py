@@ -68,8 +68,11 @@ class RecordReader:
         self.offset = 0
         self._strict = strict
 
-    def poll(self) -> list[Record]:
+    def poll(self, most: int | None = None) -> list[Record]:
         """Returns the complete records that were not read yet; what is half written is left for the next time.
+
+        Args:
+          most: how many; None: all.
 
         Raises:
           ArtifactError: it cannot be read, is no file of records, or, if strict, is damaged.
@@ -80,13 +83,13 @@ class RecordReader:
                 if size <= self.offset:
                     return []
                 with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
-                    return self._read(data, size)
+                    return self._read(data, size, most)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise ArtifactError(f"{self.path} could not be read: {error.strerror}.") from error
 
-    def _read(self, data: mmap.mmap, size: int) -> list[Record]:
+    def _read(self, data: mmap.mmap, size: int, most: int | None) -> list[Record]:
         if not self.offset:
             beginning = data[: len(MAGIC)]
             if beginning != MAGIC[: len(beginning)]:
@@ -95,7 +98,7 @@ class RecordReader:
                 return []
             self.offset = len(MAGIC)
         records: list[Record] = []
-        while self.offset + _FRAME.size <= size:
+        while self.offset + _FRAME.size <= size and (most is None or len(records) < most):
             length, checksum = _FRAME.unpack_from(data, self.offset)
             first = self.offset + _FRAME.size
             last = first + length

@@ -27,7 +27,7 @@ ELSEWHERE = {
         *("torque-off", "excite", "calibrate"),
     ),
     "a display": ("view",),
-    "somebody who ends it": ("serve", "emulate-robot"),
+    "somebody who ends it": ("serve", "learner", "emulate-robot"),
     "a run of the reader's": ("replay",),
     "the reader's shell": ("--install-completion",),
     "minutes, and has a long test of its own": ("pipeline", "sweep", "bench-gpu", "contamination"),

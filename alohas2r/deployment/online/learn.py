@@ -7,8 +7,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -17,7 +15,7 @@ from alohas2r import config as configs
 from alohas2r.config import check
 from alohas2r.core import assets
 from alohas2r.core.files import make_folder
-from alohas2r.core.lock import FolderLock, in_use
+from alohas2r.core.lock import FolderLock
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import LIMITS
 from alohas2r.deployment.deploy import log_header
@@ -33,17 +31,15 @@ from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.deployment.timing import Tally
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
-from alohas2r.policies.online.config import LOGS, OnlineRun, find_arm, read_online_run
+from alohas2r.policies.online.config import LOGS, POLICY, OnlineRun, find_arm, read_online_run
 from alohas2r.policies.online.demonstrations import check_demos
 from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.policies.online.learner import LearnerProcess
 from alohas2r.policies.online.protocol import protocol_of
 from alohas2r.policies.online.tasks import make_spec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
-# The learner's program. Nothing of it is imported: a robot's computer has no JAX.
-WORKER = "alohas2r.learning.online.worker"
-_LEARNER_LOG = "learner.log"
-_LEARNER_END_S, _LEARNER_LEAVES_S = 600.0, 120.0
+_LEARNER_END_S = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +122,16 @@ def learn(
     resume: bool = False,
     on_step: Callable[[Report], None] | None = None,
     tell: Callable[[Progress, Ended], object] | None = None,
+    learner: str = "",
+    api_key: str = "",
 ) -> JsonObject:
     """Learns a task on simulated or emulated arms, from demonstrations and by doing it.
 
     Args:
       config: what. out: folder of the run. resume: whether to go on with the run in it.
       on_step: called after each control step. tell: after each episode.
+      learner: "ws://host:port" of `alohas2r learner` on another machine; "": a process beside.
+      api_key: if that wants one.
 
     Returns:
       "task", "arm", "protocol" with its hash, "world_params", "seed", "minutes" of acting, "reset_minutes", "wall_s",
@@ -140,7 +140,8 @@ def learn(
 
     Raises:
       ConfigError: settings that do not fit together, or other ones than the run was begun with.
-      ArtifactError: a folder, demonstration or version is missing or damaged; the learner ended.
+      ArtifactError: a folder, demonstration or version is missing or damaged; the learner ended, or keeps another run.
+      BackendUnavailable: there is no learner where it should be, or it refuses the key.
       RobotFault: three episodes in a row were ended by the guard.
     """
     folder = make_folder(out)
@@ -148,7 +149,13 @@ def learn(
         run = _begin(config, folder, resume)
         progress, state = read_progress(folder) if resume else (Progress(), None)
         begun_s = time.monotonic()
-        with _learner(folder, resume) as alive:
+        if learner:
+            from alohas2r.deployment.online.link import remote_learner
+
+            learning = remote_learner(folder, run, learner, api_key)
+        else:
+            learning = _learner(folder, resume)
+        with learning as alive:
             tally = Tally()
             if not progress.final:
                 _act(folder, run, progress, state, alive, tally, on_step, tell)
@@ -176,46 +183,14 @@ def _begin(config: LearnConfig, folder: pathlib.Path, resume: bool) -> OnlineRun
 @contextlib.contextmanager
 def _learner(folder: pathlib.Path, resume: bool) -> Iterator[Callable[[], bool]]:
     """Runs the learner beside; gives whether it still runs, which raises if it ended in an error."""
-    from alohas2r.policies.online.config import LEARNER
-
-    again = resume and (folder / LEARNER / "config.json").exists()
-    patience_s = time.monotonic() + _LEARNER_LEAVES_S
-    while in_use(folder / LEARNER) and time.monotonic() < patience_s:
-        time.sleep(0.1)  # that of a run that was killed notices it after an update
-    with open(folder / _LEARNER_LOG, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", WORKER, str(folder), *(["--resume"] if again else [])],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env={**os.environ, "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")},
-            start_new_session=True,  # Ctrl-C is the actor's; the learner ends when that does
-        )
-
-    def alive() -> bool:
-        if process.poll() in (None, 0):
-            return process.poll() is None
-        raise ArtifactError(_last_words(folder, process.returncode))
-
+    process = LearnerProcess(folder)
+    process.wait_until_free()
+    process.start(resume)
     try:
-        yield alive
+        yield process.alive
         process.wait(_LEARNER_END_S)
-        alive()
-    except subprocess.TimeoutExpired as error:
-        raise ArtifactError(f"The learner did not end; see {folder / _LEARNER_LOG}.") from error
     finally:
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def _last_words(folder: pathlib.Path, status: int) -> str:
-    said = (folder / _LEARNER_LOG).read_text(errors="replace").strip().rpartition("\n")[2]
-    return said or f"The learner ended with exit status {status}."
+        process.end()
 
 
 def _act(
@@ -327,6 +302,6 @@ def _result(
         "success": rows[-1]["success"] if rows else None,
         "evaluations": rows,
         "timing": tally.figures(paced=not run.stepped),
-        "policy": str(folder / "policy"),
+        "policy": str(folder / POLICY),
         "out": str(folder),
     }

@@ -25,13 +25,10 @@ from alohas2r.learning.online.sources import Tail, read_demos, read_earlier
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks, published
-from alohas2r.policies.online.config import LOGS, PUBLISHED, OnlineRun
+from alohas2r.policies.online.config import LOGS, POLICY, PUBLISHED, OnlineRun
 from alohas2r.policies.online.policy import OnlinePolicy, recorded_inputs
 
 _POLL_S = 0.02
-POLICY = "policy"
-# That are kept: a stepped run that is resumed needs that of the episode during which it was killed.
-_VERSIONS = 30
 
 
 class State(NamedTuple):
@@ -255,7 +252,7 @@ class OnlineAlgorithm:
                 f" {self.remedy}."
             )
         published.publish(self._folder / PUBLISHED, self._run.spec, version, weights)
-        published.tidy(self._folder / PUBLISHED, _VERSIONS)
+        published.tidy(self._folder / PUBLISHED)
 
     def evaluate(self, state: State) -> Figures:
         """The robot's side evaluates."""

@@ -101,7 +101,7 @@ class Tail:
 
     def _limit(self, path: pathlib.Path) -> int | None:
         """Returns up to which byte the segment before counts; None: all of it, or not known yet."""
-        first = RecordReader(path).poll()[:1]
+        first = RecordReader(path).poll(1)
         if not first:
             return None
         end = first[0].values.get("continues_at")

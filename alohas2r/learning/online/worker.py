@@ -14,6 +14,7 @@ from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.online.config import LEARNER, OnlineRun, read_online_run
 from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.policies.online.remote import at_hand
 from alohas2r.sim.changed import NOMINAL
 
 REFUSED = 3  # exit status where what went wrong is said in one line
@@ -32,7 +33,8 @@ def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> Json
     Raises:
       ArtifactError: the log, a demonstration or the student is damaged or of something else.
     """
-    run = read_online_run(folder)
+    told = read_online_run(folder)
+    run = at_hand(told, folder)
     found_hash = artifact.describe(run.student)["hash"]
     if found_hash != run.eyes_hash:
         raise ArtifactError(
@@ -44,7 +46,7 @@ def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> Json
     with Run(folder / LEARNER, run.config, identity, resume) as trained:
         schedule = Schedule(checkpoints=max(1, algorithm.iterations // 5))
         parents: dict[str, str | None] = {"student": run.eyes_hash}
-        return trained.train(algorithm, command_of(run), parents, schedule)
+        return trained.train(algorithm, command_of(told), parents, schedule)
 
 
 def command_of(run: OnlineRun) -> str:

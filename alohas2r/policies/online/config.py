@@ -16,7 +16,7 @@ from alohas2r.policies.online.spec import HOLD, OnlineSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
-LOGS, PUBLISHED, LEARNER = "log", "published", "learner"
+LOGS, PUBLISHED, LEARNER, POLICY = "log", "published", "learner", "policy"
 DECISIONS_PER_MINUTE = 60 * 20 // HOLD
 
 
@@ -177,12 +177,19 @@ def read_online_run(folder: str | os.PathLike[str]) -> OnlineRun:
     """
     path = pathlib.Path(folder) / SETTINGS
     try:
-        described: JsonObject = json.loads(path.read_text())
+        return parse_online_run(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} holds no run to resume; leave out --resume.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ArtifactError(f"{path} is damaged ({error}).") from error
+
+
+def parse_online_run(content: bytes, name: str) -> OnlineRun:
+    """Reads what a run is from its file's content; see `read_online_run`."""
     try:
+        described: JsonObject = json.loads(content)
         return from_dict(OnlineRun, {"world": to_dict(NOMINAL), **described})
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{name} is damaged ({error}).") from error
     except ConfigError as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from error
+        raise ArtifactError(f"{name} is damaged: {error}") from error

@@ -21,6 +21,8 @@ from alohas2r.policies.online.spec import OnlineSpec
 
 _ABOUT = "about"
 _NAME = re.compile(r"(\d+)\.npz")
+# That are kept: a stepped run that is resumed needs that of the episode during which it was killed.
+KEPT = 30
 
 
 class Published(NamedTuple):
@@ -41,8 +43,12 @@ def publish(
     Raises:
       ArtifactError: the disk is full, or the like.
     """
-    path = pathlib.Path(folder) / f"{version:06d}.npz"
-    return write_atomic(path, to_bytes(spec, version, weights))
+    return write_atomic(path_of(folder, version), to_bytes(spec, version, weights))
+
+
+def path_of(folder: str | os.PathLike[str], version: int) -> pathlib.Path:
+    """Returns where a version lies."""
+    return pathlib.Path(folder) / f"{version:06d}.npz"
 
 
 def to_bytes(spec: OnlineSpec, version: int, weights: Mapping[str, np.ndarray]) -> bytes:
@@ -56,18 +62,27 @@ def to_bytes(spec: OnlineSpec, version: int, weights: Mapping[str, np.ndarray]) 
 
 def newest(folder: str | os.PathLike[str]) -> int | None:
     """Returns the newest version in a folder; None if there is none."""
+    return max(_versions(folder), default=None)
+
+
+def after(folder: str | os.PathLike[str], version: int) -> int | None:
+    """Returns the oldest version in a folder that is newer than one; None if there is none."""
+    return min((one for one in _versions(folder) if one > version), default=None)
+
+
+def _versions(folder: str | os.PathLike[str]) -> list[int]:
     try:
         names = [_NAME.fullmatch(name) for name in os.listdir(folder)]
     except FileNotFoundError:
-        return None
-    return max((int(name[1]) for name in names if name), default=None)
+        return []
+    return [int(name[1]) for name in names if name]
 
 
-def tidy(folder: str | os.PathLike[str], keep: int) -> None:
-    """Removes all versions but so many of the newest."""
+def tidy(folder: str | os.PathLike[str]) -> None:
+    """Removes all versions but KEPT of the newest."""
     last = newest(folder)
     for path in pathlib.Path(folder).glob("*.npz"):
-        if last is not None and _NAME.fullmatch(path.name) and int(path.stem) <= last - keep:
+        if last is not None and _NAME.fullmatch(path.name) and int(path.stem) <= last - KEPT:
             path.unlink(missing_ok=True)
 
 
@@ -77,7 +92,7 @@ def read_version(folder: str | os.PathLike[str], spec: OnlineSpec, version: int)
     Raises:
       ArtifactError: missing, damaged, of another policy, or not finite.
     """
-    path = pathlib.Path(folder) / f"{version:06d}.npz"
+    path = path_of(folder, version)
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from websockets.sync.client import ClientConnection, connect
 
-from alohas2r.core.types import JsonObject
-from alohas2r.errors import ArtifactError, BackendUnavailable
+from alohas2r.errors import ArtifactError
 from alohas2r.policies.onnx.interface import Interface
+from alohas2r.policies.remote.connection import Connection
 from alohas2r.policies.remote.messages import RESET, TIMING, decode, encode
 
 
@@ -41,40 +37,19 @@ class PolicyClient:
         Raises:
           BackendUnavailable: no server there, or it refuses.
         """
-        self.url = url if "://" in url else f"ws://{url}"
+        self._connection = Connection(
+            url, api_key, "policy server", connect_timeout_s=connect_timeout_s
+        )
+        self.url, self.metadata = self._connection.url, self._connection.metadata
         self.timing: dict[str, float] = {}
         self._timeout_s = timeout_s
         self._reset = False
-        headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        described = self.metadata.get("interface")
         try:
-            with contextlib.ExitStack() as stack:
-                self._connection: ClientConnection = stack.enter_context(
-                    connect(
-                        self.url,
-                        compression=None,
-                        additional_headers=headers,
-                        open_timeout=connect_timeout_s,
-                        close_timeout=1.0,
-                        proxy=None if _is_local(self.url) else True,
-                    )
-                )
-                greeting = self._connection.recv(timeout=connect_timeout_s)
-                metadata = decode(greeting) if isinstance(greeting, bytes) else None
-                if not isinstance(metadata, dict):
-                    raise ArtifactError("its first frame holds no metadata")
-                described = metadata.get("interface")
-                self.interface = None if described is None else Interface.read(described)
-                stack.pop_all()  # stays open
-        except Exception as error:  # whatever the library raises; it has no common base
-            proxy = _proxy(self.url)
-            advice = (
-                f" The proxy {proxy} stands in between: unset it, or set no_proxy." if proxy else ""
-            )
-            reason = str(error) or type(error).__name__
-            raise BackendUnavailable(
-                f"No policy server at {self.url}: {reason.rstrip('.')}.{advice}"
-            ) from error
-        self.metadata: JsonObject = metadata
+            self.interface = None if described is None else Interface.read(described)
+        except Exception as error:  # whatever such a description leads to
+            self.close()
+            raise self._connection.missing(error) from error
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -109,16 +84,7 @@ class PolicyClient:
             late answer would be taken for that to the next request.
         """
         request = {**observation, RESET: True} if self._reset else dict(observation)
-        try:
-            self._connection.send(encode(request))
-            answer = self._connection.recv(timeout=self._timeout_s)
-        except Exception as error:  # whatever the library raises; it has no common base
-            self.close()
-            slow = isinstance(error, TimeoutError)
-            reason = f"did not answer within {self._timeout_s} s" if slow else f"is gone: {error}"
-            raise BackendUnavailable(f"The policy server at {self.url} {reason}.") from error
-        if isinstance(answer, str):
-            raise ArtifactError(f"The policy server refuses the request: {answer}")
+        answer = self._connection.ask(encode(request), self._timeout_s)
         self._reset = False
         reply = decode(answer)
         try:
@@ -134,21 +100,4 @@ class PolicyClient:
 
     def close(self) -> None:
         """Disconnects; safe to call twice."""
-        with contextlib.suppress(Exception):  # what cannot be closed is closed already
-            self._connection.close()
-
-
-def _is_local(url: str) -> bool:
-    host = urllib.parse.urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _proxy(url: str) -> str:
-    """Returns the proxy of the environment that would stand in between, "" for none."""
-    if _is_local(url):
-        return ""
-    proxies = urllib.request.getproxies()
-    host = urllib.parse.urlsplit(url).hostname or ""
-    if urllib.request.proxy_bypass(host):
-        return ""
-    return proxies.get("all") or proxies.get("http", "") or proxies.get("https", "")
+        self._connection.close()

@@ -69,6 +69,20 @@ def decode(message: bytes) -> Untyped:
         raise ArtifactError(f"The message is no valid msgpack: {reason}") from None
 
 
+def decode_request(message: str | bytes) -> dict[str, Untyped]:
+    """Returns what a client asks for, a map.
+
+    Raises:
+      ArtifactError: as `decode`, or it is no map.
+    """
+    request = decode(message) if isinstance(message, bytes) else message
+    if not isinstance(request, dict):
+        raise ArtifactError(
+            f"A request must be a binary frame with a map, not {type(request).__name__}."
+        )
+    return request
+
+
 def _decode_array(described: dict[object, object]) -> object:
     if b"__ndarray__" in described:
         dtype, shape, data = (

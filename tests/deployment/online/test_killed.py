@@ -1,5 +1,7 @@
 """A run that is killed again and again ends as one that was not."""
 
+import contextlib
+import functools
 import os
 import pathlib
 import random
@@ -9,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import online_cases
 import pytest
 
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
@@ -23,7 +26,7 @@ KILLS = int(os.environ.get("ALOHAS2R_KILLS", "6"))
 PATIENCE_S = 600
 
 
-def start(folder: pathlib.Path, demos: pathlib.Path) -> subprocess.Popen[bytes]:
+def start(folder: pathlib.Path, demos: pathlib.Path, learner: str = "") -> subprocess.Popen[bytes]:
     """Begins the run in a folder, or goes on with it."""
     words = ["learn", "pick", "--demos", str(demos), "--out", str(folder), "--stepped"]
     words += ["--minutes", "0.6", *(["--resume"] if (folder / "online.json").exists() else [])]
@@ -32,6 +35,7 @@ def start(folder: pathlib.Path, demos: pathlib.Path) -> subprocess.Popen[bytes]:
         *("evaluate_minutes=0.3", "evaluate_episodes=1", "final_episodes=1"),
     ):
         words += ["--set", setting]
+    words += ["--learner", learner] if learner else []
     command = [sys.executable, "-m", "alohas2r.cli", *words]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
@@ -41,32 +45,49 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
     return [int(one) for one in path.read_text().split()] if path.exists() else []
 
 
-def test_killed_at_random_moments_it_comes_to_the_same(tmp_path):
-    demos = tmp_path / "demos"
-    demonstrate(DemoConfig("pick", episodes=2), RigConfig("sim", stepped=True), demos)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start(whole, demos).wait(PATIENCE_S) == 0
-    draw, kills = random.Random(3), 0
-    while True:
-        process = start(broken, demos)
-        if kills < KILLS:
-            begun_s = time.monotonic()
-            # Most of the time nothing can be lost yet: programs start.
-            wait_s = draw.uniform(0.5, 4.0)
-            logs = broken / "log"
-            before = len(list(logs.glob("*.run"))) if logs.exists() else 0
-            while process.poll() is None and time.monotonic() - begun_s < PATIENCE_S:
-                if logs.exists() and len(list(logs.glob("*.run"))) > before:
-                    break
-                time.sleep(0.02)
-            time.sleep(wait_s)
-            if process.poll() is None:
-                learner = children(process)
-                victim = draw.choice([process.pid, *learner])
-                os.kill(victim, signal.SIGKILL)
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("killed") / "demos"
+    demonstrate(DemoConfig("pick", episodes=2), RigConfig("sim", stepped=True), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(demos: pathlib.Path) -> pathlib.Path:
+    folder = demos.with_name("whole")
+    assert start(folder, demos).wait(PATIENCE_S) == 0
+    return folder
+
+
+def _acts(process: subprocess.Popen[bytes], logs: pathlib.Path, before: int) -> bool:
+    """Returns whether a run that was started writes its log, or has ended: before that nothing can be lost."""
+    return process.poll() is not None or len(list(logs.glob("*.run"))) > before
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["beside", "elsewhere"])
+def test_killed_at_random_moments_it_comes_to_the_same(elsewhere, demos, whole, tmp_path):
+    broken, draw, kills, segments = tmp_path / "broken", random.Random(3), 0, 0
+    logs = broken / "log"
+    with contextlib.ExitStack() as stack:
+        server = None
+        if elsewhere:
+            server = stack.enter_context(online_cases.LearnerServer(tmp_path / "there"))
+        while True:
+            process = start(broken, demos, "" if server is None else server.url)
+            online_cases.wait_for(functools.partial(_acts, process, logs, segments), PATIENCE_S)
+            segments = len(list(logs.glob("*.run")))
+            while kills < KILLS and process.poll() is None:
+                time.sleep(draw.uniform(0.5, 4.0))
                 kills += 1
-        if process.wait(PATIENCE_S) == 0:
-            break
+                if server is not None and draw.random() < 0.5:
+                    server.kill()
+                    server.start()
+                elif process.poll() is None:
+                    mine = children(process) if server is None else []
+                    os.kill(draw.choice([process.pid, *mine]), signal.SIGKILL)
+                    break
+            if process.wait(PATIENCE_S) == 0:
+                break
     assert kills
     assert (whole / EVALUATIONS).read_text() == (broken / EVALUATIONS).read_text()
     one, other = (

@@ -1,32 +1,39 @@
 """Demonstrations and learning on simulated arms, through the control loop, with the learner beside."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
+import time
 
 import numpy as np
 import online_cases
 import pytest
 
-from alohas2r.core.records import RecordReader
+from alohas2r.core.records import MAGIC, RecordReader, pack
 from alohas2r.deployment.log import LogWriter, read_run
 from alohas2r.deployment.online import learn as online
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
 from alohas2r.deployment.online.director import EVALUATIONS
 from alohas2r.deployment.online.explorer import Explorer, Scripted
 from alohas2r.deployment.online.learn import LearnConfig, learn, plan_run
+from alohas2r.deployment.online.link import Link, remote_learner
 from alohas2r.deployment.online.scripts import ScriptedExpert
 from alohas2r.deployment.online.stage import Plan, ResetDraws, Stage
 from alohas2r.deployment.online.truth import Truth
 from alohas2r.deployment.rig import RigConfig, open_rig
-from alohas2r.errors import ArtifactError, ConfigError, RobotFault
+from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError, RobotFault
 from alohas2r.learning.online import worker
 from alohas2r.learning.online.experience import Closed, Row, read_all
 from alohas2r.learning.online.sources import read_demos, read_earlier
 from alohas2r.policies import artifact
-from alohas2r.policies.online import published
+from alohas2r.policies.online import learner, published, remote
+from alohas2r.policies.online.config import OnlineRun
 from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.policies.remote.connection import Connection
+from alohas2r.policies.remote.messages import encode
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 pytestmark = pytest.mark.compiles
@@ -94,17 +101,41 @@ def test_a_demonstration_is_what_was_commanded(demos):
     assert [one.values["learning"]["reward"] for one in ends] == [1.0, 1.0]
 
 
-def test_the_same_is_learnt_from_the_log_alone(learnt, tmp_path):
-    again = tmp_path / "again"
-    shutil.copytree(learnt / "log", again / "log")
-    shutil.copy(learnt / "online.json", again)
-    assert worker.learn(again, False)["finished"]
-    spec = online.read_online_run(again).spec
-    newest = published.newest(learnt / "published")
-    assert newest == published.newest(again / "published") == 3
+def test_another_machine_learns_the_same_from_the_log_alone(learnt, demos, tmp_path, monkeypatch):
+    """That machine is killed, then the robot's side, which was within an episode and does it anew."""
+    monkeypatch.setenv("ALOHAS2R_API_KEY", "key")
+    robot, there = tmp_path / "robot", tmp_path / "there"
+    (robot / "log").mkdir(parents=True)
+    shutil.copy(learnt / "online.json", robot)
+    run = online.read_online_run(robot)
+    content = (learnt / "log" / "0000.run").read_bytes()
+    start, within = online_cases.an_episode(learnt / "log" / "0000.run", 16)
+    (robot / "log" / "0000.run").write_bytes(content[: within + 7])
+    with online_cases.LearnerServer(there) as server:
+        with pytest.raises(BackendUnavailable, match="HTTP 401"):
+            learn(small(demos), tmp_path / "other", learner=server.url, api_key="kez")
+        with remote_learner(robot, run, server.url, "key") as alive:
+            online_cases.wait_for(lambda: alive() and published.newest(robot / "published") == 1)
+            server.kill()
+            (there / "published" / "000001.npz").unlink()
+            server.start()
+            online_cases.wait_for((there / "published" / "000001.npz").exists)
+            time.sleep(0.2)  # by now it has read all there is
+            header = pack("header", {"continues_at": start})
+            (robot / "log" / "0001.run").write_bytes(MAGIC + header + content[start:])
+        for name in ("0000.run", "0001.run"):
+            assert (there / "log" / name).read_bytes() == (robot / "log" / name).read_bytes()
+        _refused(robot, run, server.url, tmp_path / "stranger")
+        assert server.stop()["refused"] == 0
+    about, ours = (artifact.describe(one / "policy") for one in (robot, learnt))
+    assert (about["hash"], about["trained"]["command"]) == (
+        ours["hash"],
+        ours["trained"]["command"],
+    )
+    assert published.newest(learnt / "published") == published.newest(robot / "published") == 3
     versions = [
-        [published.read_version(folder / "published", spec, n).weights for n in range(4)]
-        for folder in (learnt, again)
+        [published.read_version(folder / "published", run.spec, n).weights for n in range(4)]
+        for folder in (learnt, robot)
     ]
     for one, other in zip(*versions, strict=True):
         for name, value in one.items():
@@ -112,6 +143,40 @@ def test_the_same_is_learnt_from_the_log_alone(learnt, tmp_path):
     first, last = versions[0][0], versions[0][-1]
     assert any((first[name] != last[name]).any() for name in first if name.startswith("policy"))
     assert all((first[name] == last[name]).all() for name in first if name.startswith("base"))
+
+
+def _refused(robot: pathlib.Path, run: OnlineRun, url: str, stranger: pathlib.Path) -> None:
+    """Whatever is not this run, or no message, is refused in one line."""
+    shutil.copytree(robot / "log", stranger / "log")
+    log = stranger / "log" / "0000.run"
+    log.write_bytes(log.read_bytes()[:-1] + b"?")
+    for described, words in (
+        (run, "keeps another run (log/0000.run differs)"),
+        (dataclasses.replace(run, seed=1), "another configuration: seed: 0 -> 1"),
+    ):
+        described.write(stranger)
+        with pytest.raises(ArtifactError, match=re.escape(words)) as refused:
+            Link(stranger, described, url, "key").connect()
+        assert "\n" not in str(refused.value)
+    hello = {"kind": "hello", "run": (robot / "online.json").read_bytes(), "sizes": b"{}"}
+    empty = {"kind": "sync", "name": "", "offset": 0, "data": b"", "version": 3}
+    sync = {**empty, "digest": remote.digest(b"")}
+    connection = Connection(url, "key", "learner")
+    for message, words in (
+        (encode(sync), "none said hello"),
+        (encode({**hello, "sizes": b'{"../x.run": 1}'}), "files that no run has"),
+        (encode(hello), ""),
+        (encode(sync)[:-1], "no valid msgpack"),
+        (encode({**sync, "digest": remote.digest(b"?")}), "differ from their digest"),
+        (encode(empty), "'digest' is missing"),
+        (encode({**sync, "name": "../../x.run"}), "has no such file"),
+        (encode({**sync, "name": "log/0001.run"}), "byte 0 does not follow"),
+        (encode({**sync, "kind": "pickle"}), "no such kind"),
+        (encode(sync), ""),
+    ):
+        with pytest.raises(ArtifactError, match=words) if words else contextlib.nullcontext():
+            connection.ask(message, 20.0)
+    connection.close()
 
 
 @pytest.mark.parametrize("arm", [pytest.param("warm", marks=pytest.mark.long), "rlpd"])
@@ -253,7 +318,7 @@ def test_a_learner_that_refuses_is_heard(demos, tmp_path):
     config = LearnConfig("reach", "bc", (str(broken),), SMALL, stepped=True)
     with pytest.raises(ArtifactError, match="None of the demonstrations"):
         learn(config, tmp_path / "run")
-    assert worker.__name__ == online.WORKER
+    assert worker.__name__ == learner.WORKER
 
 
 class Aborting:
