@@ -124,6 +124,7 @@ class OnlineAlgorithm:
         config = self._run.config
         if not config.learns:
             return state, 0
+        self._stay()
         wanted = (int(state.chunks) + 1) * config.chunk
         while self._chains.counts.decisions < wanted:
             if not self._read(wanted):

@@ -1,8 +1,7 @@
-"""The learner, a process of its own: `python -m alohas2r.learning.online.worker FOLDER [--resume]`."""
+"""The learner, a process of its own: `python -m alohas2r.learning.online.worker FOLDER PARENT [--resume]`."""
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shlex
 import sys
@@ -62,9 +61,9 @@ def command_of(run: OnlineRun) -> str:
 
 def main(arguments: list[str]) -> int:
     """Learns, and returns the exit status."""
-    folder, *options = arguments
+    folder, parent, *options = arguments  # who started it may be gone by now
     try:
-        learn(pathlib.Path(folder), "--resume" in options, os.getppid())
+        learn(pathlib.Path(folder), "--resume" in options, int(parent))
     except Alohas2rError as error:
         sys.stderr.write(f"\n{' '.join(str(error).split())}\n")
         return REFUSED

@@ -42,10 +42,12 @@ class LearnerProcess:
 
     def start(self, resume: bool) -> None:
         """Starts it, where it stood if it is resumed and had begun."""
-        again = resume and (self._folder / LEARNER / "config.json").exists()
+        words = [sys.executable, "-m", WORKER, str(self._folder), str(os.getpid())]
+        if resume and (self._folder / LEARNER / "config.json").exists():
+            words.append("--resume")
         with open(self._folder / _LOG, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(self._folder), *(["--resume"] if again else [])],
+                words,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
