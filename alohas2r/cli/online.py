@@ -134,6 +134,12 @@ def learn(
             help=f"Where alohas2r learner learns, on another machine; its key from {API_KEY}.",
         ),
     ] = None,
+    coach: Annotated[
+        Literal["keyboard"] | None,
+        typer.Option(
+            help="Help while it learns, in this terminal: a key takes over and gives back, others say what succeeded."
+        ),
+    ] = None,
     settings: Settings = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -147,11 +153,11 @@ def learn(
     """
     folder = out or pathlib.Path("runs") / f"online-{task}-{arm}"
     if task == "insert" or arm == "tempo":
-        others = demos or offline or resets or learner or minutes is not None
+        others = demos or offline or resets or learner or coach or minutes is not None
         check(
             task == "insert" and arm == "tempo" and not others,
             "learn insert goes with --arm tempo, as nothing else does: without --demos, --offline, --resets, --minutes,"
-            " --learner",
+            " --learner, --coach",
         )
         chosen = None if base is None else str(base)
         how = _Tempo(
@@ -173,9 +179,14 @@ def learn(
         offline=tuple(str(earlier) for earlier in offline or ()),
         world=library("sim.changed").parse(world_params),
     )
-    with _episodes() as tell:
+    with contextlib.ExitStack() as stack:
+        person = None
+        if coach is not None:
+            say = Console(stderr=True).print
+            person = stack.enter_context(library("deployment.online.coach").Coach(say))
+        tell = stack.enter_context(_episodes())
         key = os.environ.get(API_KEY, "")
-        result = online.learn(config, folder, resume, None, tell, learner or "", key)
+        result = online.learn(config, folder, resume, None, tell, learner or "", key, person)
     rows = (
         {} if as_json else {"evaluations": "; ".join(map(_said, result["evaluations"])) or "none"}
     )

@@ -45,6 +45,8 @@ def test_demonstrate_and_learn_from_it(tmp_path, capsys):
         (["learn", "insert", "--arm", "tempo", "--base", "x.onnx"], "There is no policy x.onnx"),
         (["demonstrate", "reach", "--world-params", "pig=2", "--out", "d"], "knows no 'pig'"),
         (["demonstrate", "reach", "--by", "keyboard", "--out", "demos"], "needs a terminal"),
+        (["learn", "reach", "--demos", "x", "--coach", "keyboard"], "needs a terminal"),
+        (["learner", "--out", "there", "--host", "0.0.0.0"], "needs a key"),
     ],
 )
 def test_bad_input_is_one_line(words, text, tmp_path, capsys, monkeypatch):

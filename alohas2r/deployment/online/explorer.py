@@ -28,6 +28,15 @@ class Seen(NamedTuple):
     recent: np.ndarray
 
 
+class Verdict(enum.Enum):
+    """What a person says of an episode; while one makes up their mind, the arm stands."""
+
+    NONE = "nothing"
+    WAIT = "wait"
+    SUCCESS = "success"
+    FAILURE = "failure"
+
+
 class Decider(Protocol):
     """Who decides.
 
@@ -50,6 +59,10 @@ class Decider(Protocol):
 
     def decide(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
         """Returns the base's action [A], zero where there is none, and the wanted one [A]."""
+        ...
+
+    def judge(self) -> Verdict:
+        """Returns, once in each control step of acting, what a person says of the episode."""
         ...
 
 
@@ -88,6 +101,10 @@ class Learned:
             noise = self._draw.normal(size=spec.actions).astype(np.float32)
         base, wanted = networks.decide(spec, self._weights, features, noise)
         return np.asarray(base, np.float32), np.asarray(wanted, np.float32)
+
+    def judge(self) -> Verdict:
+        """Nobody is there."""
+        return Verdict.NONE
 
 
 class Phase(enum.Enum):
@@ -166,6 +183,9 @@ class Explorer:
         rgb, depth = (observation[f"{spec.side}_{kind}"] for kind in ("rgb", "depth"))
         done = self._reward.update(felt, depth)
         late = self.steps >= self._limit or self.decider.gave_up
+        verdict = self.decider.judge()
+        if verdict is not Verdict.NONE:
+            done, late = verdict is Verdict.SUCCESS, verdict is not Verdict.WAIT
         truth = None if self._truth is None else self._truth()
         said: JsonObject = {
             **self._said(self.decider.source, truth),
@@ -180,7 +200,9 @@ class Explorer:
             self._notes = Notes(said, {})
             return np.zeros(len(JOINTS))
         arrays: dict[str, np.ndarray] = {}
-        if self.steps % HOLD == 0:
+        if verdict is Verdict.WAIT:
+            self._joints = np.zeros(len(JOINTS))
+        elif self.steps % HOLD == 0:
             recent = recent_actions(spec, [*self._past, felt])
             self._past.append(felt)
             base, wanted = self.decider.decide(Seen(rgb, depth, felt, recent))
@@ -262,3 +284,7 @@ class Scripted:
         """Returns no base, and what the rule wants."""
         action = self._expert.act(seen.proprioception)
         return np.zeros_like(action), action
+
+    def judge(self) -> Verdict:
+        """Leaves it to the reward."""
+        return Verdict.NONE

@@ -44,16 +44,18 @@ class Keyboard:
       ConfigError: there is no terminal.
     """
 
+    lines, complaint = HELP, "--by keyboard needs a terminal to press keys in."
+
     def __init__(self, say: Callable[[str], None], stream: TextIO | None = None) -> None:
-        self._keys = Keys("--by keyboard needs a terminal to press keys in.", stream)
+        self._keys = Keys(self.complaint, stream)
         self._say = say
-        self._closed = False
+        self._closed: bool | None = False  # None: the fingers stay as they are
         self.gave_up = False
 
     def __enter__(self) -> Self:
         """Takes keys one by one from now on."""
         self._keys.begin()
-        self._say(HELP)
+        self._say(self.lines)
         return self
 
     def __exit__(
@@ -72,15 +74,21 @@ class Keyboard:
 
     def act(self, proprioception: np.ndarray) -> np.ndarray:
         """Returns the action [5] of the keys that were pressed since the last one."""
-        action = np.zeros(polar.SIZE, np.float32)
         keys = self._pressed()
+        self.gave_up = self.gave_up or GIVE_UP in keys
+        return self._moved(keys)
+
+    def _moved(self, keys: str) -> np.ndarray:
+        """Returns the action [5] of keys."""
+        action = np.zeros(polar.SIZE, np.float32)
         for key in dict.fromkeys(keys):
             if key in KEYS:
                 which, way = KEYS[key]
                 action[which] += way
-        self._closed ^= keys.count(GRIP) % 2 == 1
-        self.gave_up = self.gave_up or GIVE_UP in keys
-        action[-1] = -1.0 if self._closed else 1.0
+        if keys.count(GRIP) % 2:
+            self._closed = not self._closed
+        if self._closed is not None:
+            action[-1] = -1.0 if self._closed else 1.0
         return action
 
     def _pressed(self) -> str:

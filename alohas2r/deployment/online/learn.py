@@ -21,7 +21,8 @@ from alohas2r.deployment.config import LIMITS
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
-from alohas2r.deployment.online.demonstrate import stage_config, why_stopped
+from alohas2r.deployment.online.coach import Coach, Coached
+from alohas2r.deployment.online.demonstrate import PERSON_S, stage_config, why_stopped
 from alohas2r.deployment.online.director import EVALUATIONS, LearnDirector, Progress, read_progress
 from alohas2r.deployment.online.explorer import Explorer, Learned
 from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
@@ -124,6 +125,7 @@ def learn(
     tell: Callable[[Progress, Ended], object] | None = None,
     learner: str = "",
     api_key: str = "",
+    coach: Coach | None = None,
 ) -> JsonObject:
     """Learns a task on simulated or emulated arms, from demonstrations and by doing it.
 
@@ -131,7 +133,7 @@ def learn(
       config: what. out: folder of the run. resume: whether to go on with the run in it.
       on_step: called after each control step. tell: after each episode.
       learner: "ws://host:port" of `alohas2r learner` on another machine; "": a process beside.
-      api_key: if that wants one.
+      api_key: if that wants one. coach: a person who helps; evaluations stay unaided.
 
     Returns:
       "task", "arm", "protocol" with its hash, "world_params", "seed", "minutes" of acting, "reset_minutes", "wall_s",
@@ -144,6 +146,10 @@ def learn(
       BackendUnavailable: there is no learner where it should be, or it refuses the key.
       RobotFault: three episodes in a row were ended by the guard.
     """
+    check(
+        coach is None or not config.stepped,
+        "a person cannot help while time stands still: leave out --stepped",
+    )
     folder = make_folder(out)
     with FolderLock(folder):
         run = _begin(config, folder, resume)
@@ -158,7 +164,7 @@ def learn(
         with learning as alive:
             tally = Tally()
             if not progress.final:
-                _act(folder, run, progress, state, alive, tally, on_step, tell)
+                _act(folder, run, progress, state, alive, tally, on_step, tell, coach)
         return _result(folder, run, progress, time.monotonic() - begun_s, tally)
 
 
@@ -202,6 +208,7 @@ def _act(
     tally: Tally,
     on_step: Callable[[Report], None] | None,
     tell: Callable[[Progress, Ended], object] | None,
+    coach: Coach | None,
 ) -> None:
     """Goes through the episodes that are left."""
     spec = run.spec
@@ -220,10 +227,13 @@ def _act(
         assert arms.simulation is not None
         truth = Truth(spec, arms.simulation, run.world)
         back = ResetDraws(spec, (run.seed,), run.resets == "robot")
-        explorer = Explorer(spec, learned, back, truth.done)
+        if coach is None:
+            explorer = Explorer(spec, learned, back, truth.done)
+        else:
+            explorer = Explorer(spec, Coached(spec, learned, coach), back, truth.done, PERSON_S)
         header = log_header(deploy, LIMITS[deploy.mode], run.robot, run.config.arm)
         header |= {"task": spec.task, "seed": run.seed, "stepped": run.stepped}
-        header["world_params"] = str(run.world)
+        header |= {"world_params": str(run.world), "coached": coach is not None}
         with _segment(folder, progress, run.stepped, header) as log:
             director = LearnDirector(
                 *(folder, run, learned, progress, alive),
