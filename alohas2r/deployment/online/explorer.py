@@ -38,15 +38,17 @@ class Verdict(enum.Enum):
 
 
 class Decider(Protocol):
-    """Who decides.
+    """Who decides."""
 
-    Attributes:
-      source: as logs name it: "policy", "demo", "human", "coach".
-      version: of its weights; -1 where it has none.
-    """
+    @property
+    def source(self) -> str:
+        """Who it is, as logs name it: "policy", "demo", "human", "coach"."""
+        ...
 
-    source: str
-    version: int
+    @property
+    def version(self) -> int:
+        """Of its weights; -1 where it has none."""
+        ...
 
     @property
     def gave_up(self) -> bool:

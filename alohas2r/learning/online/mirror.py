@@ -147,8 +147,8 @@ class Mirror:
         Raises:
           ArtifactError: they are not there yet.
         """
+        folder = self._folder / POLICY
         try:
-            folder = self._folder / POLICY
             return {name: (folder / name).read_bytes() for name in remote.POLICY_FILES}
         except OSError as error:
             raise ArtifactError(f"{folder} could not be read: {reason(error)}.") from error
