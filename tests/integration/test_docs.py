@@ -73,6 +73,7 @@ def test_every_setting_exists() -> None:
     pytest.importorskip("jax")
     from alohas2r.learning.dagger import config as dagger
     from alohas2r.learning.encoder import config as encoder
+    from alohas2r.learning.pixels import config as pixels
     from alohas2r.learning.ppo import presets
 
     seen = 0
@@ -88,6 +89,8 @@ def test_every_setting_exists() -> None:
         preset = str(values["preset"])
         if name == ("train-teacher",):
             settings = presets.find_preset(str(values["phase"]), preset)
+        elif name == ("train-pixels",):
+            settings = pixels.find_preset(str(values["phase"]), preset)
         elif name == ("distill",):
             settings = dagger.find_preset(preset, str(values["observation"]))
         else:

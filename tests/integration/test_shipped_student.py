@@ -81,3 +81,12 @@ def test_the_policy_from_pixels_finds_blocks_that_it_does_not_see_at_first() -> 
     result = evaluate.evaluate(PARAMS / "pixels-pick", 128, 7)
     assert result["success"]["rate"] > 0.65
     assert result["success_by_sight"]["unseen"]["rate"] > 0.45
+
+
+@pytest.mark.long
+def test_the_staged_policy_from_pixels_inserts() -> None:
+    result = evaluate.evaluate(PARAMS / "pixels-insert", 128, 7)
+    assert result["success"]["rate"] > 0.65
+    pick = policies_artifact.describe(PARAMS / "pixels-pick")["hash"]
+    trained = json.loads((PARAMS / "pixels-insert" / "policy.json").read_text())["trained"]
+    assert trained["parents"]["pick"] == pick
