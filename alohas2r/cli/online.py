@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from alohas2r.deployment.online.stage import Ended
     from alohas2r.deployment.online.tempo import TempoEpisode
 
-Task = Annotated[Literal["reach", "pick"], typer.Argument(help="What is learnt.")]
+Task = Annotated[Literal["reach", "pick", "insert"], typer.Argument(help="What is learnt.")]
+Base = Annotated[
+    pathlib.Path | None,
+    typer.Option(help="Of insert: the exported policy (.onnx); the shipped student's if left out."),
+]
 Robot = Annotated[
     Literal["sim", "emulated"],
     typer.Option(
@@ -46,23 +50,28 @@ def demonstrate(
     task: Task,
     out: Annotated[pathlib.Path, typer.Option(help="A new folder for the log.")],
     by: Annotated[
-        Literal["script", "keyboard"],
+        Literal["script", "keyboard", "student"] | None,
         typer.Option(
-            help="Who shows it. script: a rule that knows where the object is; keyboard: you, in this terminal."
+            help="Who shows it. script: a rule that knows where the object is; keyboard: you, in this terminal;"
+            " student: of insert, the exported student itself (script; student)."
         ),
-    ] = "script",
+    ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="How many that succeed.")] = 10,
     robot: Robot = "sim",
     stepped: Stepped = False,
     world_params: Changed = "",
+    base: Base = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations of a task on simulated or emulated arms, in the log that `learn` reads.
 
-    Whether one succeeded is judged by the reward that the robot computes itself. See docs/online.md.
+    Whether one succeeded is judged by the reward that the robot computes itself; of insert by what only a simulation
+    knows. See docs/online.md.
     """
     demos, rigs = library("deployment.online.demonstrate"), library("deployment.rig")
+    check(base is None or task == "insert", "--base goes with insert, which that policy shows")
+    by = by or ("student" if task == "insert" else "script")
     config = demos.DemoConfig(task, by, episodes, seed)
     params = library("sim.changed").parse(world_params)
     rig = rigs.RigConfig(robot, stepped=stepped, params=params)
@@ -73,13 +82,13 @@ def demonstrate(
             rule = stack.enter_context(library("deployment.online.keyboard").Keyboard(say))
         else:
             on_step = stack.enter_context(live(episodes, False))
-        result = demos.demonstrate(config, rig, out, None, on_step, rule)
+        result = demos.demonstrate(config, rig, out, base, on_step, rule)
     show(result, f"Demonstrated {task} in {out}", as_json)
 
 
 @command("learn")
 def learn(
-    task: Annotated[Literal["reach", "pick", "insert"], typer.Argument(help="What is learnt.")],
+    task: Task,
     demos: Annotated[
         list[pathlib.Path] | None,
         typer.Option(help="Folder of demonstrations; may be given several times."),
@@ -87,27 +96,33 @@ def learn(
     arm: Annotated[
         Literal["residual", "warm", "rlpd", "bc", "tempo"],
         typer.Option(
-            help="How. residual: what cloning gives, corrected by reinforcement; warm: reinforcement that begins with"
+            help="How. residual: what cloning gives, of insert an exported student, corrected by reinforcement; warm:"
+            " reinforcement that begins with"
             " cloning; rlpd: reinforcement from nothing, with the demonstrations in each batch; bc: cloning alone;"
             " tempo: of insert, the same policy at several speeds, measured."
         ),
     ] = "residual",
-    base: Annotated[
-        pathlib.Path | None,
+    base: Base = None,
+    reward: Annotated[
+        Literal["truth"] | None,
         typer.Option(
-            help="Of insert: the exported policy (.onnx); the shipped student's if left out."
+            help="Of insert --arm residual, which needs it. truth: whether the peg is in, as only a simulation knows."
         ),
     ] = None,
     tempo: Annotated[
         list[float] | None,
         typer.Option(
-            help="Of insert: factor of the policy's action scale, 0.4 to 1.2; may be given several times (0.4, 0.6,"
-            " 0.8, 1)."
+            help="Of insert --arm tempo: factor of the policy's action scale, 0.4 to 1.2; may be given several times"
+            " (0.4, 0.6, 0.8, 1)."
         ),
     ] = None,
     robot: Robot = "sim",
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Of acting, resets left out (30).")
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Of acting, resets left out (30); of insert from the switch to insertion on.",
+        ),
     ] = None,
     stepped: Stepped = False,
     world_params: Changed = "",
@@ -148,16 +163,17 @@ def learn(
 
     One process acts, behind the guard, and writes the run's log; another learns from it and publishes weights, which
     are taken between episodes. Either may be killed: --resume goes on, with --stepped to the same bits. It is evaluated
-    unaided every five minutes of acting, and at the end by 200 episodes. Of insert, an exported policy is measured at
-    several tempos, and exported with the best. See docs/online.md.
+    unaided every five minutes of acting, and at the end by 200 episodes. Of insert, an exported student is corrected
+    (--arm residual), in a simulation alone so far, or measured at several tempos and exported with the best (--arm
+    tempo). See docs/online.md.
     """
     folder = out or pathlib.Path("runs") / f"online-{task}-{arm}"
-    if task == "insert" or arm == "tempo":
-        others = demos or offline or resets or learner or coach or minutes is not None
+    if arm == "tempo":
+        others = demos or offline or resets or reward or learner or coach or minutes is not None
         check(
-            task == "insert" and arm == "tempo" and not others,
-            "learn insert goes with --arm tempo, as nothing else does: without --demos, --offline, --resets, --minutes,"
-            " --learner, --coach",
+            task == "insert" and not others,
+            "--arm tempo goes with insert: without --demos, --offline, --resets, --reward, --minutes, --learner,"
+            " --coach",
         )
         chosen = None if base is None else str(base)
         how = _Tempo(
@@ -165,9 +181,10 @@ def learn(
         )
         _learn_tempo(how, folder, resume, seed, as_json)
         return
-    check(base is None and not tempo, "--base and --tempo go with insert --arm tempo")
+    check(not tempo, "--tempo goes with insert --arm tempo")
+    check(base is None or task == "insert", "--base goes with insert")
     online = library("deployment.online.learn")
-    config = online.LearnConfig(
+    config = library("deployment.online.runs").LearnConfig(
         task,
         arm,
         tuple(str(demo) for demo in demos or ()),
@@ -176,8 +193,10 @@ def learn(
         stepped,
         resets or "",
         seed,
+        "" if base is None else str(base),
         offline=tuple(str(earlier) for earlier in offline or ()),
         world=library("sim.changed").parse(world_params),
+        reward=reward or "",
     )
     with contextlib.ExitStack() as stack:
         person = None

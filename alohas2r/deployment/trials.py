@@ -164,6 +164,10 @@ class Trials:
         if self._world.advance is not None:
             self._world.advance()
             self._ahead = True
+        return self.judge()
+
+    def judge(self) -> bool:
+        """Judges what came of a step whose time has passed; whether the episode is over."""
         scorer = self._scorers[self._episode]
         outcome = self._take(self._task, self._episode, self._step, scorer)
         self._task = outcome.state

@@ -32,6 +32,7 @@ KINDS = {
     "staged_pixels": ("alohas2r.policies.staged_pixels", "StagedPixelsPolicy"),
     "online": ("alohas2r.policies.online.policy", "OnlinePolicy"),
     "stereo": ("alohas2r.policies.vision", "StereoPolicy"),
+    "residual": ("alohas2r.policies.vision", "ResidualPolicy"),
     "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),
 }
 FILES = ("policy.json", "encoder.json")

@@ -77,6 +77,7 @@ class PolicySpec:
 OBSERVATIONS = ("rgbd", "depth", "rgb", "stereo", "state")
 # Kinds of policies on pictures: by imitation, by reinforcement, by imitation from pairs; two by reinforcement.
 STUDENT, PIXELS, STEREO, STAGED_PIXELS = "student", "pixels", "stereo", "staged_pixels"
+RESIDUAL = "residual"  # a student whose insertion reinforcement corrected where the robot stands
 TARGET = "target_in_base"  # where the object is commanded to, in the arm's base frame
 # Of a policy of one arm.
 ONE_ARM_PROPRIOCEPTION = (("joint_pos", 8, "rad, m"), ("joint_pos_minus_target", 8, "rad, m"))
@@ -152,8 +153,8 @@ class StudentSpec:
     """Everything but the weights.
 
     Attributes:
-      kind: STUDENT; STEREO of one that sees pairs of pictures; PIXELS of a policy that observes no switch and sees
-        depth in patches; or STAGED_PIXELS of two such policies.
+      kind: STUDENT; RESIDUAL of one with corrections; STEREO of one that sees pairs of pictures; PIXELS of a policy
+        that observes no switch and sees depth in patches; or STAGED_PIXELS of two such policies.
       phase: name of the task.
       observation: "rgbd", "depth", "rgb", "stereo", or "state" for the teacher's own observation.
       cameras: what the pictures are like.
@@ -196,6 +197,10 @@ class StudentSpec:
             (self.kind == STAGED_PIXELS) == isinstance(self, StagedPixelsSpec),
             "two policies from pixels are described by 'staged_pixels' alone",
         )
+        check(
+            (self.kind == RESIDUAL) == isinstance(self, ResidualSpec),
+            "a student with corrections is described by 'residual' alone",
+        )
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -205,7 +210,7 @@ class StudentSpec:
     @property
     def switches(self) -> bool:
         """Whether it observes which stage it is in."""
-        return self.kind in (STUDENT, STEREO, STAGED_PIXELS)
+        return self.kind in (STUDENT, RESIDUAL, STEREO, STAGED_PIXELS)
 
     @property
     def from_pixels(self) -> bool:
@@ -351,6 +356,24 @@ class StereoSpec(StudentSpec):
 
 
 @dataclasses.dataclass(frozen=True)
+class ResidualSpec(StudentSpec):
+    """A student to whose arms a residual is added while it inserts; see `policies.online.insertion`.
+
+    Attributes:
+      corrections: hidden layers of the residual.
+      share: how much of the residual is added to the student's actions.
+    """
+
+    corrections: tuple[int, ...] = (256, 256)
+    share: float = 0.15
+
+    @property
+    def student(self) -> StudentSpec:
+        """What is corrected."""
+        return StudentSpec(**{**_common(self), "kind": STUDENT})
+
+
+@dataclasses.dataclass(frozen=True)
 class StagedPixelsSpec(StudentSpec):
     """Two policies from pixels: the first drives each arm as if it were alone, until the second takes over both.
 
@@ -388,7 +411,7 @@ class StagedPixelsSpec(StudentSpec):
 
 def spec_class(kind: str) -> type[PolicySpec] | type[StudentSpec]:
     """Returns what describes a policy of a kind; of a staged one on the state, its last part."""
-    of_kind = {STEREO: StereoSpec, STAGED_PIXELS: StagedPixelsSpec}
+    of_kind = {STEREO: StereoSpec, STAGED_PIXELS: StagedPixelsSpec, RESIDUAL: ResidualSpec}
     return of_kind.get(kind, StudentSpec if kind in (STUDENT, PIXELS) else PolicySpec)
 
 

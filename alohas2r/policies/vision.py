@@ -22,7 +22,8 @@ from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.embodiment import history
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.networks.vision import forward, init
-from alohas2r.policies.spec import StudentSpec, spec_class
+from alohas2r.policies.online import insertion
+from alohas2r.policies.spec import ResidualSpec, StudentSpec, spec_class
 from alohas2r.policies.state import check_shapes
 
 
@@ -151,6 +152,19 @@ class StereoPolicy(StudentPolicy):
 
     called: ClassVar[str] = "stereo student"
     made_by: ClassVar[str] = "alohas2r distill --observation stereo"
+
+
+class ResidualPolicy(StudentPolicy):
+    """A student, and what is added to its actions while it inserts."""
+
+    called: ClassVar[str] = "student with corrections"
+    made_by: ClassVar[str] = "alohas2r learn insert"
+
+    @classmethod
+    def shapes(cls, spec: StudentSpec) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the weights of both, by name."""
+        assert isinstance(spec, ResidualSpec)
+        return super().shapes(spec) | insertion.shapes_of(spec)
 
 
 def _blank(spec: StudentSpec) -> dict[str, jax.Array]:

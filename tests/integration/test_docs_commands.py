@@ -37,7 +37,7 @@ SIGNS = {
     "a server": ("--server",),
     "as many worlds as workers, which no quick training has": ("--fleet",),
     "demonstrations": ("--demos",),
-    "a policy that was learnt on a robot": ("online-reach", "reach.onnx"),
+    "a policy that was learnt on a robot": ("online-reach", "reach.onnx", "residual"),
     "an evaluation that was interrupted": ("runs/long --resume",),
     "a file of the reader's": (
         *(

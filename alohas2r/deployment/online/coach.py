@@ -7,7 +7,7 @@ from typing import TextIO
 
 import numpy as np
 
-from alohas2r.deployment.online.explorer import Learned, Seen, Verdict
+from alohas2r.deployment.online.deciders import Looking, Seen, Verdict
 from alohas2r.deployment.online.keyboard import GRIP, Keyboard
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.policies.online.spec import OnlineSpec
@@ -87,7 +87,7 @@ class Coached:
       spec: the policy. learned: its weights at work. coach: the person.
     """
 
-    def __init__(self, spec: OnlineSpec, learned: Learned, coach: Coach) -> None:
+    def __init__(self, spec: OnlineSpec, learned: Looking, coach: Coach) -> None:
         self._spec, self._learned, self._coach = spec, learned, coach
         self._limit = find_online_task(spec.task).steps
         self._aided, self._led = False, 0

@@ -10,28 +10,32 @@ from collections.abc import Callable
 from typing import Literal
 
 from alohas2r.config import check, to_dict
-from alohas2r.core import assets
 from alohas2r.core.files import make_folder, write_atomic
 from alohas2r.core.types import JsonObject
-from alohas2r.deployment.config import LIMITS, DeployConfig
+from alohas2r.deployment.config import LIMITS
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
-from alohas2r.deployment.online.explorer import Explorer, Rule, Scripted
+from alohas2r.deployment.online.deciders import Alone, Rule, Scripted
+from alohas2r.deployment.online.explorer import Acting, Explorer
+from alohas2r.deployment.online.inserter import Inserter
+from alohas2r.deployment.online.opened import open_world, shipped_student, stage_config
 from alohas2r.deployment.online.scripts import ScriptedExpert
 from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
-from alohas2r.deployment.online.truth import Start, Truth
+from alohas2r.deployment.online.truth import Knowing, Start, Truth
 from alohas2r.deployment.report import Outcome, Report
-from alohas2r.deployment.rig import RigConfig, open_rig
+from alohas2r.deployment.rig import RigConfig
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online.config import LOGS
 from alohas2r.policies.online.demonstrations import ABOUT
 from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.policies.online.insertion import TASK, InsertSpec
+from alohas2r.policies.online.spec import OnlineSpec
 from alohas2r.policies.online.tasks import make_spec
+from alohas2r.policies.onnx.base import Base, insert_spec, read_base
 
 _TRIES = 5  # episodes for each that is wanted, before it is given up
 PERSON_S = 60.0  # that a person has for an episode
-EPISODE_S = 3600.0  # of the control loop: episodes end by themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +48,16 @@ class DemoConfig:
     """
 
     task: str
-    by: Literal["script", "keyboard"] = "script"
+    by: Literal["script", "keyboard", "student"] = "script"
     episodes: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        choices = ("student",) if self.task == TASK else ("script", "keyboard")
         check(
-            self.by in ("script", "keyboard"), f"--by must be script or keyboard, not '{self.by}'"
+            self.by in choices,
+            f"--by must be {' or '.join(choices)} where {self.task} is shown, not '{self.by}'",
         )
         check(1 <= self.episodes <= 10_000, f"episodes must be in 1..10000, not {self.episodes}")
 
@@ -89,7 +95,7 @@ def demonstrate(
     Args:
       config: of what. rig: which arms; pictures are as the student takes them.
       out: a new folder for the log.
-      student: whose eyes learning will have; the shipped one if None.
+      student: whose eyes learning will have; of an insertion the exported file that shows it; the shipped one if None.
       on_step: called after each control step.
       rule: who shows it, if not a script: a person's `Keyboard`.
 
@@ -101,16 +107,16 @@ def demonstrate(
       ArtifactError: the folder holds something already, or no episode succeeded.
     """
     _check_rig(rig, rule)
-    eyes = student or assets.data_path("params") / "student"
-    _, cameras, network = read_eyes(eyes, "left")
-    spec = make_spec(config.task, cameras, network)
+    eyes = student or shipped_student(config.task)
+    base = read_base(eyes) if config.task == TASK else None
+    spec = insert_spec(base) if base else make_spec(config.task, *read_eyes(eyes, "left")[1:])
     folder = pathlib.Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(f"{folder} exists already; choose another folder, or remove it.")
     make_folder(folder)
     director = _Director(config)
-    rig = dataclasses.replace(rig, size=cameras.size, fovy_deg=cameras.fovy_deg, seed=config.seed)
-    deploy = stage_config()
+    rig = dataclasses.replace(rig, seed=config.seed)
+    deploy = stage_config(spec)
     header = log_header(deploy, LIMITS[deploy.mode], rig.robot, config.by)
     header |= {
         "task": config.task,
@@ -120,19 +126,13 @@ def demonstrate(
         "student": str(eyes),
     }
     with (
-        open_rig(rig, judged=False) as arms,
+        open_world(spec, rig) as (arms, simulation, truth),
         LogWriter(folder / LOGS / "0000.run", header) as log,
     ):
-        assert arms.simulation is not None
-        truth = Truth(spec, arms.simulation, rig.params)
-        back = ResetDraws(spec, (config.seed,), False)
-        shown = ScriptedExpert(spec, truth.grip) if rule is None else rule
-        decider = Scripted(shown, "demo" if rule is None else "human")
-        seconds = None if rule is None else PERSON_S
-        explorer = Explorer(spec, decider, back, truth.done, seconds)
-        stage = Stage(explorer, arms.simulation, truth, director, log, not rig.stepped)
+        acting = _acting(spec, base, truth, config, rule)
+        stage = Stage(acting, simulation, truth, director, log, not rig.stepped)
         deployment = Deployment(
-            arms.robot, arms.cameras, explorer, deploy, stage, log, on_step=on_step
+            arms.robot, arms.cameras, acting, deploy, stage, log, on_step=on_step
         )
         outcome = deployment.run(stage)
     if director.next() is not None:
@@ -156,16 +156,22 @@ def demonstrate(
     return {**result, "out": str(folder)}
 
 
-def stage_config() -> DeployConfig:
-    """Returns how the control loop runs simulated or emulated arms that learn: episodes end by themselves."""
-    return DeployConfig(
-        mode="full",
-        episodes=10**9,
-        episode_s=EPISODE_S,
-        approach=False,
-        retreat=False,
-        frozen_s=0.0,
-    )
+def _acting(
+    spec: OnlineSpec | InsertSpec,
+    base: Base | None,
+    truth: Knowing,
+    config: DemoConfig,
+    rule: Rule | None,
+) -> Acting:
+    """Returns what acts: a student, or as a rule says, a script or a person."""
+    if isinstance(spec, InsertSpec):
+        assert base is not None
+        return Inserter(spec, Alone(spec), base, truth.done)
+    assert isinstance(truth, Truth)
+    back = ResetDraws(spec, (config.seed,), False)
+    if rule is None:
+        return Explorer(spec, Scripted(ScriptedExpert(spec, truth.grip)), back, truth.done)
+    return Explorer(spec, Scripted(rule, "human"), back, truth.done, PERSON_S)
 
 
 def _check_rig(rig: RigConfig, rule: Rule | None) -> None:

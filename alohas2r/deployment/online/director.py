@@ -12,13 +12,13 @@ import numpy as np
 
 from alohas2r.core.files import write_atomic
 from alohas2r.core.types import JsonObject
-from alohas2r.deployment.online.explorer import Learned
+from alohas2r.deployment.online.deciders import Learned
 from alohas2r.deployment.online.stage import Ended, Plan
 from alohas2r.deployment.online.truth import Start
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online import published
-from alohas2r.policies.online.config import PUBLISHED, OnlineRun
+from alohas2r.policies.online.config import PUBLISHED, AnyRun
 
 STATE, ARRAYS, EVALUATIONS = "actor.json", "actor.npz", "evaluations.jsonl"
 _POLL_S = 0.02
@@ -98,7 +98,7 @@ class LearnDirector:
     def __init__(
         self,
         folder: pathlib.Path,
-        run: OnlineRun,
+        run: AnyRun,
         learned: Learned,
         progress: Progress,
         alive: Callable[[], bool],
@@ -114,7 +114,7 @@ class LearnDirector:
 
     @property
     def _final(self) -> bool:
-        return self.progress.decisions >= self._run.config.decisions
+        return self.progress.decisions >= self._run.decisions
 
     def next(self) -> Plan | None:
         """Returns the next episode; takes the version of the weights that it begins with."""
@@ -203,7 +203,7 @@ class LearnDirector:
         folder = self._folder / PUBLISHED
         due = 0
         if config.learns and (run.stepped or self._final):
-            due = min(self.progress.decisions, config.decisions) // config.chunk
+            due = min(self.progress.decisions, run.decisions) // config.chunk
         while (newest := published.newest(folder)) is None or newest < due:
             if not self._alive():
                 raise ArtifactError(

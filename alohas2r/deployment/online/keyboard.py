@@ -30,7 +30,7 @@ HELP = (
 
 
 class Keyboard:
-    """Keys as actions; a rule for `explorer.Scripted`.
+    """Keys as actions; a rule for `deciders.Scripted`.
 
     A terminal repeats a key that is held down; what was pressed since the last decision counts once.
 

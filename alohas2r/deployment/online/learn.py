@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 from alohas2r import config as configs
 from alohas2r.config import check
-from alohas2r.core import assets
 from alohas2r.core.files import make_folder
 from alohas2r.core.lock import FolderLock
 from alohas2r.core.types import JsonObject
@@ -22,99 +19,34 @@ from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.online.coach import Coach, Coached
-from alohas2r.deployment.online.demonstrate import PERSON_S, stage_config, why_stopped
+from alohas2r.deployment.online.deciders import Learned, Looking
+from alohas2r.deployment.online.demonstrate import PERSON_S, why_stopped
 from alohas2r.deployment.online.director import EVALUATIONS, LearnDirector, Progress, read_progress
-from alohas2r.deployment.online.explorer import Explorer, Learned
+from alohas2r.deployment.online.explorer import Acting, Explorer
+from alohas2r.deployment.online.inserter import Inserter
+from alohas2r.deployment.online.opened import open_world, stage_config
+from alohas2r.deployment.online.runs import LearnConfig, plan_run
 from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
-from alohas2r.deployment.online.truth import Start, Truth
+from alohas2r.deployment.online.truth import Knowing, Start
 from alohas2r.deployment.report import Report
-from alohas2r.deployment.rig import RigConfig, open_rig
+from alohas2r.deployment.rig import RigConfig
 from alohas2r.deployment.timing import Tally
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.policies import artifact
-from alohas2r.policies.online.config import LOGS, POLICY, OnlineRun, find_arm, read_online_run
-from alohas2r.policies.online.demonstrations import check_demos
+from alohas2r.policies.online.config import (
+    LOGS,
+    POLICY,
+    AnyRun,
+    InsertRun,
+    OnlineRun,
+    read_online_run,
+)
 from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.policies.online.insertion import TASK
 from alohas2r.policies.online.learner import LearnerProcess
 from alohas2r.policies.online.protocol import protocol_of
-from alohas2r.policies.online.tasks import make_spec
-from alohas2r.sim.changed import NOMINAL, WorldParams
+from alohas2r.policies.onnx.base import read_base
 
 _LEARNER_END_S = 600.0
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnConfig:
-    """What is learnt, how and on which arms.
-
-    Attributes:
-      task: name of the task. arm: of ARMS. overrides: "key=value" settings of the arm.
-      demos: folders of demonstrations. robot: simulated or emulated arms.
-      stepped: whether time stands still between control steps, and actor and learner wait for each other.
-      resets: "robot", "placed", or "" for the task's own: pick goes back to a start itself, reach is placed.
-      seed: of all that is drawn. student: whose eyes the policy has; "": the shipped one.
-      offline: folders of earlier runs of the task, whose decisions are learnt from as well.
-      world: what is otherwise in the world than in the nominal one, for learning and evaluations.
-    """
-
-    task: str
-    arm: str
-    demos: tuple[str, ...]
-    overrides: tuple[str, ...] = ()
-    robot: Literal["sim", "emulated"] = "sim"
-    stepped: bool = False
-    resets: Literal["robot", "placed", ""] = ""
-    seed: int = 0
-    student: str = ""
-    offline: tuple[str, ...] = ()
-    world: WorldParams = NOMINAL
-
-    def __post_init__(self) -> None:
-        """Checks what fits together."""
-        check(self.robot in ("sim", "emulated"), "learn needs --robot sim or emulated")
-        check(self.resets in ("robot", "placed", ""), "resets must be robot or placed")
-        check(
-            bool(self.demos),
-            "learn needs demonstrations: --demos FOLDER, which alohas2r demonstrate makes",
-        )
-
-
-def plan_run(config: LearnConfig) -> OnlineRun:
-    """Returns what a run is.
-
-    Raises:
-      ConfigError: an unknown task, arm or setting. ArtifactError: no such student, or no demonstrations.
-    """
-    settings = find_arm(config.arm, config.overrides)
-    student = config.student or str(assets.data_path("params") / "student")
-    _, cameras, network = read_eyes(student, "left")
-    cloned = config.arm in ("bc", "residual")
-    spec = make_spec(
-        config.task,
-        cameras,
-        network,
-        hidden=settings.hidden,
-        base=cloned,
-        policy=settings.learns,
-        scale=settings.scale or None,
-        loudest=settings.loudest,
-    )
-    for demo in config.demos:
-        check_demos(pathlib.Path(demo), spec)
-    resets = config.resets or ("robot" if config.task == "pick" else "placed")
-    return OnlineRun(
-        spec=spec,
-        config=settings,
-        seed=config.seed,
-        stepped=config.stepped,
-        robot=config.robot,
-        demos=tuple(str(pathlib.Path(demo).resolve()) for demo in config.demos),
-        student=student,
-        eyes_hash=str(artifact.describe(student)["hash"]),
-        resets=resets,
-        offline=tuple(str(pathlib.Path(one).resolve()) for one in config.offline),
-        world=config.world,
-    )
 
 
 def learn(
@@ -147,6 +79,10 @@ def learn(
       RobotFault: three episodes in a row were ended by the guard.
     """
     check(
+        config.task != TASK or (coach is None and not learner),
+        "learn insert learns beside its simulation, and nobody can take its arms over: leave out --learner and --coach",
+    )
+    check(
         coach is None or not config.stepped,
         "a person cannot help while time stands still: leave out --stepped",
     )
@@ -156,6 +92,7 @@ def learn(
         progress, state = read_progress(folder) if resume else (Progress(), None)
         begun_s = time.monotonic()
         if learner:
+            assert isinstance(run, OnlineRun)
             from alohas2r.deployment.online.link import remote_learner
 
             learning = remote_learner(folder, run, learner, api_key)
@@ -168,7 +105,7 @@ def learn(
         return _result(folder, run, progress, time.monotonic() - begun_s, tally)
 
 
-def _begin(config: LearnConfig, folder: pathlib.Path, resume: bool) -> OnlineRun:
+def _begin(config: LearnConfig, folder: pathlib.Path, resume: bool) -> AnyRun:
     """Writes what the run is, or compares it."""
     run = plan_run(config)
     if not resume:
@@ -201,7 +138,7 @@ def _learner(folder: pathlib.Path, resume: bool) -> Iterator[Callable[[], bool]]
 
 def _act(
     folder: pathlib.Path,
-    run: OnlineRun,
+    run: AnyRun,
     progress: Progress,
     state: Start | None,
     alive: Callable[[], bool],
@@ -212,25 +149,10 @@ def _act(
 ) -> None:
     """Goes through the episodes that are left."""
     spec = run.spec
-    rig = RigConfig(
-        run.robot,
-        stepped=run.stepped,
-        size=spec.cameras.size,
-        fovy_deg=spec.cameras.fovy_deg,
-        seed=run.seed,
-        params=run.world,
-    )
-    deploy = stage_config()
-    eyes, *_ = read_eyes(run.student, spec.side)
-    learned = Learned(spec, eyes)
-    with open_rig(rig, judged=False) as arms:
-        assert arms.simulation is not None
-        truth = Truth(spec, arms.simulation, run.world)
-        back = ResetDraws(spec, (run.seed,), run.resets == "robot")
-        if coach is None:
-            explorer = Explorer(spec, learned, back, truth.done)
-        else:
-            explorer = Explorer(spec, Coached(spec, learned, coach), back, truth.done, PERSON_S)
+    rig = RigConfig(run.robot, stepped=run.stepped, seed=run.seed, params=run.world)
+    deploy = stage_config(spec)
+    with open_world(spec, rig) as (arms, simulation, truth):
+        learned, acting, back = _cast(run, truth, coach)
         header = log_header(deploy, LIMITS[deploy.mode], run.robot, run.config.arm)
         header |= {"task": spec.task, "seed": run.seed, "stepped": run.stepped}
         header |= {"world_params": str(run.world), "coached": coach is not None}
@@ -242,7 +164,7 @@ def _act(
                 state=state,
             )
             stage = Stage(
-                *(explorer, arms.simulation, truth, _Numbered(director, back), log),
+                *(acting, simulation, truth, _Numbered(director, back), log),
                 realtime=not run.stepped,
                 state=state,
                 failures=progress.failures,
@@ -254,7 +176,7 @@ def _act(
                     on_step(report)
 
             deployment = Deployment(
-                arms.robot, arms.cameras, explorer, deploy, stage, log, on_step=note
+                arms.robot, arms.cameras, acting, deploy, stage, log, on_step=note
             )
             outcome = deployment.run(stage)
     if not progress.final:
@@ -263,15 +185,31 @@ def _act(
         )
 
 
+def _cast(
+    run: AnyRun, truth: Knowing, coach: Coach | None
+) -> tuple[Learned, Acting, ResetDraws | None]:
+    """Returns who decides, what acts, and what draws the ways back, where there are any."""
+    if isinstance(run, InsertRun):
+        chosen = Learned(run.spec)
+        return chosen, Inserter(run.spec, chosen, read_base(run.student), truth.done), None
+    eyes, *_ = read_eyes(run.student, run.spec.side)
+    learned = Looking(run.spec, eyes)
+    back = ResetDraws(run.spec, (run.seed,), run.resets == "robot")
+    if coach is None:
+        return learned, Explorer(run.spec, learned, back, truth.done), back
+    decider = Coached(run.spec, learned, coach)
+    return learned, Explorer(run.spec, decider, back, truth.done, PERSON_S), back
+
+
 class _Numbered:
     """Tells the ways back which episode it is, so that a resumed run draws the same."""
 
-    def __init__(self, director: LearnDirector, back: ResetDraws) -> None:
+    def __init__(self, director: LearnDirector, back: ResetDraws | None) -> None:
         self._director, self._back = director, back
 
     def next(self) -> Plan | None:
         plan = self._director.next()
-        if plan is not None:
+        if plan is not None and self._back is not None:
             self._back.number = plan.number
         return plan
 
@@ -290,9 +228,9 @@ def _segment(
 
 
 def _result(
-    folder: pathlib.Path, run: OnlineRun, progress: Progress, wall_s: float, tally: Tally
+    folder: pathlib.Path, run: AnyRun, progress: Progress, wall_s: float, tally: Tally
 ) -> JsonObject:
-    protocol, path = protocol_of(run.config, run.world), folder / EVALUATIONS
+    protocol, path = protocol_of(run.config, run.world, run.spec.task), folder / EVALUATIONS
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {
         "task": run.spec.task,

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from alohas2r.deployment.log import LogWriter
-from alohas2r.deployment.online.explorer import Explorer, Phase
+from alohas2r.deployment.online.explorer import Acting, Phase
 from alohas2r.deployment.online.scripts import Way, way_back
-from alohas2r.deployment.online.truth import Start, Truth
+from alohas2r.deployment.online.truth import Knowing, Start
 from alohas2r.deployment.rig import Simulation
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM, SIDES
 from alohas2r.errors import RobotFault
@@ -85,9 +85,9 @@ class Stage:
 
     def __init__(
         self,
-        explorer: Explorer,
+        explorer: Acting,
         simulation: Simulation,
-        truth: Truth,
+        truth: Knowing,
         director: Director,
         log: LogWriter,
         realtime: bool,
@@ -139,7 +139,7 @@ class Stage:
         now = self._state or self._truth.state()
         self._helped = False
         if plan.placed or self._state is None:
-            now = self._truth.draw(draw)
+            now = self._truth.draw(draw, plan.evaluation)
         elif self._failures >= HELPLESS:
             now, self._failures = self._ask(now, draw)
         # Also where nothing is moved: what comes after depends on positions alone then, in a resumed run as well.

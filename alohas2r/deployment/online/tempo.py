@@ -18,13 +18,14 @@ import numpy as np
 
 from alohas2r import config as configs
 from alohas2r.config import check
-from alohas2r.core import assets, stats
+from alohas2r.core import stats
 from alohas2r.core.files import make_folder, write_atomic
 from alohas2r.core.lock import FolderLock
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.config import DeployConfig
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.online.demonstrate import why_stopped
+from alohas2r.deployment.online.opened import shipped_base
 from alohas2r.deployment.report import Outcome
 from alohas2r.deployment.rig import Rig, RigConfig, open_rig
 from alohas2r.deployment.terms import load_policy, terms
@@ -200,11 +201,6 @@ def learn_tempo(
         "policy_hash": load_policy(folder / POLICY).hash,
         "out": str(folder),
     }
-
-
-def shipped_base() -> str:
-    """Returns the shipped student's file."""
-    return str(assets.data_path("params") / "student" / POLICY)
 
 
 def _base(path: str) -> OnnxPolicy:

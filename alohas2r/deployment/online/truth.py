@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import mujoco
 import numpy as np
@@ -15,6 +15,9 @@ from alohas2r.sim import changed, scene
 from alohas2r.sim.changed import NOMINAL, WorldParams
 from alohas2r.sim.kinematics import quaternion_matrix, tip_midpoints
 from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF, TABLE_HEIGHT
+
+if TYPE_CHECKING:
+    from alohas2r.deployment.trials import Trials
 
 _SPARE_M = (
     0.004  # beside the object, where the middle between the fingertips still counts as within it
@@ -32,8 +35,73 @@ class Start(NamedTuple):
     targets: np.ndarray
 
 
+def present(simulation: Simulation) -> Start:
+    """Returns the present state of a world."""
+    qpos, _, targets = simulation.state()
+    return Start(np.array(qpos, float), np.array(targets, float))
+
+
+class Knowing(Protocol):
+    """What knows the world of simulated arms."""
+
+    def begin(self) -> None:
+        """Takes note of where an episode begins."""
+        ...
+
+    def state(self) -> Start:
+        """Returns the world's present state."""
+        ...
+
+    def done(self) -> bool:
+        """Returns whether the task is done, as nobody on a robot can tell; asked once in each control step."""
+        ...
+
+    def in_region(self) -> bool:
+        """Returns whether the robot can take up its task where everything is."""
+        ...
+
+    def draw(self, draw: np.random.Generator, evaluation: bool = False) -> Start:
+        """Draws where an episode begins, in an evaluation or not."""
+        ...
+
+
+class InsertTruth:
+    """Knows whether a peg was inserted, as evaluations of the insertion count it, and their starts: `Knowing`.
+
+    Args:
+      trials: starts and judge; every second start is left to evaluations.
+      simulation: the world.
+    """
+
+    def __init__(self, trials: Trials, simulation: Simulation) -> None:
+        self._trials, self._simulation = trials, simulation
+        self._number = 0
+
+    def begin(self) -> None:
+        """Begins to judge an episode at the start that was drawn."""
+        self._trials.begin(self._number)
+
+    def state(self) -> Start:
+        """Returns the world's present state."""
+        return present(self._simulation)
+
+    def done(self) -> bool:
+        """Takes a control step; returns whether the peg was inserted by now, for five steps."""
+        self._trials.judge()
+        return self._trials.succeeded
+
+    def in_region(self) -> bool:
+        """Returns True: every episode is placed."""
+        return True
+
+    def draw(self, draw: np.random.Generator, evaluation: bool = False) -> Start:
+        """Draws one of the starts."""
+        self._number = 2 * int(draw.integers(len(self._trials.starts) // 2)) + evaluation
+        return Start(self._trials.starts[self._number], self._trials.targets[self._number])
+
+
 class Truth:
-    """Measures the world of simulated arms.
+    """Measures the world of simulated arms: `Knowing`.
 
     Args:
       spec: what learns. simulation: the world. params: what is otherwise in it than in the nominal one.
@@ -58,8 +126,7 @@ class Truth:
 
     def state(self) -> Start:
         """Returns the world's present state."""
-        qpos, _, targets = self._simulation.state()
-        return Start(np.array(qpos, float), np.array(targets, float))
+        return present(self._simulation)
 
     def grip(self) -> np.ndarray:
         """Returns waist, reach and height [3] at which the arm grips the object (rad, m, m)."""
@@ -97,7 +164,7 @@ class Truth:
         lies = abs(self._object()[2] - TABLE_HEIGHT - SOCKET_HALF) < 0.015
         return bool(near and lies and abs(turn[2, 0]) < _TILTED and askew < 0.5)
 
-    def draw(self, draw: np.random.Generator) -> Start:
+    def draw(self, draw: np.random.Generator, evaluation: bool = False) -> Start:
         """Draws where an episode begins: the arm in its home pose, the object before it."""
         qpos, arm = self._home_qpos.copy(), self._arm
         targets = self._scene.home_ctrl[self._actuators].copy()

@@ -24,9 +24,12 @@ from alohas2r.learning.online.replay import Batch, Replay, half_and_half
 from alohas2r.learning.online.sources import Tail, read_demos, read_earlier
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
-from alohas2r.policies.online import networks, published
-from alohas2r.policies.online.config import LOGS, POLICY, PUBLISHED, OnlineRun
-from alohas2r.policies.online.policy import OnlinePolicy, recorded_inputs
+from alohas2r.policies.online import insertion, networks, published
+from alohas2r.policies.online.config import LOGS, POLICY, PUBLISHED, AnyRun, InsertRun
+from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.policies.onnx.base import read_base
+from alohas2r.policies.protocol import Stored
+from alohas2r.policies.vision import ResidualPolicy
 
 _POLL_S = 0.02
 
@@ -47,7 +50,7 @@ class OnlineAlgorithm:
 
     Args:
       folder: of the run. run: what it is.
-      eyes: frozen weights.
+      eyes: frozen weights that look at pictures; none where the log holds features.
       parent: process that writes the log; the learner ends with it. None: it goes on.
     """
 
@@ -59,14 +62,14 @@ class OnlineAlgorithm:
     def __init__(
         self,
         folder: pathlib.Path,
-        run: OnlineRun,
+        run: AnyRun,
         eyes: Mapping[str, np.ndarray],
         parent: int | None = None,
     ) -> None:
         self._folder, self._run, self._eyes, self._parent = folder, run, dict(eyes), parent
         config = run.config
         self.steps_per_iteration = config.chunk if config.learns else 1
-        self.iterations = config.decisions // config.chunk if config.learns else 1
+        self.iterations = run.decisions // config.chunk if config.learns else 1
         rows = read_demos(run.demos, run.spec)
         self._demos = Replay(run.spec, eyes, True)
         self._demos.add(rows)
@@ -261,8 +264,17 @@ class OnlineAlgorithm:
 
     def finish(self, state: State, trained: JsonObject, figures: Figures) -> dict[str, str]:
         """Writes the policy."""
-        policy = OnlinePolicy(self._run.spec, {**self._eyes, **self._weights(state)}, trained)
-        rows = recorded_inputs(self._run.spec, self._check)
+        weights = self._weights(state)
+        if isinstance(self._run, InsertRun):
+            student = read_base(self._run.student)
+            joined = insertion.joined_weights(student.weights, weights)
+            both = {**student.policy.description.get("trained", {}), "corrections": trained}
+            spec = insertion.residual_spec(self._run.spec)
+            policy: Stored = ResidualPolicy(spec, joined, both)
+        else:
+            policy = OnlinePolicy(self._run.spec, {**self._eyes, **weights}, trained)
+        names = self._run.spec.inputs
+        rows = {name: np.stack([one.inputs[name] for one in self._check]) for name in names}
         return {POLICY: str(artifact.save(policy, self._folder / POLICY, rows))}
 
     def checkpointed(self, state: State) -> PyTree:

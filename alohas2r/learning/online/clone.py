@@ -13,14 +13,14 @@ import optax
 from alohas2r.core.types import Array, PyTree
 from alohas2r.learning.online.replay import Replay
 from alohas2r.policies.online import networks
-from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec
 
 _BATCH, _RATE, _DECAY = 128, 1e-3, 1e-4
 _GROUP = 50  # steps of one compiled call
 
 
 def clone(
-    spec: OnlineSpec,
+    spec: LearntSpec,
     weights: Mapping[str, np.ndarray],
     demos: Replay,
     steps: int,

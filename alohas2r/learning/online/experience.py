@@ -16,9 +16,10 @@ import numpy as np
 from alohas2r.core.records import Record
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online.recent import recent_actions
-from alohas2r.policies.online.spec import RECENT, OnlineSpec
+from alohas2r.policies.online.spec import RECENT, LearntSpec
 
-SOURCES = ("policy", "demo", "human", "coach", "reset")
+SOURCES = ("policy", "demo", "human", "coach", "reset", "base")
+_TEACH_NOTHING = ("reset", "base")  # ways back, and what a base does that nothing is added to
 _RUN = "run"  # of the loop's modes the one in which the policy's wish is followed
 
 
@@ -26,17 +27,21 @@ class Row(NamedTuple):
     """What was seen at a decision, or at the end of a chain, where nothing was decided any more.
 
     Attributes:
-      rgb: [H, W, 3] uint8, depth: [H, W] m, of the arm that learns.
-      proprioception: [32] of both arms. recent: [3, A] the last executed actions.
+      inputs: what the policy takes, by name. recent: [3, A] the last executed actions.
       source: who decided; "" at the end of a chain. episode: number.
+      features: [F] where the log holds them; None where they are to be made of the inputs.
     """
 
-    rgb: np.ndarray
-    depth: np.ndarray
-    proprioception: np.ndarray
+    inputs: dict[str, np.ndarray]
     recent: np.ndarray
     source: str
     episode: int
+    features: np.ndarray | None = None
+
+    @property
+    def proprioception(self) -> np.ndarray:
+        """What both arms feel [32]."""
+        return self.inputs["proprioception"]
 
 
 class Closed(NamedTuple):
@@ -68,7 +73,7 @@ class Chains:
       spec: what learns.
     """
 
-    def __init__(self, spec: OnlineSpec) -> None:
+    def __init__(self, spec: LearntSpec) -> None:
         self._spec = spec
         self._open: Row | None = None
         self._reward = 0.0
@@ -95,7 +100,7 @@ class Chains:
             return []
         said = record.values.get("learning") or {}
         acted = bool(said) and record.values["mode"] == _RUN and "action" in record.arrays
-        if not acted or said.get("evaluation") or said["source"] == "reset":
+        if not acted or said.get("evaluation") or said["source"] in _TEACH_NOTHING:
             self._cut()
             return []
         if said["task"] != self._spec.task:
@@ -130,25 +135,25 @@ class Chains:
         return made
 
     def _seen(self, record: Record, source: str) -> Row:
-        side = self._spec.side
-        try:
-            rgb = record.arrays[f"observation/{side}_rgb"]
-            depth = record.arrays[f"observation/{side}_depth"]
-            proprioception = record.arrays["observation/proprioception"]
-        except KeyError as error:
-            raise ArtifactError(
-                f"The log lacks {error.args[0]}: it is of a robot without what this policy sees."
-            ) from error
-        size = self._spec.cameras.size
-        if rgb.shape != (size, size, 3) or depth.shape != (size, size) or len(proprioception) != 32:
-            raise ArtifactError(
-                f"The log has pictures of {rgb.shape[0]} x {rgb.shape[1]} and {len(proprioception)} joint values:"
-                f" it takes {size} x {size} and 32."
-            )
+        spec = self._spec
+        wanted = {f"observation/{name}": shape for name, (shape, *_) in spec.inputs.items()}
+        if spec.given:
+            wanted["learning/features"] = (spec.features,)
+        for name, shape in wanted.items():
+            if name not in record.arrays:
+                raise ArtifactError(
+                    f"The log lacks {name}: it is of a robot without what this policy sees."
+                )
+            found = record.arrays[name].shape
+            if found != shape:
+                sizes = [" x ".join(map(str, one)) for one in (found, shape)]
+                raise ArtifactError(f"The log's {name} is {sizes[0]}: the policy takes {sizes[1]}.")
         if source not in SOURCES:
             raise ArtifactError(f"The log's source '{source}' is none of {', '.join(SOURCES)}.")
-        recent = np.zeros((RECENT, self._spec.actions), np.float32)
-        return Row(rgb, depth, proprioception, recent, source, int(record.values["episode"]))
+        inputs = {name: record.arrays[f"observation/{name}"] for name in spec.inputs}
+        recent = np.zeros((RECENT, spec.actions), np.float32)
+        episode = int(record.values["episode"])
+        return Row(inputs, recent, source, episode, record.arrays.get("learning/features"))
 
     def _recent(self, now: np.ndarray) -> np.ndarray:
         return recent_actions(self._spec, [*self._past, now])
@@ -159,7 +164,7 @@ class Chains:
         self._open, self._reward = None, 0.0
 
 
-def read_all(spec: OnlineSpec, records: Iterable[Record]) -> list[Row | Closed]:
+def read_all(spec: LearntSpec, records: Iterable[Record]) -> list[Row | Closed]:
     """Returns all rows of records."""
     chains = Chains(spec)
     return [one for record in records for one in chains.take(record)]

@@ -13,7 +13,7 @@ from alohas2r.core.types import Array
 from alohas2r.learning.online.replay import Batch
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.config import OnlineConfig
-from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec
 
 Weights = Mapping[str, Array]
 
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 def init_critics(
-    spec: OnlineSpec, config: OnlineConfig, draw: np.random.Generator
+    spec: LearntSpec, config: OnlineConfig, draw: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Returns random critics: each array has them all on its first axis."""
     sizes = (spec.features + spec.actions, *config.hidden, 1)
@@ -47,7 +47,7 @@ def values(config: OnlineConfig, critics: Weights, normal: Array, action: Array)
     return jax.vmap(one)(critics)
 
 
-def act(spec: OnlineSpec, weights: Weights, normal: Array, noise: Array) -> Drawn:
+def act(spec: LearntSpec, weights: Weights, normal: Array, noise: Array) -> Drawn:
     """Returns what base and policy do with noise [B, A]."""
     base = networks.base_action(spec, weights, normal, jnp)
     mean, log_std = networks.policy_heads(spec, weights, normal, base, jnp)
@@ -73,7 +73,7 @@ def critic_loss(
 
 
 def target_value(
-    spec: OnlineSpec,
+    spec: LearntSpec,
     config: OnlineConfig,
     weights: Weights,
     slow: Weights,
@@ -91,7 +91,7 @@ def target_value(
 
 
 def policy_loss(
-    spec: OnlineSpec,
+    spec: LearntSpec,
     config: OnlineConfig,
     policy: Weights,
     weights: Weights,

@@ -16,6 +16,7 @@ from alohas2r.policies.online.config import (
     POLICY,
     PUBLISHED,
     SETTINGS,
+    OnlineRun,
     parse_online_run,
     read_online_run,
 )
@@ -52,6 +53,10 @@ class Mirror:
           ConfigError: the run here has other settings. ArtifactError: it is no run, or the folder cannot be written.
         """
         run = parse_online_run(described, SETTINGS)
+        if not isinstance(run, OnlineRun):
+            raise ConfigError(
+                "An insertion is learnt beside its simulation, not on another machine."
+            )
         try:
             told = {str(name): int(size) for name, size in json.loads(sizes).items()}
         except (ValueError, TypeError, AttributeError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from alohas2r.learning.online.experience import Closed, Row
 from alohas2r.policies.online.networks import look
-from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec, OnlineSpec
 
 # Pictures are learnt from as they are and shifted by one pixel each way (rows, columns).
 SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
@@ -40,11 +40,12 @@ class Replay:
       demos: whether its rows are demonstrations.
     """
 
-    def __init__(self, spec: OnlineSpec, eyes: Mapping[str, np.ndarray], demos: bool) -> None:
+    def __init__(self, spec: LearntSpec, eyes: Mapping[str, np.ndarray], demos: bool) -> None:
         self._spec, self._eyes, self._demos = spec, eyes, demos
         self.size = 0
         size = 256
-        self._features = np.zeros((size, len(SHIFTS), spec.features), np.float32)
+        self._shifts = 1 if spec.given else len(SHIFTS)
+        self._features = np.zeros((size, self._shifts, spec.features), np.float32)
         self._action = np.zeros((size, spec.actions), np.float32)
         self._reward = np.zeros(size, np.float32)
         self._terminated, self._closed = np.zeros(size, bool), np.zeros(size, bool)
@@ -71,7 +72,10 @@ class Replay:
             for name in ("_features", "_action", "_reward", "_terminated", "_closed"):
                 value = self.__dict__[name]
                 self.__dict__[name] = np.concatenate([value, np.zeros_like(value)])
-        self._features[self.size] = features_of(self._spec, self._eyes, row)
+        if isinstance(self._spec, OnlineSpec):
+            self._features[self.size] = features_of(self._spec, self._eyes, row)
+        else:
+            self._features[self.size] = row.features
         self.size += 1
 
     def outcome(self, at: np.ndarray, steps: int, discount: float) -> tuple[np.ndarray, ...]:
@@ -97,7 +101,7 @@ class Replay:
     def sample(self, draw: np.random.Generator, count: int, steps: int, discount: float) -> Batch:
         """Draws decisions with replacement, each with a shift of its own."""
         at = np.asarray(self._usable)[draw.integers(0, len(self._usable), count)]
-        shifts = draw.integers(0, len(SHIFTS), (2, count))
+        shifts = draw.integers(0, self._shifts, (2, count))
         returns, reached, factor = self.outcome(at, steps, discount)
         return Batch(
             features=self._features[at, shifts[0]],
@@ -109,9 +113,15 @@ class Replay:
         )
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean and standard deviation [F] of the features; of those that hardly vary, a spread of 0.01."""
+        """Returns mean and standard deviation [F] of the features; of those that hardly vary, a spread of 0.01.
+
+        A base's action among them stays as it is.
+        """
         values = self._features[: self.size, 0]
-        return values.mean(0), np.maximum(values.std(0), 0.01).astype(np.float32)
+        mean, std = values.mean(0), np.maximum(values.std(0), 0.01).astype(np.float32)
+        if self._spec.given:
+            mean[-self._spec.actions :], std[-self._spec.actions :] = 0.0, 1.0
+        return mean, std
 
 
 def half_and_half(
@@ -130,9 +140,9 @@ def half_and_half(
 
 def features_of(spec: OnlineSpec, eyes: Mapping[str, np.ndarray], row: Row) -> np.ndarray:
     """Returns the features of a row for each of SHIFTS, [S, F]."""
-    rgb = np.stack([_shifted(row.rgb, shift) for shift in SHIFTS])
-    depth = np.stack([_shifted(row.depth, shift) for shift in SHIFTS])
-    seen = look(spec, eyes, rgb, depth)
+    rgb, depth = (row.inputs[f"{spec.side}_{kind}"] for kind in ("rgb", "depth"))
+    several = [np.stack([_shifted(one, shift) for shift in SHIFTS]) for one in (rgb, depth)]
+    seen = look(spec, eyes, several[0], several[1])
     felt = np.concatenate([spec.own(row.proprioception), row.recent.ravel()])
     return np.concatenate([seen, np.broadcast_to(felt, (len(SHIFTS), len(felt)))], 1).astype(
         np.float32

@@ -11,10 +11,10 @@ from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.online.experience import Chains, Closed, Row
 from alohas2r.policies.online.config import LOGS
 from alohas2r.policies.online.demonstrations import check_demos
-from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec
 
 
-def read_demos(folders: Sequence[str], spec: OnlineSpec) -> list[Row | Closed]:
+def read_demos(folders: Sequence[str], spec: LearntSpec) -> list[Row | Closed]:
     """Returns the rows of all demonstrations that succeeded.
 
     Raises:
@@ -43,7 +43,7 @@ def read_demos(folders: Sequence[str], spec: OnlineSpec) -> list[Row | Closed]:
     return rows
 
 
-def read_earlier(folder: str, spec: OnlineSpec) -> list[Row | Closed]:
+def read_earlier(folder: str, spec: LearntSpec) -> list[Row | Closed]:
     """Returns the rows of an earlier run of the same task, whoever acted in it.
 
     Raises:

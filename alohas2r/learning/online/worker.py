@@ -6,14 +6,22 @@ import pathlib
 import shlex
 import sys
 
+import numpy as np
+
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import Alohas2rError, ArtifactError
 from alohas2r.learning.online.algorithm import OnlineAlgorithm
 from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
-from alohas2r.policies.online.config import LEARNER, OnlineRun, read_online_run
+from alohas2r.policies.online.config import (
+    LEARNER,
+    AnyRun,
+    InsertRun,
+    read_online_run,
+)
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.remote import at_hand
+from alohas2r.policies.onnx.base import read_base
 from alohas2r.sim.changed import NOMINAL
 
 REFUSED = 3  # exit status where what went wrong is said in one line
@@ -34,13 +42,12 @@ def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> Json
     """
     told = read_online_run(folder)
     run = at_hand(told, folder)
-    found_hash = artifact.describe(run.student)["hash"]
+    frozen, found_hash = _frozen(run)
     if found_hash != run.eyes_hash:
         raise ArtifactError(
             f"The student {run.student} is another one than when this run began; its eyes would see otherwise."
         )
-    eyes, *_ = read_eyes(run.student, run.spec.side)
-    algorithm = OnlineAlgorithm(folder, run, eyes, parent)
+    algorithm = OnlineAlgorithm(folder, run, frozen, parent)
     identity: dict[str, Json] = {"seed": run.seed, "stepped": run.stepped, "student": run.eyes_hash}
     with Run(folder / LEARNER, run.config, identity, resume) as trained:
         schedule = Schedule(checkpoints=max(1, algorithm.iterations // 5))
@@ -48,9 +55,19 @@ def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> Json
         return trained.train(algorithm, command_of(told), parents, schedule)
 
 
-def command_of(run: OnlineRun) -> str:
+def _frozen(run: AnyRun) -> tuple[dict[str, np.ndarray], str]:
+    """Returns the weights that look at pictures, none of an insertion, and the hash of the student."""
+    if isinstance(run, InsertRun):
+        return {}, read_base(run.student).policy.hash
+    eyes, *_ = read_eyes(run.student, run.spec.side)
+    return eyes, str(artifact.describe(run.student)["hash"])
+
+
+def command_of(run: AnyRun) -> str:
     """Returns the command that learns the same again."""
     words = ["alohas2r", "learn", run.spec.task, "--arm", run.config.arm, "--seed", str(run.seed)]
+    if isinstance(run, InsertRun):
+        words += ["--base", run.student, "--reward", run.reward]
     for demo in run.demos:
         words += ["--demos", demo]
     words += ["--minutes", f"{run.config.minutes:g}", "--robot", run.robot, "--resets", run.resets]

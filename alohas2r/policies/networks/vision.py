@@ -16,7 +16,16 @@ from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment import camera as camera_contract
 from alohas2r.policies.networks import mlp, stereo
 from alohas2r.policies.networks.patches import cut_patches
-from alohas2r.policies.spec import PIXELS, StagedPixelsSpec, StereoSpec, StudentSpec
+from alohas2r.policies.online import insertion
+from alohas2r.policies.online.eyes import eyes_of
+from alohas2r.policies.online.networks import see
+from alohas2r.policies.spec import (
+    PIXELS,
+    ResidualSpec,
+    StagedPixelsSpec,
+    StereoSpec,
+    StudentSpec,
+)
 
 # Filters' side and stride of the colour encoder. Source: the published report.
 ENCODER_LAYERS = ((8, 4), (4, 2), (3, 1))
@@ -265,7 +274,18 @@ def forward(
     features = mlp.normalize(inputs["features"], weights["mean"], weights["std"])
     switched = inputs["switched"] if spec.switches else None
     logits, _ = head(spec, tree["head"], rgb, depth, features, switched)
-    return jnp.tanh(logits)
+    actions = jnp.tanh(logits)
+    if not isinstance(spec, ResidualSpec):
+        return actions
+    assert rgb is not None
+    near = scale_depth(depth, spec.cameras.depth_cutoff)
+    seen = [
+        see(spec, eyes_of(weights, view, spec.network), rgb[:, at], near[:, at], jnp)
+        for at, view in enumerate(spec.views)
+    ]
+    told = insertion.features_of(seen, jnp.asarray(inputs["features"]), actions, jnp)
+    other = insertion.corrected(spec, weights, told, actions, jnp)
+    return jnp.where(inputs["switched"][:, None], other, actions)
 
 
 def _staged(

@@ -6,18 +6,20 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from alohas2r.config import check, from_dict, override, to_dict
 from alohas2r.core.files import write_atomic
 from alohas2r.core.types import JsonObject
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
-from alohas2r.policies.online.spec import HOLD, OnlineSpec
+from alohas2r.policies.online.insertion import TASK, InsertSpec
+from alohas2r.policies.online.spec import LearntSpec, OnlineSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
 LOGS, PUBLISHED, LEARNER, POLICY = "log", "published", "learner", "policy"
-DECISIONS_PER_MINUTE = 60 * 20 // HOLD
+_STEPS_PER_MINUTE = round(60 / CONTROL_PERIOD_S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +100,9 @@ class OnlineConfig:
         """Whether anything is learnt of what the robot does."""
         return self.updates > 0
 
-    @property
-    def decisions(self) -> int:
-        """How many the robot makes; whole chunks."""
-        wanted = round(self.minutes * DECISIONS_PER_MINUTE)
+    def decisions(self, hold: int) -> int:
+        """Returns how many the robot makes, one in so many control steps; whole chunks."""
+        wanted = round(self.minutes * _STEPS_PER_MINUTE / hold)
         return self.chunk * max(1, wanted // self.chunk) if self.learns else 0
 
 
@@ -127,32 +128,42 @@ ARMS = {
 }
 
 
-def find_arm(name: str, overrides: tuple[str, ...] = ()) -> OnlineConfig:
-    """Returns an arm's settings with changes.
+# Of insertion, with a decision in every control step.
+INSERT_ARMS = {
+    "residual": OnlineConfig(
+        "residual", updates=4, discount=0.97, clone_steps=0, feature_noise=0.0
+    ),
+}
+
+
+def find_arm(name: str, overrides: tuple[str, ...] = (), task: str = "") -> OnlineConfig:
+    """Returns an arm's settings for a task with changes.
 
     Raises:
       ConfigError: no such arm or setting.
     """
-    if name not in ARMS:
-        raise ConfigError(f"There is no arm '{name}'.{did_you_mean(name, ARMS)}")
-    return override(ARMS[name], overrides)
+    arms = INSERT_ARMS if task == TASK else ARMS
+    if name not in arms:
+        raise ConfigError(f"There is no arm '{name}' of {task}.{did_you_mean(name, arms)}")
+    return override(arms[name], overrides)
 
 
-@dataclasses.dataclass(frozen=True)
-class OnlineRun:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnRun:
     """What a run is, as its folder says.
 
     Attributes:
       spec: the policy. config: how it learns.
       seed: of all that is drawn. stepped: whether actor and learner wait for each other.
       robot: "sim" or "emulated".
-      demos: folders of demonstrations. student: whose eyes the policy has; eyes_hash: of that student.
+      demos: folders of demonstrations. student: whose eyes the policy has, or the file that is corrected; eyes_hash:
+        of that student.
       resets: "robot": it goes back to a start itself; "placed": the simulation puts everything to a new start.
       offline: folders of earlier runs, whose decisions are learnt from as well.
       world: what is otherwise in its world than in the nominal one, for learning and evaluations.
     """
 
-    spec: OnlineSpec
+    spec: LearntSpec
     config: OnlineConfig
     seed: int
     stepped: bool
@@ -164,12 +175,39 @@ class OnlineRun:
     offline: tuple[str, ...]
     world: WorldParams = NOMINAL
 
+    @property
+    def decisions(self) -> int:
+        """How many the robot makes."""
+        return self.config.decisions(self.spec.hold)
+
     def write(self, folder: pathlib.Path) -> None:
         """Writes it into the run's folder."""
         write_atomic(folder / SETTINGS, json.dumps(to_dict(self), indent=2).encode() + b"\n")
 
 
-def read_online_run(folder: str | os.PathLike[str]) -> OnlineRun:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineRun(LearnRun):
+    """One of an arm that is led in places of its gripper."""
+
+    spec: OnlineSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InsertRun(LearnRun):
+    """One of a residual of the insertion.
+
+    Attributes:
+      reward: "truth": what only a simulation knows, whether the peg is in.
+    """
+
+    spec: InsertSpec
+    reward: Literal["truth"]
+
+
+AnyRun: TypeAlias = OnlineRun | InsertRun
+
+
+def read_online_run(folder: str | os.PathLike[str]) -> AnyRun:
     """Reads what a run is.
 
     Raises:
@@ -184,12 +222,13 @@ def read_online_run(folder: str | os.PathLike[str]) -> OnlineRun:
         raise ArtifactError(f"{path} is damaged ({error}).") from error
 
 
-def parse_online_run(content: bytes, name: str) -> OnlineRun:
+def parse_online_run(content: bytes, name: str) -> AnyRun:
     """Reads what a run is from its file's content; see `read_online_run`."""
     try:
         described: JsonObject = json.loads(content)
-        return from_dict(OnlineRun, {"world": to_dict(NOMINAL), **described})
+        of = InsertRun if described["spec"]["task"] == TASK else OnlineRun
+        return from_dict(of, {"world": to_dict(NOMINAL), **described})
+    except (ConfigError, KeyError) as error:
+        raise ArtifactError(f"{name} is damaged: {error}") from error
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{name} is damaged ({error}).") from error
-    except ConfigError as error:
-        raise ArtifactError(f"{name} is damaged: {error}") from error

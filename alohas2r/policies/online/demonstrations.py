@@ -7,12 +7,12 @@ import pathlib
 
 from alohas2r.core.types import JsonObject
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec
 
 ABOUT = "demonstrations.json"
 
 
-def check_demos(folder: pathlib.Path, spec: OnlineSpec) -> None:
+def check_demos(folder: pathlib.Path, spec: LearntSpec) -> None:
     """Makes sure that a folder holds demonstrations of what is to be learnt.
 
     Raises:
@@ -21,8 +21,8 @@ def check_demos(folder: pathlib.Path, spec: OnlineSpec) -> None:
     path = folder / ABOUT
     try:
         about: JsonObject = json.loads(path.read_text())
-        task, theirs = str(about["task"]), about["spec"]
-        side, size = str(theirs["side"]), int(theirs["cameras"]["size"])
+        task = str(about["task"])
+        unlike = spec.unlike(about["spec"]) if task == spec.task else ""
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{folder} holds no demonstrations; alohas2r demonstrate records them."
@@ -31,8 +31,5 @@ def check_demos(folder: pathlib.Path, spec: OnlineSpec) -> None:
         raise ArtifactError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
     if task != spec.task:
         raise ConfigError(f"{folder} demonstrates '{task}', not '{spec.task}'.")
-    if side != spec.side or size != spec.cameras.size:
-        raise ConfigError(
-            f"{folder} is of the {side} arm with pictures of {size} pixels, not of the {spec.side} arm with"
-            f" {spec.cameras.size}."
-        )
+    if unlike:
+        raise ConfigError(f"{folder} {unlike}.")

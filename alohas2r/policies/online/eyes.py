@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
 from alohas2r.config import from_dict
+from alohas2r.core.types import Array
 from alohas2r.errors import ArtifactError
 from alohas2r.policies import artifact
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
@@ -37,12 +39,13 @@ def read_eyes(
     weights = artifact.read_npz(pathlib.Path(folder) / "weights.npz")
     network = from_dict(StudentNetworkConfig, description["network"])
     cameras = from_dict(CameraSpec, description["cameras"])
-    return eyes_of(weights, side, network), cameras, network
+    eyes = eyes_of(weights, side, network)
+    return {name: np.asarray(eyes[name], np.float32) for name in eyes}, cameras, network
 
 
 def eyes_of(
-    weights: dict[str, np.ndarray], side: str, network: StudentNetworkConfig
-) -> dict[str, np.ndarray]:
+    weights: Mapping[str, Array], side: str, network: StudentNetworkConfig
+) -> dict[str, Array]:
     """Returns a student's first layers for a side's camera, by the names of `networks`."""
     names = {f"encoder/{layer}/kernel": f"eyes/{layer}/kernel" for layer in _LAYERS}
     dense = {f"head/{side}_rgb": "rgb", f"head/{side}_depth": "depth"}
@@ -54,4 +57,4 @@ def eyes_of(
     for theirs, ours in dense.items():
         for part in ("kernel", "bias"):
             names[f"{theirs}/{part}"] = f"eyes/{ours}/{part}"
-    return {ours: np.asarray(weights[theirs], np.float32) for theirs, ours in names.items()}
+    return {ours: weights[theirs] for theirs, ours in names.items()}

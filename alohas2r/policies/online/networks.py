@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from alohas2r.core.types import Array
 from alohas2r.embodiment.camera import preprocess
-from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec
+from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 
 # Side and stride of the student's convolutions, see policies.networks.vision, whose weights these functions take.
 _LAYERS = ((8, 4), (4, 2), (3, 1))
 _EPSILON = 1e-6  # of layer normalization
 LIMIT = 10.0  # standard deviations beyond which a feature says no more
 LOG_STD = -5.0  # least logarithm of the exploration's spread
+
+
+class Sees(Protocol):
+    """What has a student's eyes: what pictures are like, and the shapes of what looks at them."""
+
+    @property
+    def cameras(self) -> CameraSpec: ...  # noqa: D102
+    @property
+    def network(self) -> StudentNetworkConfig: ...  # noqa: D102
 
 
 def dense(weights: Mapping[str, Array], name: str, values: Array) -> Array:
@@ -89,7 +100,7 @@ def convolve(weights: Mapping[str, Array], rgb: Array) -> np.ndarray:
 
 
 def see(
-    spec: OnlineSpec,
+    spec: Sees,
     weights: Mapping[str, Array],
     places: Array,
     depth: Array,
@@ -130,7 +141,7 @@ def _patches(pictures: Array, side: int) -> Array:
 
 
 def look(
-    spec: OnlineSpec, weights: Mapping[str, Array], rgb: np.ndarray, depth: np.ndarray
+    spec: Sees, weights: Mapping[str, Array], rgb: np.ndarray, depth: np.ndarray
 ) -> np.ndarray:
     """Returns what is seen of raw pictures, [B, n]; NumPy.
 
@@ -148,16 +159,21 @@ def normalize(weights: Mapping[str, Array], features: Array, xp: Array = np) -> 
 
 
 def base_action(
-    spec: OnlineSpec, weights: Mapping[str, Array], normal: Array, xp: Array = np
+    spec: LearntSpec, weights: Mapping[str, Array], normal: Array, xp: Array = np
 ) -> Array:
-    """Returns the base's action [..., A] for normalized features; zero where there is no base."""
+    """Returns the base's action [..., A] for normalized features; zero where there is no base.
+
+    One that is made elsewhere is among the features, which do not change it when they are normalized.
+    """
+    if spec.given:
+        return normal[..., -spec.actions :]
     if not spec.base:
         return xp.zeros((*normal.shape[:-1], spec.actions), normal.dtype)
     return xp.tanh(mlp(weights, "base", normal, len(spec.hidden), xp))
 
 
 def policy_heads(
-    spec: OnlineSpec, weights: Mapping[str, Array], normal: Array, base: Array, xp: Array = np
+    spec: LearntSpec, weights: Mapping[str, Array], normal: Array, base: Array, xp: Array = np
 ) -> tuple[Array, Array]:
     """Returns mean and logarithm of the spread [..., A] of the policy's action before tanh."""
     inputs = xp.concatenate([normal, base], -1) if spec.base else normal
@@ -167,13 +183,13 @@ def policy_heads(
     return mean, low + 0.5 * (high - low) * (xp.tanh(spread) + 1.0)
 
 
-def joined(spec: OnlineSpec, base: Array, action: Array, xp: Array = np) -> Array:
+def joined(spec: LearntSpec, base: Array, action: Array, xp: Array = np) -> Array:
     """Returns what base and policy [..., A] in [-1, 1] ask for together."""
     return xp.clip(base + spec.scale * action, -1.0, 1.0)
 
 
 def decide(
-    spec: OnlineSpec,
+    spec: LearntSpec,
     weights: Mapping[str, Array],
     features: Array,
     noise: Array | None = None,
@@ -196,7 +212,7 @@ def decide(
     return base, joined(spec, base, xp.tanh(drawn), xp)
 
 
-def shapes(spec: OnlineSpec) -> dict[str, tuple[int, ...]]:
+def shapes(spec: LearntSpec) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of base, policy and normalization by name."""
     wanted: dict[str, tuple[int, ...]] = {"mean": (spec.features,), "std": (spec.features,)}
     if spec.base:

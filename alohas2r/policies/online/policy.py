@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol, Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from alohas2r.embodiment.joints import CONTROL_PERIOD_S, JOINTS
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.recent import recent_actions
-from alohas2r.policies.online.spec import HOLD, RECENT, OnlineSpec
+from alohas2r.policies.online.spec import HOLD, PROPRIOCEPTION, RECENT, OnlineSpec
 from alohas2r.sim import scene
 
 ONLINE = "online"
@@ -24,18 +24,6 @@ NOT_EVALUATED = (
     "{path} was learnt on a robot for '{task}', no task of evaluations: alohas2r learn evaluates such policies,"
     " alohas2r deploy runs them."
 )
-PROPRIOCEPTION = 32
-
-
-class Seen(Protocol):
-    """What was seen and felt at a decision."""
-
-    @property
-    def rgb(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def depth(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def proprioception(self) -> np.ndarray: ...  # noqa: D102
 
 
 class OnlinePolicy:
@@ -112,7 +100,7 @@ class OnlinePolicy:
 
     def check_inputs(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns each of the inputs as it was recorded, [T, ...]."""
-        return {name: np.asarray(recorded[name]) for name in input_shapes(self.spec)}
+        return {name: np.asarray(recorded[name]) for name in self.spec.inputs}
 
     def answer(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns the actions [T, n] for recorded observations, one after the other."""
@@ -121,25 +109,6 @@ class OnlinePolicy:
         actions = [self.act({name: row[step] for name, row in rows.items()}) for step in steps]
         self.reset()
         return np.stack(actions)
-
-
-def input_shapes(spec: OnlineSpec) -> dict[str, tuple[tuple[int, ...], str, str]]:
-    """Returns what such a policy takes: name -> shape, dtype, unit."""
-    size = spec.cameras.size
-    return {
-        f"{spec.side}_rgb": ((size, size, 3), "uint8", "sRGB"),
-        f"{spec.side}_depth": ((size, size), "float32", "m"),
-        "proprioception": ((PROPRIOCEPTION,), "float32", ""),
-    }
-
-
-def recorded_inputs(spec: OnlineSpec, rows: Sequence[Seen]) -> dict[str, np.ndarray]:
-    """Returns decisions' observations as the inputs of a policy [T, ...]."""
-    return {
-        f"{spec.side}_rgb": np.stack([one.rgb for one in rows]),
-        f"{spec.side}_depth": np.stack([one.depth for one in rows]),
-        "proprioception": np.stack([one.proprioception for one in rows]),
-    }
 
 
 def action_of(spec: OnlineSpec) -> JsonObject:

@@ -6,6 +6,7 @@ import dataclasses
 
 from alohas2r.config import digest
 from alohas2r.policies.online.config import OnlineConfig
+from alohas2r.policies.online.insertion import TASK
 from alohas2r.policies.online.spec import HOLD
 from alohas2r.policies.online.tasks import START, TASKS, OnlineStart, OnlineTask
 from alohas2r.sim.changed import NOMINAL, WorldParams
@@ -18,7 +19,8 @@ class LearnProtocol:
     Attributes:
       name: never used for other numbers.
       evaluate_minutes: of acting between evaluations. evaluate_episodes: of each. final_episodes: of the last.
-      tasks: with how long their episodes last. start: where these begin. hold: control steps of a decision.
+      tasks: with how long their episodes last. start: where those of one arm begin; insertions begin as in eval-v1.
+      hold: control steps of a decision.
     """
 
     name: str = "learn-v1"
@@ -36,17 +38,21 @@ class LearnProtocol:
 
 
 LEARN_V1 = LearnProtocol()
+LEARN_INSERT_V1 = LearnProtocol(name="learn-insert-v1", tasks=(TASKS[TASK],), hold=1)
 
 
-def protocol_of(config: OnlineConfig, world: WorldParams = NOMINAL) -> LearnProtocol:
-    """Returns learn-v1, or what a run's settings and its changed world make of it under another name."""
+def protocol_of(
+    config: OnlineConfig, world: WorldParams = NOMINAL, task: str = ""
+) -> LearnProtocol:
+    """Returns a task's protocol, or what a run's settings and its changed world make of it under another name."""
+    rules = LEARN_INSERT_V1 if task == TASK else LEARN_V1
     other = dataclasses.replace(
-        LEARN_V1,
+        rules,
         evaluate_minutes=config.evaluate_minutes,
         evaluate_episodes=config.evaluate_episodes,
         final_episodes=config.final_episodes,
     )
-    name = LEARN_V1.name if other == LEARN_V1 else f"{LEARN_V1.name}+modified"
+    name = rules.name if other == rules else f"{rules.name}+modified"
     if world != NOMINAL:
         name += f"+world({world})"
     return dataclasses.replace(other, name=name)

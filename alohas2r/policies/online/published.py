@@ -17,7 +17,7 @@ import numpy as np
 from alohas2r.core.files import write_atomic
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online.networks import shapes
-from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec
 
 _ABOUT = "about"
 _NAME = re.compile(r"(\d+)\.npz")
@@ -34,7 +34,7 @@ class Published(NamedTuple):
 
 def publish(
     folder: str | os.PathLike[str],
-    spec: OnlineSpec,
+    spec: LearntSpec,
     version: int,
     weights: Mapping[str, np.ndarray],
 ) -> pathlib.Path:
@@ -51,7 +51,7 @@ def path_of(folder: str | os.PathLike[str], version: int) -> pathlib.Path:
     return pathlib.Path(folder) / f"{version:06d}.npz"
 
 
-def to_bytes(spec: OnlineSpec, version: int, weights: Mapping[str, np.ndarray]) -> bytes:
+def to_bytes(spec: LearntSpec, version: int, weights: Mapping[str, np.ndarray]) -> bytes:
     """Returns what a version's file holds: plain arrays, no pickle."""
     about = {"version": version, "spec": spec.digest, "digest": _digest(version, spec, weights)}
     arrays = dict(weights) | {_ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
@@ -86,7 +86,7 @@ def tidy(folder: str | os.PathLike[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_version(folder: str | os.PathLike[str], spec: OnlineSpec, version: int) -> Published:
+def read_version(folder: str | os.PathLike[str], spec: LearntSpec, version: int) -> Published:
     """Reads a version.
 
     Raises:
@@ -100,7 +100,7 @@ def read_version(folder: str | os.PathLike[str], spec: OnlineSpec, version: int)
     return from_bytes(spec, version, content, str(path))
 
 
-def from_bytes(spec: OnlineSpec, version: int, content: bytes, name: str) -> Published:
+def from_bytes(spec: LearntSpec, version: int, content: bytes, name: str) -> Published:
     """Reads what `to_bytes` returned; see `read_version`."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -126,7 +126,7 @@ def from_bytes(spec: OnlineSpec, version: int, content: bytes, name: str) -> Pub
     return Published(version, weights)
 
 
-def _digest(version: int, spec: OnlineSpec, weights: Mapping[str, np.ndarray]) -> str:
+def _digest(version: int, spec: LearntSpec, weights: Mapping[str, np.ndarray]) -> str:
     hasher = hashlib.sha256(f"{version} {spec.digest}".encode())
     for name in sorted(weights):
         value = np.ascontiguousarray(weights[name])

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alohas2r.policies.online.spec import RECENT, OnlineSpec
+from alohas2r.policies.online.spec import RECENT, LearntSpec
 
 
-def recent_actions(spec: OnlineSpec, past: Sequence[np.ndarray]) -> np.ndarray:
+def recent_actions(spec: LearntSpec, past: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the last executed actions [3, A], newest last, from the proprioception [32] at decisions up to now."""
     kept = past[-(RECENT + 1) :]
     recent = np.zeros((RECENT, spec.actions), np.float32)

@@ -17,7 +17,7 @@ import hashlib
 import pathlib
 import re
 
-from alohas2r.policies.online.config import LOGS, OnlineRun
+from alohas2r.policies.online.config import LOGS, AnyRun, OnlineRun
 from alohas2r.policies.online.demonstrations import ABOUT
 
 VERSION = 1  # of the messages
@@ -51,7 +51,7 @@ def inputs(run: OnlineRun) -> dict[str, pathlib.Path]:
     return found
 
 
-def at_hand(run: OnlineRun, folder: pathlib.Path) -> OnlineRun:
+def at_hand(run: AnyRun, folder: pathlib.Path) -> AnyRun:
     """Returns a run with what it learns from where it lies: in its folder, if that came from another machine."""
     here = folder / INPUTS
     if not here.exists():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -20,12 +22,79 @@ HOLD = 4  # control steps of a decision: five decisions a second
 RECENT = 3  # executed actions that a policy observes
 JOINT_VALUES = 2 * (PER_ARM + 1)  # positions, and positions less targets, of one arm
 TEMPOS = 0.4, 1.2  # by which movements may be slowed down or sped up
+PROPRIOCEPTION = 2 * JOINT_VALUES  # of both arms
 TaskName = Literal["reach", "pick"]
+Inputs = dict[str, tuple[tuple[int, ...], str, str]]
 
 
-@dataclasses.dataclass(frozen=True)
-class OnlineSpec:
-    """Everything but the weights.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearntSpec(abc.ABC):
+    """What actor and learner must know of any policy that learns on a robot.
+
+    Attributes:
+      task: what is learnt.
+      hidden: layers of base and policy.
+      base: whether there is a base, made of demonstrations, to which the policy adds.
+      policy: whether there is a policy that learns by reward.
+      scale: how much of a policy's action is added to the base's.
+      loudest: largest logarithm of the spread with which the policy explores, before tanh.
+    """
+
+    task: str
+    hidden: tuple[int, ...] = (256, 256)
+    base: bool = True
+    policy: bool = True
+    scale: float = 0.4
+    loudest: float = -1.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(0 < self.scale <= 1, f"scale must lie in (0, 1], not {self.scale}")
+        check(-4 <= self.loudest <= 2, f"loudest must lie in -4..2, not {self.loudest}")
+        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden needs layers of 1 or more")
+
+    @property
+    def digest(self) -> str:
+        """Identifies it."""
+        return digest(self)
+
+    @property
+    def given(self) -> bool:
+        """Whether its base is made elsewhere: what that wants are the last of the features, an action's numbers."""
+        return False
+
+    @property
+    @abc.abstractmethod
+    def hold(self) -> int:
+        """Control steps of a decision."""
+
+    @property
+    @abc.abstractmethod
+    def actions(self) -> int:
+        """Numbers of an action."""
+
+    @property
+    @abc.abstractmethod
+    def features(self) -> int:
+        """Numbers that the networks get of an observation."""
+
+    @property
+    @abc.abstractmethod
+    def inputs(self) -> Inputs:
+        """What such a policy takes: name -> shape, dtype, unit."""
+
+    @abc.abstractmethod
+    def executed(self, before: Array, after: Array) -> Array:
+        """Returns the action [..., A] that was executed between the proprioception [..., 32] of two decisions."""
+
+    @abc.abstractmethod
+    def unlike(self, other: Mapping[str, object]) -> str:
+        """Returns why demonstrations of another description, as plain values, do not serve; "" if they do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineSpec(LearntSpec):
+    """One arm that is led in places of its gripper: everything but the weights.
 
     Attributes:
       task: what is learnt.
@@ -33,12 +102,7 @@ class OnlineSpec:
       arm: its lengths. box: where its gripper may be led.
       low, high: [7] ranges of its targets (rad; m).
       cameras, network: of the student whose eyes it has.
-      hidden: layers of base and policy.
-      base: whether there is a base, made of demonstrations, to which the policy adds.
-      policy: whether there is a policy that learns by reward.
-      scale: how much of a policy's action is added to the base's.
       tempo: factor of every movement.
-      loudest: largest logarithm of the spread with which the policy explores, before tanh.
     """
 
     task: TaskName
@@ -49,29 +113,22 @@ class OnlineSpec:
     high: tuple[float, ...]
     cameras: CameraSpec
     network: StudentNetworkConfig
-    hidden: tuple[int, ...] = (256, 256)
-    base: bool = True
-    policy: bool = True
-    scale: float = 0.4
     tempo: float = 1.0
-    loudest: float = -1.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        super().__post_init__()
         check(self.task in ("reach", "pick"), f"task must be reach or pick, not '{self.task}'")
         check(self.side in SIDES, f"side must be one of {', '.join(SIDES)}, not '{self.side}'")
         check(len(self.low) == len(self.high) == PER_ARM, f"an arm has {PER_ARM} ranges")
         check(self.base or self.policy, "a policy needs a base, or a policy that learns, or both")
-        check(0 < self.scale <= 1, f"scale must lie in (0, 1], not {self.scale}")
         low, high = TEMPOS
         check(low <= self.tempo <= high, f"tempo must lie in {low}..{high}, not {self.tempo}")
-        check(-4 <= self.loudest <= 2, f"loudest must lie in -4..2, not {self.loudest}")
-        check(bool(self.hidden) and min(self.hidden) >= 1, "hidden needs layers of 1 or more")
 
     @property
-    def digest(self) -> str:
-        """Identifies it."""
-        return digest(self)
+    def hold(self) -> int:
+        """Control steps of a decision."""
+        return HOLD
 
     @property
     def actions(self) -> int:
@@ -83,6 +140,16 @@ class OnlineSpec:
         """Numbers that the networks get of an observation."""
         kinds = 2 + bool(self.network.places) + bool(self.network.patches)
         return kinds * self.network.embedding + JOINT_VALUES + RECENT * self.actions
+
+    @property
+    def inputs(self) -> Inputs:
+        """What such a policy takes: name -> shape, dtype, unit."""
+        size = self.cameras.size
+        return {
+            f"{self.side}_rgb": ((size, size, 3), "uint8", "sRGB"),
+            f"{self.side}_depth": ((size, size), "float32", "m"),
+            "proprioception": ((PROPRIOCEPTION,), "float32", ""),
+        }
 
     def own(self, proprioception: Array) -> Array:
         """Returns this arm's part [..., 16] of a robot's proprioception [..., 32]."""
@@ -123,6 +190,20 @@ class OnlineSpec:
           steps: control steps that a whole decision takes. xp: the array namespace.
         """
         return polar.executed(self.arm, self.targets(before), self.targets(after), steps, xp)
+
+    def unlike(self, other: Mapping[str, object]) -> str:
+        """Returns why demonstrations of another arm or camera do not serve; "" if they do.
+
+        Raises:
+          KeyError, TypeError: it is no such description.
+        """
+        cameras = other["cameras"]
+        assert isinstance(cameras, Mapping)
+        side, size = str(other["side"]), int(cameras["size"])
+        if side == self.side and size == self.cameras.size:
+            return ""
+        own = f"{self.side} arm with {self.cameras.size}"
+        return f"is of the {side} arm with pictures of {size} pixels, not of the {own}"
 
 
 def planar_arm(side: str = "left") -> PlanarArm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from alohas2r.config import check
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, SIDES
 from alohas2r.embodiment.polar import Box
 from alohas2r.errors import ConfigError, did_you_mean
-from alohas2r.policies.online.spec import OnlineSpec, planar_arm
+from alohas2r.policies.online.spec import OnlineSpec, TaskName, planar_arm
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 from alohas2r.sim import scene
 
@@ -32,7 +32,7 @@ class OnlineTask:
       scale: how much of a policy's action is added to a base's.
     """
 
-    name: Literal["reach", "pick"]
+    name: str
     seconds: float
     hold_s: float
     scale: float
@@ -62,6 +62,7 @@ START = OnlineStart()
 TASKS = {
     "reach": OnlineTask("reach", 6.0, 0.25, 0.4),
     "pick": OnlineTask("pick", 10.0, 0.4, 0.4),
+    "insert": OnlineTask("insert", 10.0, CONTROL_PERIOD_S, 0.15),
 }
 # reach: what lies between the fingertips is as near as they are. The window lies between them in a picture of 32 x 32:
 # rows and columns; the tips are 0.126 to 0.134 m away along the camera's axis.
@@ -114,7 +115,7 @@ def make_spec(
     home = float(insert.home_ctrl[arm.ctrl[0]])
     low, high = BOX
     return OnlineSpec(
-        task=chosen.name,
+        task=cast(TaskName, chosen.name),
         side=side,
         arm=planar_arm(side),
         box=Box((home - WAIST, *low), (home + WAIST, *high)),
@@ -131,25 +132,42 @@ def make_spec(
     )
 
 
-class Reward:
-    """The reward of an episode, from the arm's own joints and its wrist's depth.
+class Held:
+    """Whether a task's condition has held for long enough.
 
     Args:
-      spec: what learns.
+      task: its name.
 
     Attributes:
       holds: whether the condition holds at present.
     """
 
-    def __init__(self, spec: OnlineSpec) -> None:
-        self._spec = spec
-        self._needed = round(find_online_task(spec.task).hold_s / CONTROL_PERIOD_S)
+    def __init__(self, task: str) -> None:
+        self._needed = round(find_online_task(task).hold_s / CONTROL_PERIOD_S)
         self._held = 0
         self.holds = False
 
     def reset(self) -> None:
         """Starts an episode."""
         self._held, self.holds = 0, False
+
+    def take(self, holds: bool) -> bool:
+        """Takes whether the condition holds in a control step, and returns whether the task is done."""
+        self.holds = holds
+        self._held = self._held + 1 if holds else 0
+        return self._held >= self._needed
+
+
+class Reward(Held):
+    """The reward of an episode, from the arm's own joints and its wrist's depth.
+
+    Args:
+      spec: what learns.
+    """
+
+    def __init__(self, spec: OnlineSpec) -> None:
+        super().__init__(spec.task)
+        self._spec = spec
 
     def update(self, proprioception: np.ndarray, depth: np.ndarray) -> bool:
         """Takes a control step and returns whether the task is done.
@@ -159,9 +177,7 @@ class Reward:
           depth: [H, W] of the arm's wrist camera (m).
         """
         judge = _reached if self._spec.task == "reach" else _picked
-        self.holds = judge(self._spec, proprioception, depth)
-        self._held = self._held + 1 if self.holds else 0
-        return self._held >= self._needed
+        return self.take(judge(self._spec, proprioception, depth))
 
 
 def _reached(spec: OnlineSpec, proprioception: np.ndarray, depth: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ from alohas2r.policies.online.policy import NOT_EVALUATED, ONLINE
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.spec import (
     PIXELS,
+    RESIDUAL,
     STAGED_PIXELS,
     STEREO,
     STUDENT,
@@ -26,7 +27,7 @@ class ExportedPolicy:
 
     Attributes:
       file: the policy.
-      kind: "state", "staged", "student", "stereo", "pixels" or "staged_pixels".
+      kind: "state", "staged", "student", "residual", "stereo", "pixels" or "staged_pixels".
       spec: of the artifact; of the insertion policy, if it is staged.
     """
 
@@ -52,7 +53,7 @@ def load(path: str | os.PathLike[str]) -> ExportedPolicy:
         described = file.description["parts"]["insert"] if kind == "staged" else file.description
         if kind == ONLINE:
             raise ArtifactError(NOT_EVALUATED.format(path=path, task=described["phase"]))
-        if kind not in ("state", "staged", STUDENT, STEREO, PIXELS, STAGED_PIXELS):
+        if kind not in ("state", "staged", STUDENT, RESIDUAL, STEREO, PIXELS, STAGED_PIXELS):
             raise ValueError(f"kind '{kind}'")
         of = spec_class(kind)
         fields = {field.name: described[field.name] for field in dataclasses.fields(of)}

@@ -196,7 +196,7 @@ def online_network(
     """
     spec = loaded.spec
     rgb_name, depth_name = f"{spec.side}_rgb", f"{spec.side}_depth"
-    shapes = online.input_shapes(spec)
+    shapes = spec.inputs
     inputs = tuple(Input(name, *one) for name, one in shapes.items())
     memory = Memory("proprioception", "features", HistoryConfig(()), RECENT)
     interface = Interface(inputs, (memory,), loaded.action_size, HOLD)

@@ -10,10 +10,12 @@ import pytest
 from alohas2r.core import assets
 from alohas2r.core.records import Record
 from alohas2r.deployment.online.coach import Coach, Coached
+from alohas2r.deployment.online.deciders import Looking, Scripted
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
-from alohas2r.deployment.online.explorer import Explorer, Learned, Phase, Scripted
+from alohas2r.deployment.online.explorer import Explorer, Phase
 from alohas2r.deployment.online.keyboard import HELP, Keyboard
-from alohas2r.deployment.online.learn import LearnConfig, learn
+from alohas2r.deployment.online.learn import learn
+from alohas2r.deployment.online.runs import LearnConfig
 from alohas2r.deployment.rig import RigConfig
 from alohas2r.errors import ConfigError
 from alohas2r.learning.online.experience import Closed, Row, read_all
@@ -88,7 +90,7 @@ class Played:
 
     def __init__(self, person: int, coach: Coach) -> None:
         eyes, *_ = read_eyes(assets.data_path("params") / "student", SPEC.side)
-        learned = Learned(SPEC, eyes)
+        learned = Looking(SPEC, eyes)
         weights = {name: np.full(shape, 0.01) for name, shape in networks.shapes(SPEC).items()}
         learned.use(Published(7, weights))
         decider = Coached(SPEC, learned, coach)

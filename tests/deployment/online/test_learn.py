@@ -15,11 +15,13 @@ import pytest
 from alohas2r.core.records import MAGIC, RecordReader, pack
 from alohas2r.deployment.log import LogWriter, read_run
 from alohas2r.deployment.online import learn as online
+from alohas2r.deployment.online.deciders import Scripted
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
 from alohas2r.deployment.online.director import EVALUATIONS
-from alohas2r.deployment.online.explorer import Explorer, Scripted
-from alohas2r.deployment.online.learn import LearnConfig, learn, plan_run
+from alohas2r.deployment.online.explorer import Explorer
+from alohas2r.deployment.online.learn import learn
 from alohas2r.deployment.online.link import Link, remote_learner
+from alohas2r.deployment.online.runs import LearnConfig, plan_run
 from alohas2r.deployment.online.scripts import ScriptedExpert
 from alohas2r.deployment.online.stage import Plan, ResetDraws, Stage
 from alohas2r.deployment.online.truth import Truth
@@ -108,6 +110,7 @@ def test_another_machine_learns_the_same_from_the_log_alone(learnt, demos, tmp_p
     (robot / "log").mkdir(parents=True)
     shutil.copy(learnt / "online.json", robot)
     run = online.read_online_run(robot)
+    assert isinstance(run, OnlineRun)
     content = (learnt / "log" / "0000.run").read_bytes()
     start, within = online_cases.an_episode(learnt / "log" / "0000.run", 16)
     (robot / "log" / "0000.run").write_bytes(content[: within + 7])

@@ -6,8 +6,9 @@ import online_cases
 from alohas2r.core.records import RecordReader
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
-from alohas2r.deployment.online.demonstrate import stage_config
-from alohas2r.deployment.online.explorer import Explorer, Scripted
+from alohas2r.deployment.online.deciders import Scripted
+from alohas2r.deployment.online.explorer import Explorer
+from alohas2r.deployment.online.opened import stage_config
 from alohas2r.deployment.online.scripts import ScriptedExpert
 from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
 from alohas2r.deployment.online.truth import Truth
@@ -47,9 +48,9 @@ def test_the_robot_goes_back_to_a_start_by_itself(tmp_path):
         truth = Truth(spec, arms.simulation)
         explorer = Explorer(spec, Scripted(ScriptedExpert(spec, truth.grip)), back, truth.done)
         stage = Stage(explorer, arms.simulation, truth, director, log, False)
-        outcome = Deployment(arms.robot, arms.cameras, explorer, stage_config(), stage, log).run(
-            stage
-        )
+        outcome = Deployment(
+            arms.robot, arms.cameras, explorer, stage_config(spec), stage, log
+        ).run(stage)
         assert truth.in_region()
     assert outcome.mode is Mode.RUN
     assert outcome.findings == {}

@@ -12,7 +12,7 @@ from alohas2r.evaluation import evaluate
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.eyes import read_eyes
-from alohas2r.policies.online.policy import OnlinePolicy, input_shapes
+from alohas2r.policies.online.policy import OnlinePolicy
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.network import load_network
 from alohas2r.policies.onnx.samples import wrist_views
@@ -73,7 +73,7 @@ def test_a_robot_can_run_it_and_an_evaluation_says_why_not(folder):
     wants = terms(file)
     assert (wants.size, wants.action_scale, wants.single) == (32, 0.02, False)
     assert file.interface.hold == 4
-    assert set(input_shapes(online_cases.spec())) == {one.name for one in file.interface.inputs}
+    assert set(online_cases.spec().inputs) == {one.name for one in file.interface.inputs}
     for path in (folder / "policy", folder / "policy.onnx"):
         with pytest.raises(ArtifactError, match="learnt on a robot for 'reach', no task"):
             evaluate.load_policy(path)

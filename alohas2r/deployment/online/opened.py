@@ -1,0 +1,72 @@
+"""The world in which something is learnt or shown: arms, what knows the truth, and how the control loop runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from alohas2r.core import assets
+from alohas2r.deployment.config import DeployConfig
+from alohas2r.deployment.online.truth import InsertTruth, Knowing, Truth
+from alohas2r.deployment.rig import Rig, RigConfig, Simulation, open_rig
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
+from alohas2r.policies.online.insertion import TASK, InsertSpec
+from alohas2r.policies.online.spec import OnlineSpec
+from alohas2r.policies.online.tasks import find_online_task
+
+EPISODE_S = 3600.0  # of the control loop: episodes end by themselves
+STARTS = 256  # of insertions, drawn beforehand: half for acting, half for evaluations
+
+
+class Opened(NamedTuple):
+    """Entered arms, their world, and what knows it."""
+
+    arms: Rig
+    simulation: Simulation
+    truth: Knowing
+
+
+@contextlib.contextmanager
+def open_world(spec: OnlineSpec | InsertSpec, rig: RigConfig) -> Iterator[Opened]:
+    """Opens simulated or emulated arms with pictures as a policy takes them; see `deployment.rig.open_rig`."""
+    cameras, inserts = spec.cameras, isinstance(spec, InsertSpec)
+    rig = dataclasses.replace(
+        rig, size=cameras.size, fovy_deg=cameras.fovy_deg, depth_cutoff=cameras.depth_cutoff
+    )
+    seconds = find_online_task(spec.task).seconds + CONTROL_PERIOD_S  # the last look is judged too
+    with open_rig(rig, episodes=STARTS, episode_s=seconds, judged=inserts) as arms:
+        assert arms.simulation is not None
+        if isinstance(spec, InsertSpec):
+            assert arms.trials is not None
+            truth: Knowing = InsertTruth(arms.trials, arms.simulation)
+        else:
+            truth = Truth(spec, arms.simulation, rig.params)
+        yield Opened(arms, arms.simulation, truth)
+
+
+def stage_config(spec: OnlineSpec | InsertSpec) -> DeployConfig:
+    """Returns how the control loop runs simulated or emulated arms that learn: episodes end by themselves."""
+    config = DeployConfig(
+        mode="full",
+        episodes=10**9,
+        episode_s=EPISODE_S,
+        approach=False,
+        retreat=False,
+        frozen_s=0.0,
+    )
+    if not isinstance(spec, InsertSpec):
+        return config
+    student = spec.student
+    return dataclasses.replace(config, action_scale=student.action.scale, switch=student.switch)
+
+
+def shipped_base() -> str:
+    """Returns the shipped student's exported file."""
+    return str(assets.data_path("params") / "student" / "policy.onnx")
+
+
+def shipped_student(task: str) -> str:
+    """Returns what a task begins with if nothing is said: the shipped student, of an insertion its exported file."""
+    return shipped_base() if task == TASK else str(assets.data_path("params") / "student")

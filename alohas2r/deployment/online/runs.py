@@ -1,0 +1,117 @@
+"""What a run of learning is, from what was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Literal
+
+from alohas2r.config import check
+from alohas2r.deployment.online.opened import shipped_student
+from alohas2r.policies import artifact
+from alohas2r.policies.online.config import AnyRun, InsertRun, OnlineRun, find_arm
+from alohas2r.policies.online.demonstrations import check_demos
+from alohas2r.policies.online.eyes import read_eyes
+from alohas2r.policies.online.insertion import TASK
+from alohas2r.policies.online.spec import LearntSpec
+from alohas2r.policies.online.tasks import make_spec
+from alohas2r.policies.onnx.base import insert_spec, read_base
+from alohas2r.sim.changed import NOMINAL, WorldParams
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnConfig:
+    """What is learnt, how and on which arms.
+
+    Attributes:
+      task: name of the task. arm: of ARMS; of insert "residual". overrides: "key=value" settings of the arm.
+      demos: folders of demonstrations. robot: simulated or emulated arms.
+      stepped: whether time stands still between control steps, and actor and learner wait for each other.
+      resets: "robot", "placed", or "" for the task's own: pick goes back to a start itself, the others are placed.
+      seed: of all that is drawn. student: whose eyes the policy has, of insert the exported file that is corrected;
+        "": the shipped one.
+      offline: folders of earlier runs of the task, whose decisions are learnt from as well.
+      world: what is otherwise in the world than in the nominal one, for learning and evaluations.
+      reward: "truth" of insert, which only a simulation knows; "": what the robot computes itself.
+    """
+
+    task: str
+    arm: str
+    demos: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    robot: Literal["sim", "emulated"] = "sim"
+    stepped: bool = False
+    resets: Literal["robot", "placed", ""] = ""
+    seed: int = 0
+    student: str = ""
+    offline: tuple[str, ...] = ()
+    world: WorldParams = NOMINAL
+    reward: Literal["truth", ""] = ""
+
+    def __post_init__(self) -> None:
+        """Checks what fits together."""
+        check(self.robot in ("sim", "emulated"), "learn needs --robot sim or emulated")
+        check(self.resets in ("robot", "placed", ""), "resets must be robot or placed")
+        check(
+            bool(self.demos),
+            "learn needs demonstrations: --demos FOLDER, which alohas2r demonstrate makes",
+        )
+        inserts = self.task == TASK
+        check(
+            (self.reward == "truth") == inserts,
+            "--reward truth, which only a simulation knows, goes with insert: there is none yet that a robot could"
+            " compute, and the other tasks have their own",
+        )
+        check(
+            not (inserts and self.resets == "robot"),
+            "after an insertion the simulation puts everything to a new start: --resets placed",
+        )
+
+
+def plan_run(config: LearnConfig) -> AnyRun:
+    """Returns what a run is.
+
+    Raises:
+      ConfigError: an unknown task, arm or setting. ArtifactError: no such student, or no demonstrations.
+    """
+    settings = find_arm(config.arm, config.overrides, config.task)
+    student = config.student or shipped_student(config.task)
+    scale = settings.scale or None
+    spec: LearntSpec
+    make: Callable[..., AnyRun]
+    if config.task == TASK:
+        check(not settings.clone_steps, "of insert nothing is cloned: clone_steps must stay 0")
+        base = read_base(student)
+        insert = insert_spec(base, settings.hidden, scale, settings.loudest)
+        make = functools.partial(InsertRun, spec=insert, reward="truth")
+        spec, student_hash = insert, base.policy.hash
+    else:
+        _, cameras, network = read_eyes(student, "left")
+        polar = make_spec(
+            config.task,
+            cameras,
+            network,
+            hidden=settings.hidden,
+            base=config.arm in ("bc", "residual"),
+            policy=settings.learns,
+            scale=scale,
+            loudest=settings.loudest,
+        )
+        make = functools.partial(OnlineRun, spec=polar)
+        spec, student_hash = polar, str(artifact.describe(student)["hash"])
+    for demo in config.demos:
+        check_demos(pathlib.Path(demo), spec)
+    return make(
+        config=settings,
+        seed=config.seed,
+        stepped=config.stepped,
+        robot=config.robot,
+        demos=tuple(str(pathlib.Path(demo).resolve()) for demo in config.demos),
+        student=student,
+        eyes_hash=student_hash,
+        resets=config.resets or ("robot" if config.task == "pick" else "placed"),
+        offline=tuple(str(pathlib.Path(one).resolve()) for one in config.offline),
+        world=config.world,
+    )

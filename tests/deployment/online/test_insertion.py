@@ -1,0 +1,162 @@
+"""A residual of the insertion: shown by the student, learnt from the log; robot and artifact do the same."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from alohas2r.core.records import RecordReader
+from alohas2r.deployment.log import read_run
+from alohas2r.deployment.online import opened
+from alohas2r.deployment.online.coach import Coach
+from alohas2r.deployment.online.deciders import Learned
+from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
+from alohas2r.deployment.online.inserter import Inserter
+from alohas2r.deployment.online.learn import learn
+from alohas2r.deployment.online.runs import LearnConfig, plan_run
+from alohas2r.deployment.rig import RigConfig
+from alohas2r.embodiment.joints import IS_GRIPPER
+from alohas2r.errors import ConfigError
+from alohas2r.learning.online import worker
+from alohas2r.learning.online.experience import Chains, Closed, Row
+from alohas2r.learning.online.mirror import Mirror
+from alohas2r.policies import artifact
+from alohas2r.policies.online import published
+from alohas2r.policies.online.config import InsertRun, read_online_run
+from alohas2r.policies.onnx.base import read_base
+from alohas2r.policies.spec import ResidualSpec
+from alohas2r.policies.vision import ResidualPolicy
+
+pytestmark = pytest.mark.compiles
+SMALL = ("minutes=0.016", "chunk=10", "warmup=5", "batch=16", "hidden=(16, 16)", "scale=0.5")
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("insert") / "demos"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(opened, "STARTS", 2)
+        rig = RigConfig("sim", stepped=True)
+        result = demonstrate(DemoConfig("insert", "student", episodes=1), rig, folder)
+    assert result["episodes"] == result["tries"] == result["true_successes"] == 1
+    return folder
+
+
+def config(demos: pathlib.Path, **changes) -> LearnConfig:
+    usual = {"overrides": SMALL, "stepped": True, "reward": "truth"}
+    return LearnConfig("insert", "residual", (str(demos),), **{**usual, **changes})
+
+
+@pytest.fixture(scope="module")
+def learnt(demos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run whose robot did what the student showed."""
+    folder = tmp_path_factory.mktemp("insert") / "run"
+    (folder / "log").mkdir(parents=True)
+    (folder / "log" / "0000.run").write_bytes((demos / "log" / "0000.run").read_bytes())
+    plan_run(config(demos)).write(folder)
+    assert worker.learn(folder, False)["finished"]
+    return folder
+
+
+def test_what_the_student_shows_is_learnt_from_once_it_inserts(demos, learnt):
+    steps = read_run(demos / "log" / "0000.run").steps
+    switched = [bool(one.values["switched"]) for one in steps]
+    sources = [one.values["learning"]["source"] for one in steps]
+    assert sources == ["demo" if one else "base" for one in switched]
+    spec = read_online_run(learnt).spec
+    chains = Chains(spec)
+    records = RecordReader(demos / "log" / "0000.run", strict=True).poll()
+    rows = [one for record in records for one in chains.take(record)]
+    closed = [one for one in rows if isinstance(one, Closed)]
+    assert len(closed) == sum(isinstance(one, Row) for one in rows) == sum(switched) - 1
+    assert [one.reward for one in closed] == [0.0] * (len(closed) - 1) + [1.0]
+    asked = [one.arrays["action"] for one, on in zip(steps, switched, strict=True) if on][:-1]
+    executed = np.array([one.action for one in closed])
+    away = np.abs(executed - np.array(asked)[:, ~IS_GRIPPER])
+    assert np.median(away) < 1e-4  # the guard lets nearly all of it through
+    assert np.abs(executed).max() <= 1
+
+
+def test_the_policy_learns_and_its_base_does_not(demos, learnt):
+    run = read_online_run(learnt)
+    assert isinstance(run, InsertRun)
+    assert "--reward truth" in worker.command_of(run)
+    first, last = (published.read_version(learnt / "published", run.spec, n) for n in (0, 1))
+    changed = {name for name in first.weights if (first.weights[name] != last.weights[name]).any()}
+    assert changed == {name for name in first.weights if name.startswith("policy/")}
+    base = slice(-run.spec.actions, None)
+    assert (first.weights["mean"][base] == 0).all()
+    assert (first.weights["std"][base] == 1).all()
+    policy = artifact.load(learnt / "policy", ResidualPolicy)
+    student = read_base(run.student)
+    for name, value in student.weights.items():
+        np.testing.assert_array_equal(policy.weights[name], value)
+    assert isinstance(policy.spec, ResidualSpec)
+    assert policy.spec.student == student.spec
+    trained = dict(policy.trained)
+    assert "learn insert --arm residual" in trained.pop("corrections")["command"]
+    assert trained == student.policy.description["trained"]
+
+
+def test_actor_and_artifact_do_the_same(learnt):
+    """With other weights for the residual, so that it does much: in NumPy beside the file, and in JAX as one."""
+    run = read_online_run(learnt)
+    assert isinstance(run, InsertRun)
+    policy = artifact.load(learnt / "policy", ResidualPolicy)
+    draw = np.random.default_rng(0)
+    shapes = {name: value.shape for name, value in policy.weights.items() if "/policy/" in name}
+    other = {name: draw.normal(0, 0.2, shape) for name, shape in shapes.items()}
+    both = ResidualPolicy(policy.spec, {**policy.weights, **other}, {})
+    names = published.read_version(learnt / "published", run.spec, 1).weights
+    weights = {name: both.weights[f"residual/{name}"] for name in names}
+    learned, base = Learned(run.spec), read_base(run.student)
+    learned.use(published.Published(1, weights))
+    actor = Inserter(run.spec, learned, base, lambda: False)
+    actor.begin((0,), False, True)
+    alone = base.policy.fork()
+    apart = []
+    for seen in base.policy.examples():
+        wanted, mine = both.act(seen), actor.act(seen)
+        np.testing.assert_allclose(mine, wanted, atol=1e-5)
+        student = alone.act(seen)
+        np.testing.assert_allclose(mine[IS_GRIPPER], student[IS_GRIPPER], atol=1e-5)
+        if not seen["switched"]:
+            np.testing.assert_allclose(mine, student, atol=1e-5)
+        else:
+            apart.append(np.abs(mine - student).max())
+    assert 0.1 < max(apart) <= run.spec.scale + 1e-5
+
+
+def test_nobody_learns_it_elsewhere_or_takes_over(demos, learnt, tmp_path):
+    with pytest.raises(ConfigError, match="leave out --learner and --coach"):
+        learn(config(demos), tmp_path / "run", learner="ws://127.0.0.1:1")
+    leader, follower = os.openpty()
+    with (
+        os.fdopen(leader, "w"),
+        os.fdopen(follower) as stream,
+        pytest.raises(ConfigError, match="leave out --learner and --coach"),
+    ):
+        learn(config(demos, stepped=False), tmp_path / "run", coach=Coach(print, stream))
+    with pytest.raises(ConfigError, match="beside its simulation"):
+        Mirror(tmp_path / "there").meet((learnt / "online.json").read_bytes(), b"{}")
+
+
+def test_odd_settings_are_refused(demos, tmp_path):
+    with pytest.raises(ConfigError, match="--reward truth"):
+        config(demos, reward="")
+    with pytest.raises(ConfigError, match="--resets placed"):
+        config(demos, resets="robot")
+    with pytest.raises(ConfigError, match="no arm 'rlpd' of insert"):
+        plan_run(dataclasses.replace(config(demos), arm="rlpd"))
+    with pytest.raises(ConfigError, match="nothing is cloned"):
+        plan_run(config(demos, overrides=("clone_steps=50",)))
+    about = (demos / "demonstrations.json").read_text()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "demonstrations.json").write_text(
+        about.replace('"student_hash": "', '"student_hash": "0')
+    )
+    with pytest.raises(ConfigError, match="is of another student"):
+        plan_run(config(other))
