@@ -41,18 +41,21 @@ class _Trained(NamedTuple):
 
 
 class _Killer(threading.Thread):
-    """Kills a worker now and then, at random moments.
+    """Kills a worker now and then, at random moments, at most one in an update.
 
     Args:
-      fleet: whose workers. workers: how many. kills: how often. between_s: at most, from one answer to the next kill.
-      seed: of whom and when.
+      fleet: whose workers. workers: how many. kills: how often.
+      between_s: at most, from a worker's answer to its end. seed: of whom and when.
+
+    Attributes:
+      done: how many it has killed. updates: of the training, which says so.
     """
 
     def __init__(
         self, fleet: RayFleet[object], workers: int, kills: int, between_s: float, seed: int
     ):
         super().__init__(daemon=True)
-        self.done = 0
+        self.done = self.updates = 0
         self._fleet, self._workers, self._kills = fleet, workers, kills
         self._between_s, self._random = between_s, random.Random(seed)
 
@@ -60,12 +63,13 @@ class _Killer(threading.Thread):
         """Kills until it has done it often enough."""
         while self.done < self._kills:
             process = self._fleet.process(self._random.randrange(self._workers))
-            if process is None:
-                time.sleep(0.1)
-                continue
             time.sleep(self._random.uniform(0, self._between_s))
+            if process is None:
+                continue
             os.kill(process, signal.SIGKILL)
-            self.done += 1
+            self.done, before = self.done + 1, self.updates
+            while self.updates == before:
+                time.sleep(0.01)
 
 
 def bench_kills(
@@ -151,7 +155,7 @@ def _train(
         started, done, calm = time.monotonic(), _WARM, 0
         while calm < _TIMED or done < updates:
             state, _ = algorithm.update(*algorithm.collect(state))
-            done += 1
+            done = killer.updates = done + 1
             calm = calm + 1 if killer.done == kills else 0
             report(killer.done if kills else done)
         took = time.monotonic() - started
