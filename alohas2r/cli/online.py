@@ -97,9 +97,8 @@ def learn(
         Literal["residual", "warm", "rlpd", "bc", "tempo"],
         typer.Option(
             help="How. residual: what cloning gives, of insert an exported student, corrected by reinforcement; warm:"
-            " reinforcement that begins with"
-            " cloning; rlpd: reinforcement from nothing, with the demonstrations in each batch; bc: cloning alone;"
-            " tempo: of insert, the same policy at several speeds, measured."
+            " reinforcement that begins with cloning; rlpd: reinforcement from nothing, with the demonstrations in"
+            " each batch; bc: cloning alone; tempo: of insert, the same policy at several speeds, measured."
         ),
     ] = "residual",
     base: Base = None,
