@@ -11,8 +11,10 @@ import pytest
 import student_cases
 
 from alohas2r.cli import app
+from alohas2r.core import assets
 from alohas2r.errors import ConfigError
 from alohas2r.learning.dagger import config as dagger_config
+from alohas2r.learning.dagger import train as dagger
 from alohas2r.learning.dagger.distiller import make_distiller
 from alohas2r.policies import artifact
 from alohas2r.policies.vision import StereoPolicy
@@ -83,8 +85,10 @@ def test_pictures_are_larger_on_a_gpu_and_the_preset_is_for_an_engine() -> None:
 
 
 def test_a_teacher_from_depth_is_refused_where_there_is_none(
-    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert (assets.data_path("params") / dagger.TEACHERS["depth"]).is_dir()  # it is shipped
+    monkeypatch.setattr(assets, "data_path", lambda name: tmp_path / name)
     out = str(tmp_path / "run")
     assert app.main(["distill", "--observation", "stereo", "--teacher", "depth", "--out", out]) == 1
     said = capsys.readouterr().err.strip()
