@@ -270,6 +270,7 @@ class Run:
         if self.checkpoint.exists():
             kept, extra = self.checkpoint.load(algorithm.checkpointed(state))
             state, done = algorithm.restored(kept), _iterations(extra)
+            self.checkpoint.keep(done, KEPT)  # it may have been killed between saving and this
         rows = log.resume(done * algorithm.steps_per_iteration)
         if rows:
             apart = ("step", "wall_s")
