@@ -12,9 +12,6 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from alohas2r.benchmarks.fleet import TEACHER, Subject
 from alohas2r.config import check
 from alohas2r.core.machine import describe_machine
@@ -145,12 +142,12 @@ def _train(
     with launched(asked, setup, each) as fleet:
         assert isinstance(fleet, RayFleet)
         algorithm = PpoApart(training, fleet, asked.lag)
-        state, took = algorithm.init(), 0.0
+        state, update_s = algorithm.init(), 0.0
         for _ in range(_WARM):
             started = time.monotonic()
             state, _ = algorithm.update(*algorithm.collect(state))
-            took = time.monotonic() - started
-        killer = _Killer(fleet, asked.workers, kills, 2 * took, seed)
+            update_s = time.monotonic() - started
+        killer = _Killer(fleet, asked.workers, kills, 2 * update_s, seed)
         killer.start()
         started, done, calm = time.monotonic(), _WARM, 0
         while calm < _TIMED or done < updates:
@@ -158,6 +155,5 @@ def _train(
             done = killer.updates = done + 1
             calm = calm + 1 if killer.done == kills else 0
             report(killer.done if kills else done)
-        took = time.monotonic() - started
-        learnt = jax.tree.map(np.asarray, state.learner.params)
-    return _Trained(digest(learnt), done, took)
+        seconds = time.monotonic() - started
+    return _Trained(digest(state.learner.params), done, seconds)

@@ -53,16 +53,16 @@ class Source(Protocol):
         """Starts an episode."""
         ...
 
+    def judge(self) -> Verdict:
+        """Returns, once in each control step of acting, what a person says of the episode."""
+        ...
+
 
 class Decider(Source, Protocol):
     """Who decides by what is seen."""
 
     def decide(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
         """Returns the base's action [A], zero where there is none, and the wanted one [A]."""
-        ...
-
-    def judge(self) -> Verdict:
-        """Returns, once in each control step of acting, what a person says of the episode."""
         ...
 
 
@@ -90,6 +90,10 @@ class Learned:
         """Starts an episode."""
         self._draw = np.random.default_rng(seed) if explores else None
 
+    def judge(self) -> Verdict:
+        """Nobody is there."""
+        return Verdict.NONE
+
     def choose(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the base's action [A], zero where there is none, and the wanted one [A] for features [F]."""
         noise = None
@@ -115,10 +119,6 @@ class Looking(Learned):
         pictures = networks.look(self._own, self._eyes, seen.rgb[None], seen.depth[None])[0]
         felt = (self._own.own(seen.proprioception), seen.recent.ravel())
         return self.choose(np.concatenate([pictures, *felt]).astype(np.float32))
-
-    def judge(self) -> Verdict:
-        """Nobody is there."""
-        return Verdict.NONE
 
 
 class Rule(Protocol):
@@ -194,6 +194,10 @@ class Alone:
 
     def begin(self, seed: Sequence[int], explores: bool) -> None:
         """Needs nothing."""
+
+    def judge(self) -> Verdict:
+        """Leaves it to the reward."""
+        return Verdict.NONE
 
     def choose(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the base's action twice."""

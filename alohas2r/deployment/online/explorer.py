@@ -75,9 +75,7 @@ class Acting(abc.ABC):
         self._notes = Notes({}, {})
         if self.phase is Phase.ACT:
             return self._act(observation)
-        if self.phase is Phase.RESET:
-            return self._go_back(np.asarray(observation["proprioception"]))
-        return np.zeros(len(JOINTS))
+        return self._between(observation)
 
     def notes(self) -> Notes:
         """Returns what the log keeps of the last answer."""
@@ -87,7 +85,7 @@ class Acting(abc.ABC):
         truth = None if self._truth is None else self._truth()
         done = self._judge(observation, truth)
         late = self.steps >= self._limit or self._source.gave_up
-        verdict = self._verdict()
+        verdict = self._source.judge()
         if verdict is not Verdict.NONE:
             done, late = verdict is Verdict.SUCCESS, verdict is not Verdict.WAIT
         said: JsonObject = {
@@ -117,10 +115,6 @@ class Acting(abc.ABC):
     def _judge(self, observation: Mapping[str, np.ndarray], truth: bool | None) -> bool:
         """Takes a control step; returns whether the task is done, by the reward."""
 
-    def _verdict(self) -> Verdict:
-        """Returns, once in each control step of acting, what a person says of the episode."""
-        return Verdict.NONE
-
     @abc.abstractmethod
     def _decide(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Sets the joints' actions [14]; returns what the log keeps, "base" and "wanted" [A] where it decided anew."""
@@ -133,9 +127,9 @@ class Acting(abc.ABC):
         """Returns what comes after an episode's last observation."""
         return Phase.IDLE
 
-    def _go_back(self, felt: np.ndarray) -> np.ndarray:
-        """Returns the actions [14] of the way back."""
-        raise NotImplementedError
+    def _between(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the actions [14] between episodes: none."""
+        return np.zeros(len(JOINTS))
 
     def _said(self, source: str, truth: bool | None) -> JsonObject:
         return {
@@ -184,9 +178,6 @@ class Explorer(Acting):
         depth = observation[f"{self._spec.side}_depth"]
         return self._reward.update(np.asarray(observation["proprioception"]), depth)
 
-    def _verdict(self) -> Verdict:
-        return self._decider.judge()
-
     def _decide(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.steps % HOLD:
             return {}
@@ -202,9 +193,12 @@ class Explorer(Acting):
         self._way = self._back(np.asarray(observation["proprioception"]))
         return Phase.IDLE if self._way is None else Phase.RESET
 
-    def _go_back(self, felt: np.ndarray) -> np.ndarray:
+    def _between(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        if self.phase is not Phase.RESET:
+            return super()._between(observation)
         assert self._way is not None
         if self.reset_steps % HOLD == 0:
+            felt = np.asarray(observation["proprioception"])
             action = self._way.act(felt)
             if action is None:
                 self.phase = Phase.IDLE

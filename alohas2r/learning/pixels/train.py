@@ -383,12 +383,19 @@ def _begun(path: str | os.PathLike[str], phase: str) -> pathlib.Path:
       ArtifactError: it is no run of train-pixels, or of another task.
     """
     kept = kept_state(path)
-    recorded = {} if kept is None else manifest.described(kept.parent)
-    if kept is None or "start" not in recorded:
+    if kept is None:
         raise ArtifactError(
             f"{path} is no run of train-pixels to go on from: a policy alone lacks what the critic had learnt."
         )
-    trained = recorded["config"]["phase"]
+    try:
+        recorded = manifest.described(kept.parent)
+        if "start" not in recorded:  # as other trainings' are
+            raise KeyError("start")
+        trained = recorded["config"]["phase"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{kept.parent} is no run of train-pixels to go on from ({error})."
+        ) from error
     if trained != phase:
         raise ArtifactError(f"{path} trains '{trained}', not '{phase}'.")
     return kept

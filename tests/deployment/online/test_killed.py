@@ -52,7 +52,7 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
     return [int(one) for one in path.read_text().split()] if path.exists() else []
 
 
-@pytest.fixture(scope="module", params=HOW)
+@pytest.fixture(scope="module")
 def task(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -77,10 +77,15 @@ def _acts(process: subprocess.Popen[bytes], logs: pathlib.Path, before: int) -> 
     return process.poll() is not None or len(list(logs.glob("*.run"))) > before
 
 
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["beside", "elsewhere"])
+# An insertion is learnt beside its simulation alone.
+@pytest.mark.parametrize(
+    ("task", "elsewhere"),
+    [("pick", False), ("pick", True), ("insert", False)],
+    ids=["pick-beside", "pick-elsewhere", "insert-beside"],
+    indirect=["task"],
+    scope="module",
+)
 def test_killed_at_random_moments_it_comes_to_the_same(task, elsewhere, demos, whole, tmp_path):
-    if elsewhere and task == "insert":
-        pytest.skip("an insertion is learnt beside its simulation")
     broken, draw, kills, segments = tmp_path / "broken", random.Random(3), 0, 0
     logs = broken / "log"
     with contextlib.ExitStack() as stack:
