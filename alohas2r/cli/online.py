@@ -14,7 +14,7 @@ from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import announcing, show
-from alohas2r.cli.options import API_KEY, Host, Resume, Settings, Stepped
+from alohas2r.cli.options import API_KEY, Host, Resume, RobotFile, Settings, Stepped
 from alohas2r.cli.run_display import live
 from alohas2r.config import check
 
@@ -50,10 +50,11 @@ def demonstrate(
     task: Task,
     out: Annotated[pathlib.Path, typer.Option(help="A new folder for the log.")],
     by: Annotated[
-        Literal["script", "keyboard", "student"] | None,
+        Literal["script", "keyboard", "leader", "spacemouse", "student"] | None,
         typer.Option(
             help="Who shows it. script: a rule that knows where the object is; keyboard: you, in this terminal;"
-            " student: of insert, the exported student itself (script; student)."
+            " leader: you, with a leader arm; spacemouse: you, with a SpaceMouse; student: of insert, the exported"
+            " student itself (script; student)."
         ),
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="How many that succeed.")] = 10,
@@ -61,6 +62,7 @@ def demonstrate(
     stepped: Stepped = False,
     world_params: Changed = "",
     base: Base = None,
+    robot_file: RobotFile = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -76,13 +78,14 @@ def demonstrate(
     params = library("sim.changed").parse(world_params)
     rig = rigs.RigConfig(robot, stepped=stepped, params=params)
     with contextlib.ExitStack() as stack:
-        rule = on_step = None
-        if by == "keyboard":
-            say = Console(stderr=True).print
-            rule = stack.enter_context(library("deployment.online.keyboard").Keyboard(say))
+        person = on_step = None
+        if by in demos.PERSONS:
+            hand = library("deployment.online.hands").find_hand(by, robot_file)
+            keys = library("deployment.online.keyboard").Keyboard(_say(), None, hand)
+            person = stack.enter_context(keys)
         else:
             on_step = stack.enter_context(live(episodes, False))
-        result = demos.demonstrate(config, rig, out, base, on_step, rule)
+        result = demos.demonstrate(config, rig, out, base, on_step, person)
     show(result, f"Demonstrated {task} in {out}", as_json)
 
 
@@ -149,11 +152,13 @@ def learn(
         ),
     ] = None,
     coach: Annotated[
-        Literal["keyboard"] | None,
+        Literal["keyboard", "leader", "spacemouse"] | None,
         typer.Option(
-            help="Help while it learns, in this terminal: a key takes over and gives back, others say what succeeded."
+            help="Help while it learns, in this terminal: a key takes over and gives back, others say what succeeded;"
+            " in between you lead with keys, a leader arm or a SpaceMouse."
         ),
     ] = None,
+    robot_file: RobotFile = None,
     settings: Settings = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -200,8 +205,9 @@ def learn(
     with contextlib.ExitStack() as stack:
         person = None
         if coach is not None:
-            say = Console(stderr=True).print
-            person = stack.enter_context(library("deployment.online.coach").Coach(say))
+            hand = library("deployment.online.hands").find_hand(coach, robot_file)
+            keys = library("deployment.online.coach").Coach(_say(), None, hand)
+            person = stack.enter_context(keys)
         tell = stack.enter_context(_episodes())
         key = os.environ.get(API_KEY, "")
         result = online.learn(config, folder, resume, None, tell, learner or "", key, person)
@@ -229,6 +235,12 @@ def learner(
     server = library("learning.online.server")
     ready = announcing(f"Learning in {out}", key)
     show(server.serve_learner(out, host, port, key, ready), f"Learnt in {out}", as_json)
+
+
+def _say() -> Callable[[str], None]:
+    """Returns what shows a person a line; a report from a port may have brackets, which are no markup."""
+    console = Console(stderr=True)
+    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Tempo(NamedTuple):

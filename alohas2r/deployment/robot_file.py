@@ -24,6 +24,7 @@ from alohas2r.robots.dynamixel.arm import (
     GripperLinkage,
     check_offsets,
 )
+from alohas2r.robots.dynamixel.leader import GRIPPER_TRAVEL_RAD
 from alohas2r.robots.realsense.config import STREAM, check_stream
 
 DEFAULT = pathlib.Path("robot.toml")
@@ -53,6 +54,28 @@ class ArmFile:
             GripperLinkage.measured(self.gripper_closed_rad)
         check_offsets(self.joint_offsets_rad)
         _check_delay("command_delay_s", self.command_delay_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaderFile:
+    """What is known about one leader arm, with which a person shows a task.
+
+    Attributes:
+      port: its serial port; None: /dev/ttyDXL_leader_left or _right.
+      gripper_travel_rad: by how much its gripper's servo turns from closed to open.
+    """
+
+    port: str | None = None
+    gripper_travel_rad: float = GRIPPER_TRAVEL_RAD
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(self.port != "", "port must name a serial port, such as /dev/ttyDXL_leader_left")
+        check(
+            0.2 <= self.gripper_travel_rad <= 3.0,
+            f"gripper_travel_rad = {self.gripper_travel_rad} must lie in 0.2..3.0 rad; ALOHA's leaders have"
+            f" {GRIPPER_TRAVEL_RAD} to 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +161,7 @@ class RobotFile:
       exposure_us: fixed exposure of both cameras; None: automatic.
       stream_size: width and height in which both cameras stream (pixels).
       left_calibration, right_calibration: what `alohas2r calibrate` measured.
+      left_leader, right_leader: the leader arms, if there are any.
     """
 
     left: ArmFile = dataclasses.field(default_factory=lambda: ArmFile(DynamixelConfig.ports[0]))
@@ -150,10 +174,14 @@ class RobotFile:
     stream_size: tuple[int, int] = STREAM
     left_calibration: ArmCalibration = ArmCalibration()
     right_calibration: ArmCalibration = ArmCalibration()
+    left_leader: LeaderFile = LeaderFile()
+    right_leader: LeaderFile = LeaderFile()
 
     def __post_init__(self) -> None:
         """Checks that both arms are two."""
         check(self.left.port != self.right.port, f"both arms have the same port {self.left.port}")
+        for leader in (self.left_leader, self.right_leader):
+            check(leader.port not in self.ports, f"a leader has the port of an arm, {leader.port}")
         serials = self.left_camera.serial, self.right_camera.serial
         check(
             serials[0] != serials[1] or not serials[0], "both cameras have the same serial number"

@@ -8,6 +8,7 @@ from typing import TextIO
 import numpy as np
 
 from alohas2r.deployment.online.deciders import Looking, Seen, Verdict
+from alohas2r.deployment.online.hands import Hand
 from alohas2r.deployment.online.keyboard import GRIP, Keyboard
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.policies.online.spec import OnlineSpec
@@ -24,6 +25,7 @@ class Coach(Keyboard):
 
     Args:
       say: shows a line to the person. stream: where keys come from; None: the terminal.
+      hand: what the person moves beside the keys, once they have taken over; None: nothing.
 
     Attributes:
       leads: whether the person leads the arm.
@@ -37,10 +39,12 @@ class Coach(Keyboard):
         "c takes over and gives back; y success, n failure, u takes that back within a second; while you lead: w s"
         " reach, a d waist, r f height, t g pitch, space opens and closes. Ctrl-C ends."
     )
-    complaint = "--coach keyboard needs a terminal to press keys in."
+    option, buttons = "--coach", (GRIP, TAKE)
 
-    def __init__(self, say: Callable[[str], None], stream: TextIO | None = None) -> None:
-        super().__init__(say, stream)
+    def __init__(
+        self, say: Callable[[str], None], stream: TextIO | None = None, hand: Hand | None = None
+    ) -> None:
+        super().__init__(say, stream, hand)
         self.leads = self.shut = False
         self._moves = ""
         self._mark, self._since = Verdict.NONE, 0
@@ -53,10 +57,14 @@ class Coach(Keyboard):
 
     def judge(self) -> Verdict:
         """Takes the keys of a control step; returns what the person says of the episode by now."""
-        for key in self._pressed():
+        keys = self._pressed() + self._polled()
+        if self._lost and self.leads:
+            self.leads, self._moves, self._mark = False, "", Verdict.NONE
+            self._say("The episode counts as failed; then the policy leads.")
+            return Verdict.FAILURE
+        for key in keys:
             if key == TAKE:
-                self.leads, self._moves, self._closed = not self.leads, "", None
-                self._say("You lead." if self.leads else "The policy leads.")
+                self._take()
             elif key in _MARKS:
                 self._mark, self._since = _MARKS[key], 0
                 self._say(f"{self._mark.value}; u takes it back")
@@ -71,11 +79,20 @@ class Coach(Keyboard):
         return self._mark if self._since > GRACE_S / CONTROL_PERIOD_S else Verdict.WAIT
 
     def act(self, proprioception: np.ndarray) -> np.ndarray:
-        """Returns the action [5] of the keys that `judge` took; the fingers stay as they are until the first space."""
+        """Returns the action [5] of what `judge` took; the fingers stay as they are until the first space."""
         moves, self._moves = self._moves, ""
         if GRIP in moves and self._closed is None:
             self._closed = self.shut
-        return self._moved(moves)
+        return self._led(moves, proprioception)
+
+    def _take(self) -> None:
+        """Takes over, if what leads is there, or gives back."""
+        if not self.leads and self._lost and not self._found(now=True):
+            return
+        self.leads, self._moves, self._closed = not self.leads, "", None
+        if self._hand is not None:
+            self._hand.begin()
+        self._say("You lead." if self.leads else "The policy leads.")
 
 
 class Coached:
@@ -89,6 +106,7 @@ class Coached:
 
     def __init__(self, spec: OnlineSpec, learned: Looking, coach: Coach) -> None:
         self._spec, self._learned, self._coach = spec, learned, coach
+        coach.use(spec)
         self._limit = find_online_task(spec.task).steps
         self._aided, self._led = False, 0
 

@@ -16,9 +16,10 @@ from alohas2r.deployment.config import LIMITS
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
-from alohas2r.deployment.online.deciders import Alone, Rule, Scripted
+from alohas2r.deployment.online.deciders import Alone, Scripted
 from alohas2r.deployment.online.explorer import Acting, Explorer
 from alohas2r.deployment.online.inserter import Inserter
+from alohas2r.deployment.online.keyboard import Keyboard, Shown
 from alohas2r.deployment.online.opened import open_world, shipped_student, stage_config
 from alohas2r.deployment.online.scripts import ScriptedExpert
 from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
@@ -36,6 +37,7 @@ from alohas2r.policies.onnx.base import Base, insert_spec, read_base
 
 _TRIES = 5  # episodes for each that is wanted, before it is given up
 PERSON_S = 60.0  # that a person has for an episode
+PERSONS = ("keyboard", "leader", "spacemouse")  # with what a person shows a task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +50,13 @@ class DemoConfig:
     """
 
     task: str
-    by: Literal["script", "keyboard", "student"] = "script"
+    by: Literal["script", "keyboard", "leader", "spacemouse", "student"] = "script"
     episodes: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        choices = ("student",) if self.task == TASK else ("script", "keyboard")
+        choices = ("student",) if self.task == TASK else ("script", *PERSONS)
         check(
             self.by in choices,
             f"--by must be {' or '.join(choices)} where {self.task} is shown, not '{self.by}'",
@@ -88,7 +90,7 @@ def demonstrate(
     out: str | os.PathLike[str],
     student: str | os.PathLike[str] | None = None,
     on_step: Callable[[Report], None] | None = None,
-    rule: Rule | None = None,
+    person: Keyboard | None = None,
 ) -> JsonObject:
     """Records demonstrations on simulated or emulated arms.
 
@@ -97,7 +99,7 @@ def demonstrate(
       out: a new folder for the log.
       student: whose eyes learning will have; of an insertion the exported file that shows it; the shipped one if None.
       on_step: called after each control step.
-      rule: who shows it, if not a script: a person's `Keyboard`.
+      person: who shows it, if not a script, with keys and what their hand moves.
 
     Returns:
       "task", "by", "world_params", "episodes" that succeeded, "tries", "true_successes", "seconds" of acting, "out".
@@ -106,7 +108,7 @@ def demonstrate(
       ConfigError: real arms, which no script knows how to lead, or a setting out of range.
       ArtifactError: the folder holds something already, or no episode succeeded.
     """
-    _check_rig(rig, rule)
+    _check_rig(rig, person)
     eyes = student or shipped_student(config.task)
     base = read_base(eyes) if config.task == TASK else None
     spec = insert_spec(base) if base else make_spec(config.task, *read_eyes(eyes, "left")[1:])
@@ -129,7 +131,7 @@ def demonstrate(
         open_world(spec, rig) as (arms, simulation, truth),
         LogWriter(folder / LOGS / "0000.run", header) as log,
     ):
-        acting = _acting(spec, base, truth, config, rule)
+        acting = _acting(spec, base, truth, config, person)
         stage = Stage(acting, simulation, truth, director, log, not rig.stepped)
         deployment = Deployment(
             arms.robot, arms.cameras, acting, deploy, stage, log, on_step=on_step
@@ -161,23 +163,23 @@ def _acting(
     base: Base | None,
     truth: Knowing,
     config: DemoConfig,
-    rule: Rule | None,
+    person: Keyboard | None,
 ) -> Acting:
-    """Returns what acts: a student, or as a rule says, a script or a person."""
+    """Returns what acts: a student, a script or a person."""
     if isinstance(spec, InsertSpec):
         assert base is not None
         return Inserter(spec, Alone(spec), base, truth.done)
     assert isinstance(truth, Truth)
     back = ResetDraws(spec, (config.seed,), False)
-    if rule is None:
+    if person is None:
         return Explorer(spec, Scripted(ScriptedExpert(spec, truth.grip)), back, truth.done)
-    return Explorer(spec, Scripted(rule, "human"), back, truth.done, PERSON_S)
+    return Explorer(spec, Shown(spec, person), back, truth.done, PERSON_S)
 
 
-def _check_rig(rig: RigConfig, rule: Rule | None) -> None:
+def _check_rig(rig: RigConfig, person: Keyboard | None) -> None:
     """Raises ConfigError if what demonstrates cannot do so on these arms."""
     check(
-        rule is None or not rig.stepped,
+        person is None or not rig.stepped,
         "a person cannot show anything while time stands still: leave out --stepped",
     )
     check(

@@ -51,7 +51,7 @@ class Acting(abc.ABC):
         self._limit = find_online_task(spec.task).steps
         if seconds is not None:
             self._limit = round(seconds / CONTROL_PERIOD_S)
-        self._evaluation = False
+        self._evaluation, self._waited = False, 0
         self.phase = Phase.IDLE
         self.steps = self.decisions = self.reset_steps = 0
         self.success = self.true_success = False
@@ -63,6 +63,7 @@ class Acting(abc.ABC):
         self._source.begin(seed, explores)
         self._held.reset()
         self._evaluation, self.phase = evaluation, Phase.ACT
+        self._waited = 0
         self.steps = self.decisions = self.reset_steps = 0
         self.success = self.true_success = False
 
@@ -84,7 +85,7 @@ class Acting(abc.ABC):
     def _act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         truth = None if self._truth is None else self._truth()
         done = self._judge(observation, truth)
-        late = self.steps >= self._limit or self._source.gave_up
+        late = self.steps - self._waited >= self._limit or self._source.gave_up
         verdict = self._source.judge()
         if verdict is not Verdict.NONE:
             done, late = verdict is Verdict.SUCCESS, verdict is not Verdict.WAIT
@@ -101,6 +102,7 @@ class Acting(abc.ABC):
             return np.zeros(len(JOINTS))
         arrays: dict[str, np.ndarray] = {}
         if verdict is Verdict.WAIT:
+            self._waited += 1
             self._joints = np.zeros(len(JOINTS))
         else:
             arrays = self._decide(observation)

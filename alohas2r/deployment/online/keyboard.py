@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TextIO
@@ -9,7 +10,11 @@ from typing import Self, TextIO
 import numpy as np
 
 from alohas2r.deployment.keys import Keys
+from alohas2r.deployment.online.deciders import Scripted, Verdict
+from alohas2r.deployment.online.hands import Hand
 from alohas2r.embodiment import polar
+from alohas2r.errors import RobotFault
+from alohas2r.policies.online.spec import OnlineSpec
 
 # Key -> which of `polar.NAMES` it moves, and which way.
 KEYS = {
@@ -23,6 +28,7 @@ KEYS = {
     "g": (3, 1.0),
 }
 GRIP, GIVE_UP = " ", "x"
+_AGAIN_S = 1.0  # after which a hand that is gone is looked for again
 HELP = (
     "w s reach, a d waist, r f height, t g pitch, space opens and closes, x gives the episode up;"
     " Ctrl-C ends."
@@ -30,12 +36,13 @@ HELP = (
 
 
 class Keyboard:
-    """Keys as actions; a rule for `deciders.Scripted`.
+    """Keys, and what a hand moves beside them, as actions; a rule for `Shown`.
 
     A terminal repeats a key that is held down; what was pressed since the last decision counts once.
 
     Args:
       say: shows a line to the person. stream: where keys come from; None: the terminal.
+      hand: what the person moves beside the keys; None: nothing.
 
     Attributes:
       gave_up: whether the person gave the episode up.
@@ -44,18 +51,33 @@ class Keyboard:
       ConfigError: there is no terminal.
     """
 
-    lines, complaint = HELP, "--by keyboard needs a terminal to press keys in."
+    lines, option = HELP, "--by"
+    buttons = (GRIP, GIVE_UP)  # the keys that a hand's buttons are
 
-    def __init__(self, say: Callable[[str], None], stream: TextIO | None = None) -> None:
-        self._keys = Keys(self.complaint, stream)
-        self._say = say
+    def __init__(
+        self, say: Callable[[str], None], stream: TextIO | None = None, hand: Hand | None = None
+    ) -> None:
+        name = "keyboard" if hand is None else hand.name
+        self._keys = Keys(f"{self.option} {name} needs a terminal to press keys in.", stream)
+        self._say, self._hand = say, hand
+        self._spec: OnlineSpec | None = None
+        self._lost, self._tries_s = False, 0.0
         self._closed: bool | None = False  # None: the fingers stay as they are
+        self._buttons = ""  # of the hand, since the last decision
         self.gave_up = False
 
     def __enter__(self) -> Self:
-        """Takes keys one by one from now on."""
+        """Takes keys one by one from now on.
+
+        Raises:
+          RobotFault: what the hand is to move is not there.
+        """
+        if self._hand is not None:
+            self._hand.open()
         self._keys.begin()
         self._say(self.lines)
+        if self._hand is not None:
+            self._say(self._hand.lines)
         return self
 
     def __exit__(
@@ -66,17 +88,48 @@ class Keyboard:
     ) -> None:
         """Gives the terminal back."""
         self._keys.end()
+        if self._hand is not None:
+            self._hand.close()
+
+    def use(self, spec: OnlineSpec) -> None:
+        """Says which arm is led."""
+        self._spec = spec
 
     def begin(self, seed: Sequence[int]) -> None:
         """Starts an episode with open fingers; what was pressed before it does not count."""
         self._pressed()
+        self._buttons = ""
         self._closed = self.gave_up = False
+        if self._hand is not None:
+            self._polled()
+            self._hand.begin()
+
+    def judge(self) -> Verdict:
+        """Takes, in each control step, what the hand does: of one that is gone the arm waits, in the next episode."""
+        if self._lost:
+            if not self._found():
+                return Verdict.WAIT
+            self._say("It is there again.")
+        self._buttons += self._polled()
+        if not self._lost:
+            return Verdict.NONE
+        self._say("The episode counts as failed; the next one waits for it. Ctrl-C ends.")
+        return Verdict.FAILURE
 
     def act(self, proprioception: np.ndarray) -> np.ndarray:
-        """Returns the action [5] of the keys that were pressed since the last one."""
-        keys = self._pressed()
+        """Returns the action [5] of the keys that were pressed, and of what the hand did, since the last one."""
+        keys = self._pressed() + self._buttons
+        self._buttons = ""
         self.gave_up = self.gave_up or GIVE_UP in keys
-        return self._moved(keys)
+        return self._led(keys, proprioception)
+
+    def _led(self, keys: str, proprioception: np.ndarray) -> np.ndarray:
+        """Returns the action [5] of keys and hand."""
+        action = self._moved(keys)
+        if self._hand is None:
+            return action
+        assert self._spec is not None
+        return self._hand.act(self._spec, proprioception, action)
 
     def _moved(self, keys: str) -> np.ndarray:
         """Returns the action [5] of keys."""
@@ -97,3 +150,48 @@ class Keyboard:
         while more := self._keys.read(256):
             keys += more
         return keys
+
+    def _polled(self) -> str:
+        """Returns the keys that the hand's buttons are; of one that is gone, says so once."""
+        if self._hand is None or self._lost:
+            return ""
+        try:
+            buttons = self._hand.poll()
+        except RobotFault as fault:
+            self._lost = True
+            self._hand.close()
+            self._say(f"{fault} The arm holds.")
+            return ""
+        return "".join(self.buttons[one] for one in buttons if one < len(self.buttons))
+
+    def _found(self, now: bool = False) -> bool:
+        """Looks, once in a while or now, whether the hand is there again."""
+        if self._hand is None or not (now or time.monotonic() >= self._tries_s):
+            return not self._lost
+        self._tries_s = time.monotonic() + _AGAIN_S
+        try:
+            self._hand.open()
+        except RobotFault as fault:
+            if now:
+                self._say(str(fault))
+            return False
+        self._lost = False
+        self._hand.begin()
+        return True
+
+
+class Shown(Scripted):
+    """Decides by a person: `Decider`.
+
+    Args:
+      spec: which arm is led. person: who leads it.
+    """
+
+    def __init__(self, spec: OnlineSpec, person: Keyboard) -> None:
+        super().__init__(person, "human")
+        person.use(spec)
+        self._person = person
+
+    def judge(self) -> Verdict:
+        """Takes what the person's hand does; of the episode the reward judges."""
+        return self._person.judge()

@@ -100,7 +100,7 @@ ERROR_REMEDIES = {
     0x10: "Look for a short circuit, a wrong plug or a broken cable.",
     0x20: "Find out what blocks it; a gripper that squeezes for long overloads as well.",
 }
-XM540_W270, XM430_W350 = 1120, 1020
+XM540_W270, XM430_W350, XL430_W250 = 1120, 1020, 1060
 # Older firmware lacks Drive_Mode, without which three joints of each arm turn the wrong way.
 # Source: ROBOTIS e-Manual, XM540-W270, Drive Mode (10): available after firmware version 38.
 LEAST_FIRMWARE = 38
@@ -114,7 +114,11 @@ BAUD_RATES = {
     5: 3_000_000,
     6: 4_000_000,
 }
-MODEL_NAMES = {XM540_W270: "XM540-W270", XM430_W350: "XM430-W350"}
+MODEL_NAMES = {
+    XM540_W270: "XM540-W270",
+    XM430_W350: "XM430-W350",
+    XL430_W250: "XL430-W250",
+}
 
 
 def describe_error(bits: int) -> str:

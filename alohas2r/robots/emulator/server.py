@@ -29,12 +29,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from alohas2r.config import check
 from alohas2r.core import stop as core_stop
 from alohas2r.core.types import JsonObject, Untyped
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.errors import Alohas2rError, ConfigError, RobotFault, did_you_mean
 from alohas2r.robots.dynamixel import adapter
-from alohas2r.robots.dynamixel.arm import GripperLinkage
+from alohas2r.robots.dynamixel.arm import SERVOS, GripperLinkage
+from alohas2r.robots.dynamixel.leader import LEADER_SERVOS
 from alohas2r.robots.emulator.bus import BusEmulator, Faults
 from alohas2r.robots.emulator.hidden import HiddenConfig
 from alohas2r.robots.emulator.servo import OVERHEATING, OVERLOAD, VOLTAGE_ERROR, Servo
@@ -55,6 +57,7 @@ class EmulatorConfig:
         ships them, but for their ids and baud rate.
       linkage: the grippers' cranks.
       hidden: from which robots it is one; by default the simulated one.
+      leaders: whether the servos are those of leader arms, which hands move: `place` does.
     """
 
     realtime: bool = True
@@ -62,6 +65,11 @@ class EmulatorConfig:
     set_up: bool = False
     linkage: GripperLinkage = dataclasses.field(default_factory=GripperLinkage)
     hidden: HiddenConfig = dataclasses.field(default_factory=HiddenConfig)
+    leaders: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks that the settings fit together."""
+        check(not (self.leaders and self.set_up), "leaders are not set up as followers are")
 
 
 class _Port:
@@ -119,7 +127,8 @@ class Server:
     def __init__(self, config: EmulatorConfig, directory: pathlib.Path) -> None:
         self._config = config
         self._directory = directory
-        self._world = World(config.linkage, config.hidden)
+        kinds = LEADER_SERVOS if config.leaders else SERVOS
+        self._world = World(config.linkage, config.hidden, kinds)
         self._buses = {
             side: BusEmulator(side, self._world, config.seed + place)
             for place, side in enumerate(SIDES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from alohas2r.robots.dynamixel.registers import XM430_W350, XM540_W270
+from alohas2r.robots.dynamixel.registers import XL430_W250, XM430_W350, XM540_W270
 
 FACTORY_P_GAIN = 800  # the gain that corresponds to the scene's actuators
 
@@ -88,8 +88,9 @@ RAM_DEFAULTS = {
     for name, field in FIELDS.items()
     if field.address >= EEPROM_END and field.writable
 }
-# The limits of the two models, where they differ from the table above.
+# The limits of the models, where they differ from the table above.
 MODEL_LIMITS = {
     XM540_W270: {"Current_Limit": 2047, "Velocity_Limit": 128},
     XM430_W350: {"Current_Limit": 1193, "Velocity_Limit": 200},
+    XL430_W250: {"Velocity_Limit": 265},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import mujoco
 import numpy as np
@@ -18,6 +18,7 @@ from alohas2r.robots.dynamixel.registers import (
     RAD_PER_TICK,
     TICKS_PER_TURN,
     VELOCITY_UNIT_RAD_S,
+    XL430_W250,
     XM430_W350,
     XM540_W270,
 )
@@ -27,8 +28,8 @@ from alohas2r.robots.emulator.table import FACTORY_P_GAIN, FIELDS
 from alohas2r.sim import changed, scene
 
 # Torque per ampere at 12 V. Source: stall torque and current in the ROBOTIS e-Manual.
-STALL_TORQUE = {XM540_W270: 10.6, XM430_W350: 4.1}  # N m
-TORQUE_PER_AMPERE = {XM540_W270: 10.6 / 4.4, XM430_W350: 4.1 / 2.3}
+STALL_TORQUE = {XM540_W270: 10.6, XM430_W350: 4.1, XL430_W250: 1.5}  # N m
+TORQUE_PER_AMPERE = {XM540_W270: 10.6 / 4.4, XM430_W350: 4.1 / 2.3, XL430_W250: 1.5 / 1.4}
 
 
 class World:
@@ -42,13 +43,17 @@ class World:
     """
 
     def __init__(
-        self, linkage: GripperLinkage | None = None, hidden: HiddenConfig | None = None
+        self,
+        linkage: GripperLinkage | None = None,
+        hidden: HiddenConfig | None = None,
+        kinds: Sequence[ServoKind] = SERVOS,
     ) -> None:
         """Starts at the keyframe home, with torque off.
 
         Args:
           linkage: the grippers' cranks; None: the scene's.
           hidden: from which robots it is one; None: the simulated one.
+          kinds: the servos of each arm.
         """
         insert = scene.load("insert")
         self.model = scene.spec("insert").compile()  # its actuators change: not the shared one
@@ -63,7 +68,7 @@ class World:
         self._gain = self.model.actuator_gainprm[self.actuators, 0].copy()
         self.home = changed.home_qpos(hidden.world, insert)
         self.servos = {
-            side: [Servo(kind, self._position_of(side, kind)) for kind in SERVOS] for side in SIDES
+            side: [Servo(kind, self._position_of(side, kind)) for kind in kinds] for side in SIDES
         }
         self._reference = np.zeros(len(self.actuators))
         self._speed = np.zeros(len(self.actuators))

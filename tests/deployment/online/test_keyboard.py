@@ -174,7 +174,7 @@ def test_what_a_person_cannot_do_is_said(tmp_path, terminal):
             DemoConfig("reach", "keyboard"),
             RigConfig("sim", stepped=True),
             tmp_path / "demos",
-            rule=Keyboard(print, stream),
+            person=Keyboard(print, stream),
         )
 
 
