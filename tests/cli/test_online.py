@@ -66,6 +66,12 @@ def test_demonstrate_and_learn_from_it(tmp_path, capsys):
         (["demonstrate", "reach", "--world-params", "pig=2", "--out", "d"], "knows no 'pig'"),
         (["demonstrate", "reach", "--by", "keyboard", "--out", "demos"], "needs a terminal"),
         (["learn", "reach", "--demos", "x", "--coach", "keyboard"], "needs a terminal"),
+        (["demonstrate", "reach", "--by", "leader", "--out", "d"], "--by leader needs a terminal"),
+        (
+            ["learn", "reach", "--demos", "x", "--coach", "spacemouse"],
+            "--coach spacemouse needs a terminal",
+        ),
+        (["demonstrate", "insert", "--by", "leader", "--out", "d"], "--by must be student"),
         (["learner", "--out", "there", "--host", "0.0.0.0"], "needs a key"),
     ],
 )

@@ -60,7 +60,6 @@ class Coach(Keyboard):
         keys = self._pressed() + self._polled()
         if self._lost and self.leads:
             self.leads, self._moves, self._mark = False, "", Verdict.NONE
-            self._say("The episode counts as failed; then the policy leads.")
             return Verdict.FAILURE
         for key in keys:
             if key == TAKE:
@@ -84,6 +83,12 @@ class Coach(Keyboard):
         if GRIP in moves and self._closed is None:
             self._closed = self.shut
         return self._led(moves, proprioception)
+
+    def _without_hand(self) -> str:
+        """Returns what becomes of the episode when the hand is gone."""
+        if self.leads:
+            return "The arm holds, the episode failed, and the policy leads again."
+        return "The policy leads on; c looks for it again."
 
     def _take(self) -> None:
         """Takes over, if what leads is there, or gives back."""

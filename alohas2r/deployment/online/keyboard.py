@@ -111,10 +111,7 @@ class Keyboard:
                 return Verdict.WAIT
             self._say("It is there again.")
         self._buttons += self._polled()
-        if not self._lost:
-            return Verdict.NONE
-        self._say("The episode counts as failed; the next one waits for it. Ctrl-C ends.")
-        return Verdict.FAILURE
+        return Verdict.FAILURE if self._lost else Verdict.NONE
 
     def act(self, proprioception: np.ndarray) -> np.ndarray:
         """Returns the action [5] of the keys that were pressed, and of what the hand did, since the last one."""
@@ -160,9 +157,15 @@ class Keyboard:
         except RobotFault as fault:
             self._lost = True
             self._hand.close()
-            self._say(f"{fault} The arm holds.")
+            self._say(f"{fault} {self._without_hand()}")
             return ""
         return "".join(self.buttons[one] for one in buttons if one < len(self.buttons))
+
+    def _without_hand(self) -> str:
+        """Returns what becomes of the episode when the hand is gone."""
+        return (
+            "The arm holds; an episode that had begun failed. The next waits for it; Ctrl-C ends."
+        )
 
     def _found(self, now: bool = False) -> bool:
         """Looks, once in a while or now, whether the hand is there again."""

@@ -107,7 +107,12 @@ class LeaderArm:
         if asked_s - self._asked_s > LOST_S:  # nobody asked meanwhile: that is not its silence
             self._heard_s[:] = asked_s
         self._asked_s = asked_s
-        ticks = self._bus.read_all(ids, PRESENT_POSITION, retries=0)
+        try:
+            ticks = self._bus.read_all(ids, PRESENT_POSITION, retries=0)
+        except RobotFault as fault:
+            raise RobotFault(
+                f"The leader arm on {self.port} is gone: check its USB cable and its adapter."
+            ) from fault
         for place, servo in enumerate(_MASTERS):
             if servo.id in ticks:
                 turned = (ticks[servo.id] - CENTRE_TICK) * RAD_PER_TICK

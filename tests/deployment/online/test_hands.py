@@ -213,9 +213,9 @@ def test_a_leader_that_is_pulled_ends_its_episode_and_the_arm_holds(tmp_path, le
     with Keyboard(said.append, terminal[1], leader_hand(leaders)) as keyboard:
         person, records = play(tmp_path, leaders, keyboard, unplug_at=18)
         assert not person.ended_[0].success
-        assert len(said) == 4
+        assert len(said) == 3
         assert "is gone" in said[2]
-        assert "failed" in said[3]
+        assert "The arm holds; an episode that had begun failed" in said[2]
         last = [one for one in records if one.kind == "step"][-1].values["learning"]
         assert (last["truncated"], last["terminated"], last["reward"]) == (True, False, 0.0)
         assert np.abs(person.targets[17] - person.targets[4]).max() > 0.01
@@ -278,6 +278,7 @@ def test_a_coach_takes_over_with_a_leader_and_loses_it(leaders, terminal):
         assert coaching.explorer.phase is Phase.IDLE
         assert coaching.explorer.notes().values["truncated"]
         assert not coach.leads
+        assert "the episode failed, and the policy leads again" in said[-1]
         coaching.explorer.begin((1,), True, False)
         os.write(person, b"c")
         assert coaching.decision()[0] == "policy"  # there is nothing to lead with
@@ -286,6 +287,14 @@ def test_a_coach_takes_over_with_a_leader_and_loses_it(leaders, terminal):
         os.write(person, b"c")
         assert coaching.decision() == ("human", pytest.approx(np.zeros(14), abs=0))
         assert said[-1] == "You lead."
+        os.write(person, b"c")
+        coaching.decision()
+        leaders.unplug("left")
+        source, actions = coaching.decision()
+        assert source == "policy"
+        assert actions.any()
+        assert coaching.explorer.phase is Phase.ACT
+        assert "The policy leads on; c looks for it again" in said[-1]
 
 
 def push(writes: int, *values: int) -> None:

@@ -116,6 +116,6 @@ def test_one_that_falls_silent_or_is_pulled_is_gone(leaders):
     leaders.set_faults("left")
     np.testing.assert_array_equal(arm.read(), before)
     leaders.unplug("left")
-    with pytest.raises(RobotFault, match="is gone"):
+    with pytest.raises(RobotFault, match=r"The leader arm on .* is gone: check its USB cable"):
         arm.read()
     arm.close()
