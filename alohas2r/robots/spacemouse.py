@@ -14,7 +14,7 @@ from alohas2r.errors import RobotFault
 
 # 3Dconnexion's own vendor, and Logitech's, under which its older devices are.
 VENDORS = (0x256F, 0x046D)
-# How a report descriptor begins: Generic Desktop, Multi-axis Controller. Source: HID Usage Tables, 4.1.
+# What their report descriptors say: Generic Desktop, Multi-axis Controller. Source: HID Usage Tables, 4.1.
 MULTI_AXIS = bytes([0x05, 0x01, 0x09, 0x08])
 AXES = 6  # right, to the person, down; turned about these
 FULL = 350.0  # what a cap says that is pushed as far as it goes, in all models
@@ -158,10 +158,10 @@ def find(devices: str = "/sys/class/hidraw", nodes: str = "/dev") -> str:
             lines = (about / "uevent").read_text().splitlines()
             bus_and_ids = next(line for line in lines if line.startswith("HID_ID="))
             vendor = int(bus_and_ids.split(":")[1], 16)
-            kind = (about / "report_descriptor").read_bytes()[: len(MULTI_AXIS)]
+            described = (about / "report_descriptor").read_bytes()
         except (OSError, StopIteration, IndexError, ValueError):
             continue  # unplugged this moment, or described otherwise: none of ours
-        if vendor in VENDORS and kind == MULTI_AXIS:
+        if vendor in VENDORS and MULTI_AXIS in described:
             return str(pathlib.Path(nodes) / place.name)
     raise RobotFault(
         "No SpaceMouse is plugged in: no /dev/hidraw* is a multi-axis device of 3Dconnexion (`lsusb` must show 256f or"

@@ -141,7 +141,7 @@ def test_the_first_that_is_plugged_in_is_found(tmp_path):
     with pytest.raises(RobotFault, match="No SpaceMouse is plugged in"):
         find(str(tmp_path))
     describe(tmp_path, 10, "0003:0000256F:0000C635", MULTI_AXIS + b"\xa1\x01")
-    describe(tmp_path, 9, "0003:0000046D:0000C626", MULTI_AXIS + b"\xa1\x01")
+    describe(tmp_path, 9, "0003:0000046D:0000C626", keyboard + MULTI_AXIS + b"\xa1\x01")
     assert find(str(tmp_path)) == "/dev/hidraw9"
 
 
