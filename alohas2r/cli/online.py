@@ -58,6 +58,14 @@ def demonstrate(
         ),
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="How many that succeed.")] = 10,
+    tries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Of insert, instead of --episodes: so many, whatever comes of them, each of which goes on for a second"
+            " after success: what train-reward learns from.",
+        ),
+    ] = 0,
     robot: Robot = "sim",
     stepped: Stepped = False,
     world_params: Changed = "",
@@ -74,7 +82,7 @@ def demonstrate(
     demos, rigs = library("deployment.online.demonstrate"), library("deployment.rig")
     check(base is None or task == "insert", "--base goes with insert, which that policy shows")
     by = by or ("student" if task == "insert" else "script")
-    config = demos.DemoConfig(task, by, episodes, seed)
+    config = demos.DemoConfig(task, by, episodes, seed, tries)
     params = library("sim.changed").parse(world_params)
     rig = rigs.RigConfig(robot, stepped=stepped, params=params)
     with contextlib.ExitStack() as stack:
@@ -84,7 +92,7 @@ def demonstrate(
             keys = library("deployment.online.keyboard").Keyboard(_say(), None, hand)
             person = stack.enter_context(keys)
         else:
-            on_step = stack.enter_context(live(episodes, False))
+            on_step = stack.enter_context(live(tries or episodes, False))
         result = demos.demonstrate(config, rig, out, base, on_step, person)
     show(result, f"Demonstrated {task} in {out}", as_json)
 
@@ -106,9 +114,11 @@ def learn(
     ] = "residual",
     base: Base = None,
     reward: Annotated[
-        Literal["truth"] | None,
+        str | None,
         typer.Option(
-            help="Of insert --arm residual, which needs it. truth: whether the peg is in, as only a simulation knows."
+            metavar="FOLDER|truth",
+            help="Of insert --arm residual, which needs it: a classifier of alohas2r train-reward; truth: whether the"
+            " peg is in, as only a simulation knows.",
         ),
     ] = None,
     tempo: Annotated[
@@ -217,6 +227,35 @@ def learn(
     show({**result, **rows}, f"Learnt {task} in {folder}", as_json)
 
 
+@command("train-reward")
+def train_reward(
+    runs: Annotated[
+        list[pathlib.Path],
+        typer.Argument(help="Folders of demonstrate insert --tries, and of learn insert."),
+    ],
+    out: Annotated[pathlib.Path, typer.Option(help="Folder of the classifier.")],
+    base: Base = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Learn to tell an insertion from logs with successes and failures: the reward of `learn insert --reward`.
+
+    By the wrists' pictures as the student sees them, and what the arms feel. Episodes that began otherwise are left out
+    of learning, and tell how often the reward is given without an insertion, and missing with one. See docs/online.md.
+    """
+    reward = library("learning.online.reward")
+    config = library("config").override(reward.RewardConfig(), settings or ())
+    student = base or library("deployment.online.opened").shipped_base()
+    with contextlib.redirect_stdout(sys.stderr):
+        result = reward.train_reward(runs, student, out, config, seed)
+    parts = ("learnt_from", "held_out")
+    rows = {} if as_json else {part: _told(result[part]) for part in parts}
+    if not as_json:
+        rows["worlds"] = "; ".join(f"{one}: {_told(row)}" for one, row in result["worlds"].items())
+    show({**result, **rows}, f"Learnt the reward in {out}", as_json)
+
+
 @command("learner")
 def learner(
     out: Annotated[
@@ -286,6 +325,13 @@ def _learn_tempo(how: _Tempo, folder: pathlib.Path, resume: bool, seed: int, as_
 def _measured(row: Mapping[str, float]) -> str:
     where = " (other starts)" if row["final"] else ""
     return f"{row['tempo']:g}{where}: {row['successes']} of {row['episodes']}"
+
+
+def _told(row: Mapping[str, int]) -> str:
+    return (
+        f"{row['false']} of {row['failed']} failures rewarded, {row['true']} of {row['succeeded']} successes,"
+        f" {row['early']} before"
+    )
 
 
 def _said(row: dict[str, float]) -> str:

@@ -1,8 +1,9 @@
 """The one reader and writer of artifacts: a folder with a description, weights, and a check that every load repeats.
 
-policy.json (or encoder.json) says what goes in and what comes out, with shapes and units, and how it was trained;
-weights.npz holds plain arrays (no pickle); check.npz holds inputs and the outputs they must give. What is particular
-to a kind is said by its class, see `policies.protocol.Stored`; classes are imported when a folder asks for them.
+policy.json (or encoder.json, classifier.json) says what goes in and what comes out, with shapes and units, and how it
+was trained; weights.npz holds plain arrays (no pickle); check.npz holds inputs and the outputs they must give. What is
+particular to a kind is said by its class, see `policies.protocol.Stored`; classes are imported when a folder asks for
+them.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ KINDS = {
     "stereo": ("alohas2r.policies.vision", "StereoPolicy"),
     "residual": ("alohas2r.policies.vision", "ResidualPolicy"),
     "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),
+    "reward": ("alohas2r.policies.online.classifier", "SuccessClassifier"),
 }
-FILES = ("policy.json", "encoder.json")
+FILES = ("policy.json", "encoder.json", "classifier.json")
 
 Kind = TypeVar("Kind", bound=Stored)
 

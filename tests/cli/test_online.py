@@ -37,7 +37,7 @@ def test_demonstrate_and_learn_from_it(tmp_path, capsys):
         (["learn", "reach", "--demos", "x", "--resume"], "holds no demonstrations"),
         (["learn", "reach", "--world-params", "robot.toml"], "must be spelt peg=MM"),
         (["learn", "reach", "--world-params", "peg=99"], "must lie in 10..35 mm"),
-        (["learn", "insert", "--demos", "x"], "--reward truth, which only a simulation knows"),
+        (["learn", "insert", "--demos", "x"], "no other task, needs --reward"),
         (["learn", "insert", "--reward", "truth"], "learn needs demonstrations"),
         (["learn", "insert", "--demos", "x", "--reward", "truth", "--base", "y"], "y could not be"),
         (
@@ -65,6 +65,12 @@ def test_demonstrate_and_learn_from_it(tmp_path, capsys):
         (["learn", "insert", "--arm", "tempo", "--base", "x.onnx"], "There is no policy x.onnx"),
         (["demonstrate", "reach", "--world-params", "pig=2", "--out", "d"], "knows no 'pig'"),
         (["demonstrate", "reach", "--by", "keyboard", "--out", "demos"], "needs a terminal"),
+        (["learn", "insert", "--demos", "x", "--reward", "y"], "y holds no classifier"),
+        (["learn", "reach", "--demos", "x", "--reward", "truth"], "and no other task, needs"),
+        (["demonstrate", "reach", "--tries", "3", "--out", "d"], "--tries goes with insert"),
+        (["train-reward", "nowhere", "--out", "d"], "nowhere holds no log of an insertion"),
+        (["train-reward", "x", "--out", "d", "--set", "held_out=1"], "held_out must lie in (0, 1)"),
+        (["train-reward", "x", "--out", "d", "--base", "y"], "y could not be"),
         (["learn", "reach", "--demos", "x", "--coach", "keyboard"], "needs a terminal"),
         (["demonstrate", "reach", "--by", "leader", "--out", "d"], "--by leader needs a terminal"),
         (

@@ -36,6 +36,7 @@ from alohas2r.policies.online.tasks import make_spec
 from alohas2r.policies.onnx.base import Base, insert_spec, read_base
 
 _TRIES = 5  # episodes for each that is wanted, before it is given up
+PAST_S = 1.0  # that an example of a reward goes on after success
 PERSON_S = 60.0  # that a person has for an episode
 PERSONS = ("keyboard", "leader", "spacemouse")  # with what a person shows a task
 
@@ -47,12 +48,15 @@ class DemoConfig:
     Attributes:
       task: name of the task. by: who shows it.
       episodes: how many that succeed. seed: of their starts.
+      tries: of insert, how many episodes, whatever comes of them, each of which goes on for PAST_S after success:
+        examples of a reward; 0: until enough have succeeded.
     """
 
     task: str
     by: Literal["script", "keyboard", "leader", "spacemouse", "student"] = "script"
     episodes: int = 10
     seed: int = 0
+    tries: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -62,18 +66,24 @@ class DemoConfig:
             f"--by must be {' or '.join(choices)} where {self.task} is shown, not '{self.by}'",
         )
         check(1 <= self.episodes <= 10_000, f"episodes must be in 1..10000, not {self.episodes}")
+        check(0 <= self.tries <= 10_000, f"tries must be in 0..10000, not {self.tries}")
+        check(
+            not self.tries or self.task == TASK,
+            f"--tries goes with {TASK}: a reward is learnt of no other task",
+        )
 
 
 class _Director:
-    """Episodes until so many have succeeded."""
+    """Episodes until so many have succeeded, or so many in all."""
 
     def __init__(self, config: DemoConfig) -> None:
         self._config = config
         self.tries = self.successes = self.true_successes = self.steps = 0
 
     def next(self) -> Plan | None:
-        enough = self.successes >= self._config.episodes
-        if enough or self.tries >= _TRIES * self._config.episodes:
+        most = self._config.tries or _TRIES * self._config.episodes
+        enough = not self._config.tries and self.successes >= self._config.episodes
+        if enough or self.tries >= most:
             return None
         return Plan(self.tries, (self._config.seed, self.tries), True, True, False)
 
@@ -127,6 +137,8 @@ def demonstrate(
         "world_params": str(rig.params),
         "student": str(eyes),
     }
+    if isinstance(spec, InsertSpec):
+        header["student_hash"] = spec.student_hash
     with (
         open_world(spec, rig) as (arms, simulation, truth),
         LogWriter(folder / LOGS / "0000.run", header) as log,
@@ -138,11 +150,12 @@ def demonstrate(
         )
         outcome = deployment.run(stage)
     if director.next() is not None:
+        wanted = config.tries or config.episodes
         raise ArtifactError(
-            f"The demonstrations were stopped ({why_stopped(outcome)}); {director.successes} of {config.episodes} had"
-            f" succeeded. Begin anew in another --out than {folder}."
+            f"The demonstrations were stopped ({why_stopped(outcome)}); {director.successes} of {wanted} had succeeded."
+            f" Begin anew in another --out than {folder}."
         )
-    if not director.successes:
+    if not director.successes and not config.tries:
         raise ArtifactError(f"None of {director.tries} demonstrations of {config.task} succeeded.")
     result: JsonObject = {
         "task": config.task,
@@ -168,7 +181,7 @@ def _acting(
     """Returns what acts: a student, a script or a person."""
     if isinstance(spec, InsertSpec):
         assert base is not None
-        return Inserter(spec, Alone(spec), base, truth.done)
+        return Inserter(spec, Alone(spec), base, truth.done, PAST_S if config.tries else 0.0)
     assert isinstance(truth, Truth)
     back = ResetDraws(spec, (config.seed,), False)
     if person is None:

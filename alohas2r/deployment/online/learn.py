@@ -32,9 +32,11 @@ from alohas2r.deployment.report import Report
 from alohas2r.deployment.rig import RigConfig
 from alohas2r.deployment.timing import Tally
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.policies.online.classifier import InsertReward, read_classifier
 from alohas2r.policies.online.config import (
     LOGS,
     POLICY,
+    TRUTH,
     AnyRun,
     InsertRun,
     OnlineRun,
@@ -47,6 +49,9 @@ from alohas2r.policies.online.protocol import protocol_of
 from alohas2r.policies.onnx.base import read_base
 
 _LEARNER_END_S = 600.0
+SETTLE_S = (
+    0.25  # after a classifier's success, in which the truth says whether the peg is in to stay
+)
 
 
 def learn(
@@ -156,6 +161,7 @@ def _act(
         header = log_header(deploy, LIMITS[deploy.mode], run.robot, run.config.arm)
         header |= {"task": spec.task, "seed": run.seed, "stepped": run.stepped}
         header |= {"world_params": str(run.world), "coached": coach is not None}
+        header["student_hash"] = run.eyes_hash
         with _segment(folder, progress, run.stepped, header) as log:
             director = LearnDirector(
                 *(folder, run, learned, progress, alive),
@@ -190,8 +196,11 @@ def _cast(
 ) -> tuple[Learned, Acting, ResetDraws | None]:
     """Returns who decides, what acts, and what draws the ways back, where there are any."""
     if isinstance(run, InsertRun):
-        chosen = Learned(run.spec)
-        return chosen, Inserter(run.spec, chosen, read_base(run.student), truth.done), None
+        chosen, base = Learned(run.spec), read_base(run.student)
+        if run.reward == TRUTH:
+            return chosen, Inserter(run.spec, chosen, base, truth.done), None
+        reward = InsertReward(read_classifier(run.reward, run.spec))
+        return chosen, Inserter(run.spec, chosen, base, truth.done, SETTLE_S, reward), None
     eyes, *_ = read_eyes(run.student, run.spec.side)
     learned = Looking(run.spec, eyes)
     back = ResetDraws(run.spec, (run.seed,), run.resets == "robot")

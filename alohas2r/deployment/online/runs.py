@@ -11,7 +11,8 @@ from typing import Literal
 from alohas2r.config import check
 from alohas2r.deployment.online.opened import shipped_student
 from alohas2r.policies import artifact
-from alohas2r.policies.online.config import AnyRun, InsertRun, OnlineRun, find_arm
+from alohas2r.policies.online.classifier import read_classifier
+from alohas2r.policies.online.config import TRUTH, AnyRun, InsertRun, OnlineRun, find_arm
 from alohas2r.policies.online.demonstrations import check_demos
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.insertion import TASK
@@ -34,7 +35,7 @@ class LearnConfig:
         "": the shipped one.
       offline: folders of earlier runs of the task, whose decisions are learnt from as well.
       world: what is otherwise in the world than in the nominal one, for learning and evaluations.
-      reward: "truth" of insert, which only a simulation knows; "": what the robot computes itself.
+      reward: of insert, the folder of a classifier, or "truth", which only a simulation knows; "": the task's own.
     """
 
     task: str
@@ -48,7 +49,7 @@ class LearnConfig:
     student: str = ""
     offline: tuple[str, ...] = ()
     world: WorldParams = NOMINAL
-    reward: Literal["truth", ""] = ""
+    reward: str = ""
 
     def __post_init__(self) -> None:
         """Checks what fits together."""
@@ -60,9 +61,9 @@ class LearnConfig:
         )
         inserts = self.task == TASK
         check(
-            (self.reward == "truth") == inserts,
-            "--reward truth, which only a simulation knows, goes with insert: there is none yet that a robot could"
-            " compute, and the other tasks have their own",
+            bool(self.reward) == inserts,
+            "insert, and no other task, needs --reward: a folder of alohas2r train-reward, or --reward truth, which"
+            " only a simulation knows",
         )
         check(
             not (inserts and self.resets == "robot"),
@@ -85,7 +86,11 @@ def plan_run(config: LearnConfig) -> AnyRun:
         check(not settings.clone_steps, "of insert nothing is cloned: clone_steps must stay 0")
         base = read_base(student)
         insert = insert_spec(base, settings.hidden, scale, settings.loudest)
-        make = functools.partial(InsertRun, spec=insert, reward="truth")
+        reward, told = config.reward, ""
+        if reward != TRUTH:
+            told = read_classifier(reward, insert).hash
+            reward = str(pathlib.Path(reward).resolve())
+        make = functools.partial(InsertRun, spec=insert, reward=reward, classifier_hash=told)
         spec, student_hash = insert, base.policy.hash
     else:
         _, cameras, network = read_eyes(student, "left")

@@ -52,6 +52,8 @@ def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> Json
     with Run(folder / LEARNER, run.config, identity, resume) as trained:
         schedule = Schedule(checkpoints=max(1, algorithm.iterations // 5))
         parents: dict[str, str | None] = {"student": run.eyes_hash}
+        if isinstance(run, InsertRun) and run.classifier_hash:
+            parents["reward"] = run.classifier_hash
         return trained.train(algorithm, command_of(told), parents, schedule)
 
 

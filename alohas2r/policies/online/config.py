@@ -18,6 +18,7 @@ from alohas2r.policies.online.spec import LearntSpec, OnlineSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
+TRUTH = "truth"  # the reward of an insertion that only a simulation knows
 LOGS, PUBLISHED, LEARNER, POLICY = "log", "published", "learner", "policy"
 _STEPS_PER_MINUTE = round(60 / CONTROL_PERIOD_S)
 
@@ -197,11 +198,13 @@ class InsertRun(LearnRun):
     """One of a residual of the insertion.
 
     Attributes:
-      reward: "truth": what only a simulation knows, whether the peg is in.
+      reward: "truth": what only a simulation knows, whether the peg is in; else the folder of a classifier.
+      classifier_hash: of that; "" with the truth.
     """
 
     spec: InsertSpec
-    reward: Literal["truth"]
+    reward: str
+    classifier_hash: str = ""
 
 
 AnyRun: TypeAlias = OnlineRun | InsertRun
@@ -226,8 +229,10 @@ def parse_online_run(content: bytes, name: str) -> AnyRun:
     """Reads what a run is from its file's content; see `read_online_run`."""
     try:
         described: JsonObject = json.loads(content)
-        of = InsertRun if described["spec"]["task"] == TASK else OnlineRun
-        return from_dict(of, {"world": to_dict(NOMINAL), **described})
+        earlier: JsonObject = {"world": to_dict(NOMINAL)}  # before runs said so
+        if described["spec"]["task"] == TASK:
+            return from_dict(InsertRun, {**earlier, "classifier_hash": "", **described})
+        return from_dict(OnlineRun, {**earlier, **described})
     except (ConfigError, KeyError) as error:
         raise ArtifactError(f"{name} is damaged: {error}") from error
     except (ValueError, TypeError) as error:

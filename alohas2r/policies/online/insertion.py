@@ -69,10 +69,14 @@ class InsertSpec(LearntSpec):
         return len(SIDES) * _ARM
 
     @property
+    def pictures(self) -> int:
+        """Numbers that the student's first layers make of both wrists' pictures; the first of the features."""
+        return len(SIDES) * 4 * self.student.network.embedding
+
+    @property
     def features(self) -> int:
         """Numbers that the networks get of an observation."""
-        looked = len(SIDES) * 4 * self.student.network.embedding
-        return looked + self.student.features + self.actions
+        return self.pictures + self.student.features + self.actions
 
     @property
     def inputs(self) -> Inputs:

@@ -216,14 +216,15 @@ def shapes(spec: LearntSpec) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of base, policy and normalization by name."""
     wanted: dict[str, tuple[int, ...]] = {"mean": (spec.features,), "std": (spec.features,)}
     if spec.base:
-        wanted |= _mlp_shapes("base", (spec.features, *spec.hidden, spec.actions))
+        wanted |= mlp_shapes("base", (spec.features, *spec.hidden, spec.actions))
     if spec.policy:
         inputs = spec.features + spec.actions * spec.base
-        wanted |= _mlp_shapes("policy", (inputs, *spec.hidden, 2 * spec.actions))
+        wanted |= mlp_shapes("policy", (inputs, *spec.hidden, 2 * spec.actions))
     return wanted
 
 
-def _mlp_shapes(name: str, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def mlp_shapes(name: str, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of `mlp`'s weights for layers of these sizes, input first."""
     wanted: dict[str, tuple[int, ...]] = {}
     for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         wanted[f"{name}/layer{index}/kernel"] = (inputs, outputs)

@@ -137,13 +137,15 @@ class Held:
 
     Args:
       task: its name.
+      steps: for how many control steps it must hold; None: as long as the task says.
 
     Attributes:
       holds: whether the condition holds at present.
     """
 
-    def __init__(self, task: str) -> None:
-        self._needed = round(find_online_task(task).hold_s / CONTROL_PERIOD_S)
+    def __init__(self, task: str, steps: int | None = None) -> None:
+        own = round(find_online_task(task).hold_s / CONTROL_PERIOD_S)
+        self._needed = own if steps is None else steps
         self._held = 0
         self.holds = False
 

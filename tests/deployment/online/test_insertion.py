@@ -144,7 +144,7 @@ def test_nobody_learns_it_elsewhere_or_takes_over(demos, learnt, tmp_path):
 
 
 def test_odd_settings_are_refused(demos, tmp_path):
-    with pytest.raises(ConfigError, match="--reward truth"):
+    with pytest.raises(ConfigError, match="needs --reward"):
         config(demos, reward="")
     with pytest.raises(ConfigError, match="--resets placed"):
         config(demos, resets="robot")

@@ -1,0 +1,149 @@
+"""Examples of insertions and of failures, read from logs: what a classifier of success learns from."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from alohas2r.core.records import Record
+from alohas2r.core.types import JsonObject
+from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.learning.online.sources import Tail
+from alohas2r.policies.online.classifier import Look
+from alohas2r.policies.online.config import LOGS
+from alohas2r.policies.online.insertion import TASK
+from alohas2r.policies.online.spec import PROPRIOCEPTION
+from alohas2r.sim import scene
+from alohas2r.tasks.insert.config import InsertConfig
+
+SURE = InsertConfig().hold_steps  # control steps for which a peg is in when the truth first says so
+_PLACE_M = 0.0005  # nearer to each other two starts of an object are the same
+_MADE_BY = "alohas2r demonstrate insert --tries"
+
+
+class Trial(NamedTuple):
+    """An episode that came to its end.
+
+    Attributes:
+      looks: of its control steps; None before the policy inserts.
+      inserted: the first of these of which the truth says that the peg is in; None: it never was.
+      start: where the objects lay; the same for episodes that began alike. world: in which it was, "" the nominal one.
+    """
+
+    looks: list[Look | None]
+    inserted: int | None
+    start: tuple[int, ...]
+    world: str
+
+    def examples(self) -> tuple[list[Look], list[bool]]:
+        """Returns what was seen while it inserted, and whether the peg was in."""
+        first = len(self.looks) if self.inserted is None else self.inserted - SURE + 1
+        kept = [(look, step >= first) for step, look in enumerate(self.looks) if look is not None]
+        return [look for look, _ in kept], [there for _, there in kept]
+
+
+class Trials(NamedTuple):
+    """Episodes of one student's insertions, and the hash of its file; repeats are left out."""
+
+    trials: list[Trial]
+    student_hash: str
+    repeats: int
+
+
+def read_trials(runs: Sequence[pathlib.Path], pictures: int) -> Trials:
+    """Returns all episodes of runs but evaluations, such as were cut off, and such as never came to insert.
+
+    Args:
+      runs: folders of `demonstrate insert` and `learn insert`. pictures: how many numbers a student makes of them.
+
+    Raises:
+      ArtifactError: a folder holds no log, is damaged, or its log lacks what a classifier learns from.
+      ConfigError: a log is of another task, or of another student than the one before it.
+    """
+    found: list[Trial] = []
+    students: dict[str, pathlib.Path] = {}
+    for run in runs:
+        reader = _Reader(run, pictures)
+        for record in Tail(run / LOGS).poll():
+            reader.take(record)
+        if not reader.student:
+            raise ArtifactError(f"{run} holds no log of an insertion; {_MADE_BY} N records one.")
+        students.setdefault(reader.student, run)
+        found += reader.trials
+    if len(students) > 1:
+        (one, first), (other, second), *_ = students.items()
+        raise ConfigError(
+            f"{first} is of another student ({one[:12]}) than {second} ({other[:12]}), which sees otherwise; learn from"
+            " the logs of one."
+        )
+    kept: dict[bytes, Trial] = {}
+    for trial in found:
+        looks = [look for look in trial.looks if look is not None]
+        kept.setdefault(b"".join(one.tobytes() for look in looks for one in look), trial)
+    return Trials(list(kept.values()), next(iter(students), ""), len(found) - len(kept))
+
+
+class _Reader:
+    """Takes the records of a run's log, in order."""
+
+    def __init__(self, run: pathlib.Path, pictures: int) -> None:
+        self._run, self._pictures = run, pictures
+        self._objects = [arm.object_qpos[:2] for arm in scene.load("insert").arms]
+        self._header: JsonObject = {}
+        self._looks: list[Look | None] = []
+        self._inserted: int | None = None
+        self._ended = False
+        self._start: tuple[int, ...] = ()
+        self.student = ""
+        self.trials: list[Trial] = []
+
+    def take(self, record: Record) -> None:
+        """Takes a record."""
+        if record.kind in ("header", "episode", "end"):
+            self._close()
+        if record.kind == "header":
+            self._begin(record.values)
+        elif record.kind == "episode":
+            places = np.concatenate([record.arrays["qpos"][one] for one in self._objects])
+            self._start = tuple(np.round(places / _PLACE_M).astype(int).tolist())
+        elif record.kind == "step" and record.values.get("learning"):
+            self._step(record, record.values["learning"])
+
+    def _begin(self, header: JsonObject) -> None:
+        task = header.get("task")
+        if task != TASK:
+            raise ConfigError(f"{self._run} is of '{task}'; a reward is learnt of {TASK}.")
+        if "student_hash" not in header:
+            raise ArtifactError(
+                f"{self._run} was logged before logs said which student saw it; record it anew with {_MADE_BY} N."
+            )
+        self._header, self.student = header, str(header["student_hash"])
+
+    def _step(self, record: Record, said: JsonObject) -> None:
+        if said["evaluation"]:
+            return
+        if said["truth"] is None:
+            raise ArtifactError(
+                f"The log of {self._run} does not say whether the peg was in, as only a simulation's does so far."
+            )
+        if said["truth"] and self._inserted is None:
+            self._inserted = len(self._looks)
+        self._ended |= bool(said["terminated"] or said["truncated"])
+        features = record.arrays.get("learning/features")
+        felt = record.arrays.get("observation/proprioception")
+        look = None
+        if features is not None and felt is not None:
+            if len(features) < self._pictures or len(felt) != PROPRIOCEPTION:
+                raise ArtifactError(f"The log of {self._run} holds other features than --base has.")
+            look = Look(features[: self._pictures], felt)
+        self._looks.append(look)
+
+    def _close(self) -> None:
+        """Keeps the episode if it is whole and came to insert."""
+        if self._ended and any(look is not None for look in self._looks):
+            world = str(self._header.get("world_params", ""))
+            self.trials.append(Trial(self._looks, self._inserted, self._start, world))
+        self._looks, self._inserted, self._ended = [], None, False

@@ -1,0 +1,236 @@
+"""Learns to tell an insertion, and says how often that is wrong on episodes that it was not learnt from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import shlex
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from alohas2r.config import check, to_dict
+from alohas2r.core import stats
+from alohas2r.core.files import make_folder
+from alohas2r.core.types import Array, JsonObject, PyTree
+from alohas2r.errors import ArtifactError
+from alohas2r.learning.online.examples import SURE, Trial, read_trials
+from alohas2r.policies import artifact
+from alohas2r.policies.online import networks
+from alohas2r.policies.online.classifier import (
+    REWARD,
+    ClassifierSpec,
+    SuccessClassifier,
+    holding,
+    rewarded,
+)
+from alohas2r.policies.onnx.base import insert_spec, read_base
+
+_GROUP = 50  # steps of one compiled call
+_CHECKED = 32  # examples that the artifact's check holds
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """How a classifier is learnt.
+
+    Attributes:
+      steps: of learning. batch: examples of each, a third of them insertions.
+      learning_rate: of AdamW. weight_decay: of it. noise: of normalized features.
+      hidden: layers.
+      held_out: share of the starts whose episodes are left to the measurement.
+    """
+
+    steps: int = 2000
+    batch: int = 96
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    noise: float = 0.1
+    hidden: tuple[int, ...] = (64, 64)
+    held_out: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
+        check(self.batch >= 3, f"batch must be at least 3, not {self.batch}")
+        check(self.learning_rate > 0, "learning_rate must be positive")
+        check(self.weight_decay >= 0, "weight_decay must not be negative")
+        check(self.noise >= 0, "noise must not be negative")
+        check(0 < self.held_out < 1, f"held_out must lie in (0, 1), not {self.held_out}")
+
+
+def train_reward(
+    runs: Sequence[str | os.PathLike[str]],
+    student: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: RewardConfig | None = None,
+    seed: int = 0,
+) -> JsonObject:
+    """Learns a classifier of insertions from logs whose truth a simulation knows.
+
+    Args:
+      runs: folders of `demonstrate insert` and `learn insert`. student: the exported file whose features they hold.
+      out: folder of the classifier. config: how; as it stands if None. seed: of all that is drawn.
+
+    Returns:
+      "task", "runs", "episodes", "repeats" that were left out, "examples" of insertions and of others, "learnt_from"
+      and "held_out" as `measure` says, "worlds": the held-out part by world, "student_hash", "hash", "out".
+
+    Raises:
+      ArtifactError: a log is missing, damaged, or lacks what is needed; there are too few successes or failures.
+      ConfigError: a log is of another task or student.
+    """
+    config, folders = config or RewardConfig(), [pathlib.Path(run) for run in runs]
+    pictures = insert_spec(base := read_base(student)).pictures
+    trials, found, repeats = read_trials(folders, pictures)
+    if found != base.policy.hash:
+        raise ArtifactError(
+            f"{folders[0]} is of another student ({found[:12]}) than --base {student} ({base.policy.hash[:12]})."
+        )
+    kept, left = split(trials, config.held_out, seed)
+    make_folder(out)
+    spec = ClassifierSpec(student_hash=found, pictures=pictures, hidden=config.hidden)
+    there, others = _examples(kept)
+    classifier = _learn(spec, there, others, config, seed)
+    worlds = sorted({trial.world for trial in left})
+    figures: JsonObject = {
+        "task": spec.task,
+        "runs": [str(folder.resolve()) for folder in folders],
+        "episodes": len(trials),
+        "repeats": repeats,
+        "examples": {"inserted": len(there), "not_inserted": len(others)},
+        "learnt_from": measure(classifier, kept),
+        "held_out": measure(classifier, left),
+        "worlds": {
+            world or "nominal": measure(classifier, [one for one in left if one.world == world])
+            for world in worlds
+        },
+        "student_hash": found,
+    }
+    words = ["alohas2r", "train-reward", *map(str, figures["runs"]), "--base", str(student)]
+    told = shlex.join([*words, "--seed", str(seed)])
+    trained = {**figures, "command": told, "seed": seed, "config": to_dict(config)}
+    classifier = SuccessClassifier(spec, classifier.weights, trained)
+    some = np.concatenate([there, others])[:: max(1, (len(there) + len(others)) // _CHECKED)]
+    rows = {"pictures": some[:, :pictures], "proprioception": some[:, pictures:]}
+    artifact.save(classifier, out, rows)
+    return {**figures, "hash": classifier.hash, "out": str(out)}
+
+
+def split(trials: Sequence[Trial], share: float, seed: int) -> tuple[list[Trial], list[Trial]]:
+    """Returns the episodes to learn from and those to measure by; all that began alike are in the same part.
+
+    Args:
+      trials: episodes. share: of the starts with the same outcomes that are left to the measurement. seed: of the draw.
+
+    Raises:
+      ArtifactError: one of the parts lacks successes or failures.
+    """
+    outcomes: dict[tuple[int, ...], set[bool]] = {}
+    for one in trials:
+        outcomes.setdefault(one.start, set()).add(one.inserted is not None)
+    draw, left = np.random.default_rng([seed, 11]), set()
+    for alike in ({True}, {False}, {True, False}):
+        starts = sorted(start for start, found in outcomes.items() if found == alike)
+        count = round(share * len(starts))
+        left |= {starts[at] for at in draw.permutation(len(starts))[:count]}
+    parts = (
+        [one for one in trials if one.start not in left],
+        [one for one in trials if one.start in left],
+    )
+    if any({one.inserted is None for one in part} != {True, False} for part in parts):
+        succeeded = sum(one.inserted is not None for one in trials)
+        raise ArtifactError(
+            f"{succeeded} successes and {len(trials) - succeeded} failures are too few to learn from and to measure by:"
+            " alohas2r demonstrate insert --tries N records more; with --world-params peg=34 most fail."
+        )
+    return parts
+
+
+def measure(classifier: SuccessClassifier, trials: Sequence[Trial]) -> JsonObject:
+    """Returns what the reward says of episodes, with 95% Wilson intervals.
+
+    Returns:
+      "failed": episodes in which the peg was never in; "false": of these with the reward, "false_rate".
+      "succeeded": the others; "true": of these with the reward once the peg was in, "true_rate"; "early": with the
+      reward in control steps of which in none the peg was known to be in.
+    """
+    failed = [one for one in trials if one.inserted is None]
+    wrong = sum(rewarded(classifier, one.looks) is not None for one in failed)
+    true = early = succeeded = 0
+    for one in trials:
+        if one.inserted is not None:
+            when = rewarded(classifier, one.looks)
+            succeeded += 1
+            early += when is not None and when <= one.inserted - SURE
+            true += when is not None and when > one.inserted - SURE
+    return {
+        "failed": len(failed),
+        "false": wrong,
+        "false_rate": dict(stats.rate(wrong, len(failed))),
+        "succeeded": succeeded,
+        "true": true,
+        "true_rate": dict(stats.rate(true, succeeded)),
+        "early": early,
+    }
+
+
+def _examples(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what was seen while both grippers held something: [N, F] with the peg in, and [M, F] without."""
+    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for trial in trials:
+        for look, there in zip(*trial.examples(), strict=True):
+            if holding(look.proprioception):
+                rows[not there].append(np.concatenate(look))
+    if not all(rows):
+        raise ArtifactError(
+            "In none of the episodes to learn from both grippers held something, with the peg in and without."
+        )
+    return np.stack(rows[0]), np.stack(rows[1])
+
+
+def _learn(
+    spec: ClassifierSpec, there: np.ndarray, others: np.ndarray, config: RewardConfig, seed: int
+) -> SuccessClassifier:
+    """Learns from examples [N, F] with the peg in and [M, F] without."""
+    every = np.concatenate([there, others])
+    mean, std = every.mean(0), np.maximum(every.std(0), 0.001)
+    draw = np.random.default_rng([seed, 13])
+    first = networks.init_mlp(draw, REWARD, spec.sizes)
+    scales = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
+    optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+    learnt: PyTree = {name: jnp.asarray(value) for name, value in first.items()}
+    state: PyTree = optimizer.init(learnt)
+    positives = config.batch // 3
+    labels = jnp.arange(config.batch) < positives
+
+    def loss(learnt: Mapping[str, Array], normal: Array) -> Array:
+        said = networks.mlp(learnt, REWARD, normal, len(spec.hidden), jnp)[:, 0]
+        return optax.sigmoid_binary_cross_entropy(said, labels).mean()
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def learn(learnt: PyTree, state: PyTree, batches: Array) -> tuple[PyTree, PyTree]:
+        def step(carried: PyTree, normal: Array) -> PyTree:
+            learnt, state = carried
+            change, state = optimizer.update(jax.grad(loss)(learnt, normal), state, learnt)
+            return (optax.apply_updates(learnt, change), state), None
+
+        (learnt, state), _ = jax.lax.scan(step, (learnt, state), batches)
+        return learnt, state
+
+    for begun in range(0, config.steps, _GROUP):
+        count = min(_GROUP, config.steps - begun)
+        parts = (
+            part[draw.integers(0, len(part), (count, size))]
+            for part, size in ((there, positives), (others, config.batch - positives))
+        )
+        normal = networks.normalize(scales, np.concatenate(list(parts), 1))
+        noise = config.noise * draw.normal(size=normal.shape)
+        learnt, state = learn(learnt, state, (normal + noise).astype(np.float32))
+    done = {name: np.asarray(value) for name, value in learnt.items()}
+    return SuccessClassifier(spec, {**scales, **done}, {})
