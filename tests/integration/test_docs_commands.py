@@ -38,7 +38,7 @@ SIGNS = {
     "as many worlds as workers, which no quick training has": ("--fleet",),
     "demonstrations": ("--demos",),
     "a policy that was learnt on a robot": ("online-reach", "reach.onnx", "residual"),
-    "logs of insertions": ("train-reward",),
+    "logs of insertions": ("train-reward", "--tries"),
     "an evaluation that was interrupted": ("runs/long --resume",),
     "a file of the reader's": (
         *(
@@ -61,7 +61,7 @@ SMALL = {
     "pretrain-encoder": {"--preset": "quick", "--minutes": "0"},
     "evaluate": {"--episodes": "2"},
     "record": {"--episodes": "2"},
-    "demonstrate": {"--episodes": "1", "--tries": "1"},
+    "demonstrate": {"--episodes": "1"},
     "deploy": {"--episodes": "1", "--seconds": "2"},
     "bench-sim": {"--seconds": "1"},
     "bench-policy": {"--seconds": "1"},

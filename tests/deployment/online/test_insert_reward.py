@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 
 from alohas2r.config import to_dict
+from alohas2r.core.records import RecordReader
 from alohas2r.deployment.online.deciders import Alone
+from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
+from alohas2r.deployment.online.director import Progress
 from alohas2r.deployment.online.explorer import Phase
 from alohas2r.deployment.online.inserter import Inserter
 from alohas2r.deployment.online.learn import learn
 from alohas2r.deployment.online.opened import shipped_base
 from alohas2r.deployment.online.runs import LearnConfig, plan_run
+from alohas2r.deployment.online.stage import Ended
+from alohas2r.deployment.rig import RigConfig
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.online import worker
 from alohas2r.policies import artifact
-from alohas2r.policies.online import networks
+from alohas2r.policies.online import networks, published
 from alohas2r.policies.online.classifier import (
     REWARD,
     ClassifierSpec,
@@ -173,3 +178,48 @@ def test_a_run_from_before_there_were_classifiers_is_read(base, tmp_path):
     assert said.pop("classifier_hash") == ""
     path.write_text(json.dumps(said))
     assert read_online_run(tmp_path) == plan
+
+
+class Stopped(Exception):
+    """Ends a run between two episodes."""
+
+
+@pytest.mark.long
+def test_a_stepped_run_comes_to_the_same_bits_also_if_it_is_resumed(base, tmp_path):
+    demos, told = tmp_path / "demos", tmp_path / "told"
+    rig = RigConfig("sim", stepped=True)
+    shown = demonstrate(DemoConfig("insert", "student", tries=1), rig, demos)
+    assert (shown["tries"], shown["episodes"]) == (1, 1)
+    written(always(base), told)  # it rewards whatever is held
+    whole = learn(config(demos, told), tmp_path / "whole")
+    assert whole["successes"] == whole["episodes"] > 1
+    assert whole["true_successes"] == 0
+    (row,) = whole["evaluations"]
+    assert row["rewarded"] == 1
+
+    def stop(progress: Progress, ended: Ended) -> None:
+        if progress.episodes == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(config(demos, told), tmp_path / "broken", tell=stop)
+    resumed = learn(config(demos, told), tmp_path / "broken", resume=True)
+    assert resumed["evaluations"] == whole["evaluations"]
+    spec = insert_spec(base, hidden=(16, 16))
+    last = published.newest(tmp_path / "whole" / "published")
+    assert last == published.newest(tmp_path / "broken" / "published")
+    one, other = (
+        published.read_version(tmp_path / name / "published", spec, last).weights
+        for name in ("whole", "broken")
+    )
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name])
+    steps = [
+        record.values["learning"]
+        for record in RecordReader(tmp_path / "whole" / "log" / "0000.run").poll()
+        if record.kind == "step" and record.values.get("learning")
+    ]
+    assert sum(said["terminated"] for said in steps if not said["evaluation"]) == whole["episodes"]
+    (first,) = (tmp_path / "whole" / "policy").glob("policy.json")
+    parents = json.loads(first.read_text())["trained"]["corrections"]["parents"]
+    assert parents["reward"] == always(base).hash
