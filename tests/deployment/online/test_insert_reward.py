@@ -207,6 +207,7 @@ def test_a_stepped_run_comes_to_the_same_bits_also_if_it_is_resumed(base, tmp_pa
     assert resumed["evaluations"] == whole["evaluations"]
     spec = insert_spec(base, hidden=(16, 16))
     last = published.newest(tmp_path / "whole" / "published")
+    assert last is not None
     assert last == published.newest(tmp_path / "broken" / "published")
     one, other = (
         published.read_version(tmp_path / name / "published", spec, last).weights
