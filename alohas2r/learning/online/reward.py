@@ -20,6 +20,7 @@ from alohas2r.core.files import make_folder
 from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.errors import ArtifactError
 from alohas2r.learning.online.examples import SURE, Trial, read_trials
+from alohas2r.learning.run import manifest
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.classifier import (
@@ -100,7 +101,7 @@ def train_reward(
     worlds = sorted({trial.world for trial in left})
     figures: JsonObject = {
         "task": spec.task,
-        "runs": [str(folder.resolve()) for folder in folders],
+        "runs": [manifest.named(folder) for folder in folders],
         "episodes": len(trials),
         "repeats": repeats,
         "examples": {"inserted": len(there), "not_inserted": len(others)},
@@ -112,7 +113,7 @@ def train_reward(
         },
         "student_hash": found,
     }
-    words = ["alohas2r", "train-reward", *map(str, figures["runs"]), "--base", str(student)]
+    words = ["alohas2r", "train-reward", *map(str, figures["runs"]), "--base", manifest.named(student)]
     told = shlex.join([*words, "--seed", str(seed)])
     trained = {**figures, "command": told, "seed": seed, "config": to_dict(config)}
     classifier = SuccessClassifier(spec, classifier.weights, trained)
