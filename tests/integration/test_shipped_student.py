@@ -84,6 +84,13 @@ def test_the_policy_from_pixels_finds_blocks_that_it_does_not_see_at_first() -> 
 
 
 @pytest.mark.long
+def test_the_policy_from_pixels_that_began_as_a_student_is_the_better_one() -> None:
+    result = evaluate.evaluate(PARAMS / "pixels-pick-student", 128, 7)
+    assert result["success"]["rate"] > 0.82
+    assert result["precise"]["rate"] > 0.78
+
+
+@pytest.mark.long
 def test_the_staged_policy_from_pixels_inserts() -> None:
     result = evaluate.evaluate(PARAMS / "pixels-insert", 128, 7)
     assert result["success"]["rate"] > 0.65
