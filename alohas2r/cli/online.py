@@ -330,7 +330,7 @@ def _measured(row: Mapping[str, float]) -> str:
 def _told(row: Mapping[str, int]) -> str:
     return (
         f"{row['false']} of {row['failed']} failures rewarded, {row['true']} of {row['succeeded']} successes,"
-        f" {row['early']} before"
+        f" {row['early']} before; {row['undecided']} undecided"
     )
 
 

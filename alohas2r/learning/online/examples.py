@@ -38,10 +38,18 @@ class Trial(NamedTuple):
     start: tuple[int, ...]
     world: str
 
+    @property
+    def told(self) -> int:
+        """The first control step of which the truth can no longer say that the peg was in from then on."""
+        return len(self.looks) - SURE + 1
+
     def examples(self) -> tuple[list[Look], list[bool]]:
-        """Returns what was seen while it inserted, and whether the peg was in."""
-        first = len(self.looks) if self.inserted is None else self.inserted - SURE + 1
-        kept = [(look, step >= first) for step, look in enumerate(self.looks) if look is not None]
+        """Returns what was seen while it inserted, and whether the peg was in, as far as the truth can tell."""
+        first = self.told if self.inserted is None else self.inserted - SURE + 1
+        end = self.told if self.inserted is None else len(self.looks)
+        kept = [
+            (look, step >= first) for step, look in enumerate(self.looks[:end]) if look is not None
+        ]
         return [look for look, _ in kept], [there for _, there in kept]
 
 

@@ -113,7 +113,13 @@ def train_reward(
         },
         "student_hash": found,
     }
-    words = ["alohas2r", "train-reward", *map(str, figures["runs"]), "--base", manifest.named(student)]
+    words = [
+        "alohas2r",
+        "train-reward",
+        *map(str, figures["runs"]),
+        "--base",
+        manifest.named(student),
+    ]
     told = shlex.join([*words, "--seed", str(seed)])
     trained = {**figures, "command": told, "seed": seed, "config": to_dict(config)}
     classifier = SuccessClassifier(spec, classifier.weights, trained)
@@ -157,23 +163,28 @@ def measure(classifier: SuccessClassifier, trials: Sequence[Trial]) -> JsonObjec
     """Returns what the reward says of episodes, with 95% Wilson intervals.
 
     Returns:
-      "failed": episodes in which the peg was never in; "false": of these with the reward, "false_rate".
+      "failed": episodes in which the peg was never in; "false": of these with the reward, "false_rate"; "undecided":
+      left out of both, as the reward came in the last steps, too late for the truth, which needs some, to say so.
       "succeeded": the others; "true": of these with the reward once the peg was in, "true_rate"; "early": with the
       reward in control steps of which in none the peg was known to be in.
     """
-    failed = [one for one in trials if one.inserted is None]
-    wrong = sum(rewarded(classifier, one.looks) is not None for one in failed)
-    true = early = succeeded = 0
+    failed = wrong = undecided = true = early = succeeded = 0
     for one in trials:
+        when = rewarded(classifier, one.looks)
         if one.inserted is not None:
-            when = rewarded(classifier, one.looks)
             succeeded += 1
             early += when is not None and when <= one.inserted - SURE
             true += when is not None and when > one.inserted - SURE
+        elif when is not None and when >= one.told:
+            undecided += 1
+        else:
+            failed += 1
+            wrong += when is not None
     return {
-        "failed": len(failed),
+        "failed": failed,
         "false": wrong,
-        "false_rate": dict(stats.rate(wrong, len(failed))),
+        "false_rate": dict(stats.rate(wrong, failed)),
+        "undecided": undecided,
         "succeeded": succeeded,
         "true": true,
         "true_rate": dict(stats.rate(true, succeeded)),

@@ -106,7 +106,8 @@ def test_it_takes_a_sure_classifier_and_both_grippers_for_five_steps_in_a_row():
 def test_figures_by_hand():
     one, no = 1.0, -1.0
     trials = [
-        trial([None, no, *[one] * 5], None),  # a false success
+        trial([None, no, *[one] * 5, *[no] * 4], None),  # a false success
+        trial([no] * 4 + [one] * 5, None),  # of which the truth could not tell any more
         trial([no] * 9, None),
         trial([*[one] * 4, no, *[one] * 4], None),
         trial([no, no, *[one] * 5], 6),  # told with the truth
@@ -116,7 +117,7 @@ def test_figures_by_hand():
     ]
     told = measure(by_the_first(), trials)
     assert (told["failed"], told["false"], told["succeeded"]) == (3, 1, 4)
-    assert (told["true"], told["early"]) == (2, 1)
+    assert (told["true"], told["early"], told["undecided"]) == (2, 1, 1)
     assert told["false_rate"]["rate"] == pytest.approx(1 / 3)
     assert told["false_rate"]["low"] < 1 / 3 < told["false_rate"]["high"]
 
