@@ -13,7 +13,6 @@ from alohas2r.policies.online.spec import OnlineSpec
 from alohas2r.robots.dynamixel.leader import LeaderArm
 from alohas2r.robots.spacemouse import SpaceMouse
 
-HandName = Literal["leader", "spacemouse"]
 # Waist to the left, reach, height and pitch downwards: the first axes of a SpaceMouse, all the other way round.
 _AXES = 4
 
@@ -123,9 +122,7 @@ class SpaceMouseHand:
     def __init__(self, mouse: SpaceMouse) -> None:
         self._mouse = mouse
         self._pushed: list[np.ndarray] = []  # since the last decision
-        self._free = (
-            False  # whether the cap was let go since the beginning; before, it moves nothing
-        )
+        self._free = False  # whether the cap was let go since `begin`; before, it moves nothing
 
     def open(self) -> None:
         """Connects; see `Hand`."""

@@ -49,9 +49,8 @@ from alohas2r.policies.online.protocol import protocol_of
 from alohas2r.policies.onnx.base import read_base
 
 _LEARNER_END_S = 600.0
-SETTLE_S = (
-    0.25  # after a classifier's success, in which the truth says whether the peg is in to stay
-)
+# After a classifier's success: the student goes on, and the truth says whether the peg is in to stay.
+SETTLE_S = 0.25
 
 
 def learn(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pathlib
 
+from alohas2r.errors import RobotFault
+
 LATENCY_MS = 1  # of the USB adapter; its default of 16 takes a third of a control step
 ADAPTERS = pathlib.Path("/sys/bus/usb-serial/devices")
+SLOWEST_MS = 4  # a read takes less than a control step; one with a slower adapter than this cannot
 PROCESSES = pathlib.Path("/proc")
 
 
@@ -21,6 +24,22 @@ def latency_ms(port: str | os.PathLike[str]) -> int | None:
         return int(latency_timer(port).read_text())
     except (OSError, ValueError):
         return None
+
+
+def check_latency(port: str | os.PathLike[str], needs: str) -> None:
+    """Checks that a port's adapter is fast enough to be asked in each control step.
+
+    Args:
+      port: the serial port. needs: what a slower adapter is too slow for, for the message.
+
+    Raises:
+      RobotFault: it is slower, with how to mend that.
+    """
+    milliseconds = latency_ms(port)
+    if milliseconds is not None and milliseconds > SLOWEST_MS:
+        raise RobotFault(
+            f"The latency timer of {port} stands at {milliseconds} ms, too slow for {needs}: {latency_remedy(port)}."
+        )
 
 
 def latency_remedy(port: str | os.PathLike[str]) -> str:

@@ -46,9 +46,6 @@ from alohas2r.robots.dynamixel.registers import (
     describe_error,
 )
 
-# A read takes less than a control step; one with a slower adapter than this cannot.
-SLOWEST_ADAPTER_MS = 4
-
 
 class DynamixelRobot:
     """Two ViperX 300 S arms on two buses: the `Robot` protocol on real servos.
@@ -331,12 +328,8 @@ class DynamixelRobot:
         return faults
 
     def _check_adapter(self, bus: Bus) -> None:
-        milliseconds = adapter.latency_ms(bus.port)
-        if not self.passive and milliseconds is not None and milliseconds > SLOWEST_ADAPTER_MS:
-            raise RobotFault(
-                f"The latency timer of {bus.port} stands at {milliseconds} ms, too slow for 20 steps"
-                f" a second: {adapter.latency_remedy(bus.port)}."
-            )
+        if not self.passive:
+            adapter.check_latency(bus.port, "20 steps a second")
 
     def _start_reading(self) -> None:
         """Reads everything once, and looks at what it means.

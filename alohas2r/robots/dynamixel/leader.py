@@ -43,7 +43,6 @@ LEADER_SERVOS = (
 # By how much a leader's gripper turns from closed to open (rad): the least of what ALOHA's published code has for
 # its leaders (-1.65 .. -0.8; -0.0552 .. 0.8298; -0.6842 .. 0.3083), so that a closed hand closes the follower.
 GRIPPER_TRAVEL_RAD = 0.85
-SLOWEST_ADAPTER_MS = 4  # a slower one cannot be asked in each control step
 LOST_S = 0.25  # without an answer of a joint, the arm is gone
 _IDS = tuple(servo.id for servo in LEADER_SERVOS)
 _MASTERS = tuple(servo for servo in LEADER_SERVOS if servo.shadow_of is None)
@@ -71,12 +70,7 @@ class LeaderArm:
         Raises:
           RobotFault: it is missing, in use, no leader, or drives.
         """
-        milliseconds = adapter.latency_ms(self.port)
-        if milliseconds is not None and milliseconds > SLOWEST_ADAPTER_MS:
-            raise RobotFault(
-                f"The latency timer of {self.port} stands at {milliseconds} ms, too slow for a leader arm:"
-                f" {adapter.latency_remedy(self.port)}."
-            )
+        adapter.check_latency(self.port, "a leader arm")
         self._bus.open()
         try:
             self._check_servos()

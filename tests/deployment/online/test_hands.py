@@ -1,9 +1,9 @@
 """A person leads with a leader arm on an emulated bus, or with a SpaceMouse."""
 
 import os
-import pty
 import struct
 
+import leader_cases
 import numpy as np
 import online_cases
 import pytest
@@ -37,12 +37,10 @@ from alohas2r.robots.emulator.bus import SYNC_READ
 from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.server import EmulatorConfig
 from alohas2r.robots.spacemouse import SpaceMouse
-from alohas2r.sim import scene
 
 SPEC = online_cases.spec()
-ELSEWHERE = np.array(
-    [-0.4, -0.9, 1.1, 0.3, 0.2, -0.2, 0.03]
-)  # where the leader is; nowhere near the follower
+# Where the leader is: nowhere near the follower.
+ELSEWHERE = np.array([-0.4, -0.9, 1.1, 0.3, 0.2, -0.2, 0.03])
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +52,8 @@ def arms():
 @pytest.fixture
 def leaders(arms):
     arms.reset()
-    put(arms, ELSEWHERE)
+    leader_cases.put(arms, ELSEWHERE)
     return arms
-
-
-@pytest.fixture
-def terminal():
-    person, end = pty.openpty()
-    with open(end, closefd=False) as stream:
-        yield person, stream
-    os.close(person)
-    os.close(end)
-
-
-def put(emulator: Emulator, pose: np.ndarray) -> None:
-    """Moves the left leader by hand: rad; m of the emulated fingers."""
-    qpos = emulator.state().qpos
-    qpos[scene.load("insert").arms[0].qpos[:PER_ARM]] = pose
-    emulator.place(qpos)
 
 
 def leader_hand(emulator: Emulator, travel_rad: float = GRIPPER_TRAVEL_RAD) -> LeaderHand:
@@ -102,7 +84,7 @@ def test_a_leader_leads_joint_by_joint_from_where_both_are(leaders):
     follower = Follower(hand)
     assert not follower.decide().any()  # however far apart they are
     moved = np.array([0.15, 0.1, -0.1, 0.5, 0.1, -0.5, 0.0])
-    put(leaders, ELSEWHERE + moved)
+    leader_cases.put(leaders, ELSEWHERE + moved)
     first = follower.decide()
     assert 0 < np.abs(first).max() <= 1  # no faster than any other decision
     for _ in range(15):
@@ -111,7 +93,7 @@ def test_a_leader_leads_joint_by_joint_from_where_both_are(leaders):
     np.testing.assert_allclose(follower.targets[:PER_ARM], expected, atol=3e-3)
     np.testing.assert_array_equal(follower.targets[PER_ARM:], online_cases.HOME)
     hand.begin()  # given back and taken again, from elsewhere
-    put(leaders, ELSEWHERE)
+    leader_cases.put(leaders, ELSEWHERE)
     for _ in range(2):
         assert not follower.decide().any()
     hand.close()
@@ -127,7 +109,7 @@ def test_the_grippers_travel_is_scaled_and_slips_at_its_ends(leaders):
 
     def squeeze(travel: float) -> float:
         pose[-1] = travel
-        put(leaders, pose)
+        leader_cases.put(leaders, pose)
         for _ in range(4):
             follower.decide()
         return float(follower.targets[PER_ARM - 1])
@@ -171,7 +153,7 @@ class Shower:
         felt = online_cases.proprioception(self.targets[-1])
         step = ACTION_SCALE * SPEC.move(felt, self._expert.act(felt))[:PER_ARM]
         self.pose[:-1] += 0.8 * step[:-1]
-        put(self._emulator, self.pose)
+        leader_cases.put(self._emulator, self.pose)
 
 
 def play(tmp_path, leaders, keyboard, unplug_at: int = -1) -> tuple[Shower, list]:
@@ -260,7 +242,7 @@ def test_a_coach_takes_over_with_a_leader_and_loses_it(leaders, terminal):
     with Coach(said.append, stream, leader_hand(leaders)) as coach:
         coaching = Coaching(coach)
         coaching.explorer.begin((0,), True, False)
-        put(leaders, ELSEWHERE + 0.2)  # moves nothing while the policy leads
+        leader_cases.put(leaders, ELSEWHERE + 0.2)  # moves nothing while the policy leads
         source, actions = coaching.decision()
         assert source == "policy"
         assert actions.any()
@@ -268,7 +250,7 @@ def test_a_coach_takes_over_with_a_leader_and_loses_it(leaders, terminal):
         assert coaching.decision() == ("human", pytest.approx(np.zeros(14), abs=0))
         pose = ELSEWHERE + 0.2
         pose[0] += 0.05
-        put(leaders, pose)
+        leader_cases.put(leaders, pose)
         source, actions = coaching.decision()
         assert source == "human"
         assert actions[0] > 0

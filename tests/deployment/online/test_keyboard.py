@@ -1,7 +1,6 @@
 """A person shows a task at the keyboard."""
 
 import os
-import pty
 
 import numpy as np
 import online_cases
@@ -26,15 +25,6 @@ from alohas2r.policies.online.tasks import find_online_task
 from alohas2r.policies.protocol import Notes
 
 FELT = online_cases.proprioception(np.tile(online_cases.HOME, 2))
-
-
-@pytest.fixture
-def terminal():
-    person, end = pty.openpty()
-    with open(end, closefd=False) as stream:
-        yield person, stream
-    os.close(person)
-    os.close(end)
 
 
 def test_keys_move_the_gripper_from_where_it_is(terminal):

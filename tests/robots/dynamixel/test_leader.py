@@ -2,10 +2,10 @@
 
 import time
 
+import leader_cases
 import numpy as np
 import pytest
 
-from alohas2r.embodiment.joints import PER_ARM
 from alohas2r.errors import ConfigError, RobotFault
 from alohas2r.robots.dynamixel.arm import GripperLinkage
 from alohas2r.robots.dynamixel.leader import LEADER_SERVOS, LOST_S, LeaderArm
@@ -13,7 +13,6 @@ from alohas2r.robots.dynamixel.registers import RAD_PER_TICK, XM540_W270
 from alohas2r.robots.emulator.bus import SYNC_READ, Faults
 from alohas2r.robots.emulator.client import Emulator
 from alohas2r.robots.emulator.server import EmulatorConfig
-from alohas2r.sim import scene
 
 POSE = np.array([0.3, -0.5, 0.9, 0.2, -0.4, 0.1, 0.02])  # rad; m of the emulated fingers
 
@@ -30,20 +29,13 @@ def leaders(arms):
     return arms
 
 
-def put(emulator: Emulator, pose: np.ndarray) -> None:
-    """Moves the left arm by hand."""
-    qpos = emulator.state().qpos
-    qpos[scene.load("insert").arms[0].qpos[:PER_ARM]] = pose
-    emulator.place(qpos)
-
-
 def leader(emulator: Emulator) -> LeaderArm:
     return LeaderArm(emulator.ports[0], reply_timeout_s=0.1)
 
 
 def test_it_says_where_a_hand_holds_it_however_it_is_set_up(leaders):
     expected = np.append(POSE[:-1], GripperLinkage().angle(POSE[-1]))
-    put(leaders, POSE)
+    leader_cases.put(leaders, POSE)
     for reversed_ in (
         [],
         [7],
@@ -62,7 +54,7 @@ def test_its_torque_cannot_come_on_for_nothing_is_written(leaders):
     arm = leader(leaders)
     arm.open()
     for step in range(10):
-        put(leaders, POSE + 0.01 * step)
+        leader_cases.put(leaders, POSE + 0.01 * step)
         arm.read()
     arm.close()
     assert set(leaders.instructions("left")) == {SYNC_READ}
@@ -96,7 +88,7 @@ def test_what_is_no_leader_is_said_in_a_line(leaders, tmp_path):
 def test_one_that_falls_silent_or_is_pulled_is_gone(leaders):
     arm = leader(leaders)
     arm.open()
-    put(leaders, POSE)
+    leader_cases.put(leaders, POSE)
     before = arm.read()
     leaders.set_faults("left", Faults(silent=(6,)))
     np.testing.assert_array_equal(arm.read(), before)  # for a moment it counts as it was
