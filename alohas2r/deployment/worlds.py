@@ -42,7 +42,7 @@ from alohas2r.robots.base import Camera
 from alohas2r.robots.worlds.world import World, WorldRobot, WorldView
 from alohas2r.sim import scene
 from alohas2r.sim.kinematics import tip_heights
-from alohas2r.sim.signals import Readout, extractor
+from alohas2r.sim.signals import Readout, extractor, upright
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.insert.task import InsertTask
 from alohas2r.tasks.protocol import EVAL_V1
@@ -250,12 +250,14 @@ class StateActor:
 
     def __init__(self, policy: StagedPolicy, trials: WorldTrials) -> None:
         """Compiles its observation."""
-        self.switch, self.scale = policy.switch, EVAL_V1.control.scale
+        self.switch, self.scale = policy.switch, policy.spec.action.scale
         self._policy, self._trials = policy, trials
         task = InsertTask(trials.reporter.scene, InsertConfig(start=EVAL_V1.insert.start))
         extract = extractor(trials.reporter.scene)
         state = trials.start_of(0)
-        self._observe = jax.jit(lambda readout: task.observation(exact(extract(readout)), state))
+        self._observe = jax.jit(
+            lambda readout: task.observation(exact(upright(extract(readout))), state)
+        )
 
     def reset(self) -> None:
         """Forgets the past."""

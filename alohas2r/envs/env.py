@@ -21,7 +21,7 @@ from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.noise import DelayState
 from alohas2r.envs.task import TARGETS_LEFT, EnvConfig, EnvState, Scored, Start, Task
 from alohas2r.errors import ModelError
-from alohas2r.sim import geometry, physics_randomization, signals
+from alohas2r.sim import physics_randomization, signals
 from alohas2r.sim.engines.base import Engine
 from alohas2r.sim.signals import Readout
 from alohas2r.sim.variation import Held, read, undo
@@ -87,14 +87,7 @@ class Env:
         of the four rotations that look alike, the one nearest to upright is seen and scored.
         """
         signal = self._extract(readout)
-        if not self.config.contacts:
-            return signal
-        turned = geometry.upright_quarter(signal.object_mat)
-        in_base = jnp.einsum(
-            "...ij,...j->...i", signal.object_mat[..., 0, :, :], signal.peg_end_in_socket
-        )
-        peg_end = jnp.einsum("...ji,...j->...i", turned[..., 0, :, :], in_base)
-        return signal._replace(object_mat=turned, peg_end_in_socket=peg_end)
+        return signals.upright(signal) if self.config.contacts else signal
 
     def _fresh(
         self, key: jax.Array, context: jax.Array, held: Held | None, stage: jax.Array

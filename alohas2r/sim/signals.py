@@ -135,3 +135,16 @@ def extractor(scene: Scene, extra: Sequence[tuple[str, int]] = ()) -> Callable[[
         )
 
     return extract
+
+
+def upright(signal: Signals) -> Signals:
+    """Returns signals [..., A] with each object in the most upright of the four rotations that look alike.
+
+    Sections are square, so a quarter turn about an object's length changes nothing.
+    """
+    turned = geometry.upright_quarter(signal.object_mat)
+    in_base = jnp.einsum(
+        "...ij,...j->...i", signal.object_mat[..., 0, :, :], signal.peg_end_in_socket
+    )
+    peg_end = jnp.einsum("...ji,...j->...i", turned[..., 0, :, :], in_base)
+    return signal._replace(object_mat=turned, peg_end_in_socket=peg_end)

@@ -14,7 +14,9 @@ from world_cases import write_foreign
 from alohas2r.cli import app
 from alohas2r.core.assets import data_path
 from alohas2r.deployment.worlds import REACHABLE, WorldTrials, evaluate_world
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.errors import ArtifactError, ConfigError, Interrupted
+from alohas2r.policies.artifact import load
 from alohas2r.robots.worlds.world import World
 from alohas2r.tasks.protocol import EVAL_V1
 
@@ -50,6 +52,15 @@ def test_the_teacher_does_elsewhere_what_it_does_at_home(foreign: pathlib.Path) 
     assert home["table"]["time_to_success_s"] == pytest.approx(
         abroad["table"]["time_to_success_s"], abs=0.2
     )
+
+
+def test_a_teacher_acts_at_its_own_scale() -> None:
+    teacher = data_path("params") / "transfer" / "teacher"
+    result = evaluate_world(teacher, "own-contact", 1, seed=7)
+    scale = load(teacher).spec.action.scale
+    assert scale < EVAL_V1.control.scale
+    fastest = result["peak_joint_speed_rad_s"]["median"]
+    assert 0.8 * scale < fastest * CONTROL_PERIOD_S < 1.3 * scale
 
 
 def test_episodes_begin_where_evaluate_begins_them(foreign: pathlib.Path) -> None:
