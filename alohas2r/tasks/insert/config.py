@@ -32,6 +32,8 @@ class InsertReward:
       dropped: paid once when an object falls or a grasp is lost; ends the episode.
       near: grippers nearer to each other than `near_distance`: all of it where they touch, in proportion between.
       near_distance: see near (m).
+      pushed: force between a hand and the other hand's object, in proportion up to `pushed_force`, where they touch.
+      pushed_force: see pushed (N).
     """
 
     align: float = 0.5
@@ -45,6 +47,8 @@ class InsertReward:
     dropped: float = -10.0
     near: float = -0.3
     near_distance: float = 0.06
+    pushed: float = 0.0
+    pushed_force: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True)

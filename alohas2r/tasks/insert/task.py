@@ -294,6 +294,7 @@ class InsertTask:
         depth = jnp.clip(1 - jnp.maximum(end[0] - deep, 0.0) / 0.25, 0.0, 1.0)
         rotation = geometry.rotation_angle(signals.object_mat, jnp.eye(3))
         distance = self._arm_distance(signals)
+        hand_on_other = self._hand_on_other(signals)
         step = state.step + 1
         timeout = step >= config.steps
         reward = (
@@ -306,6 +307,7 @@ class InsertTask:
             + weight.slow * slow_joints(signals.qvel).mean()
             + weight.home * home_pose(signals.qpos, self._home_arm).mean()
             + weight.near * jnp.clip(1 - distance / weight.near_distance, 0.0, 2.0)
+            + weight.pushed * jnp.minimum(hand_on_other / weight.pushed_force, 1.0)
         )
         object_world = jnp.einsum("aij,aj->ai", self._base_mat, signals.object_pos) + self._base
         out = (jnp.abs(object_world) > 1.0).any()
@@ -335,7 +337,7 @@ class InsertTask:
             success=inserted,
             reached=entered,
             stage=state.stage,
-            hand_on_other=self._hand_on_other(signals),
+            hand_on_other=hand_on_other,
         )
         return Outcome(new, reward, done, truncated, measures)
 

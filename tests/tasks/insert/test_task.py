@@ -574,4 +574,11 @@ def test_the_force_of_a_hand_on_the_other_hands_object_is_measured_where_they_to
     assert {name for name, _ in touching.extra_sensors} == set(HAND_ON_OTHER)
     forces = {HAND_ON_OTHER[0]: jnp.zeros(4), HAND_ON_OTHER[1]: jnp.array([1.0, 3.0, 0.0, 4.0])}
     case = signals_by_hand()._replace(extra=forces)
-    assert float(make_step(touching)(case, state())[-1].hand_on_other) == pytest.approx(5)
+    free = make_step(touching)(case, state())
+    assert float(free[-1].hand_on_other) == pytest.approx(5)
+    paying = InsertConfig(reward=InsertReward(pushed=-0.8))
+    pushed = make_step(InsertTask(scene.load_physics("insert_contact"), paying))
+    for force, cost in ((5.0, 0.2), (20.0, 0.8), (500.0, 0.8)):
+        forces[HAND_ON_OTHER[1]] = jnp.array([1.0, 0.6, 0.0, 0.8]) * force
+        case = case._replace(extra=dict(forces))
+        assert float(free[1] - pushed(case, state())[1]) == pytest.approx(cost, abs=1e-4)
