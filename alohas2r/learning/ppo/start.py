@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 
@@ -72,9 +71,7 @@ def _of_checkpoint(folder: pathlib.Path, phase: str) -> StatePolicy:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ArtifactError(f"{run} is no run of train-teacher to start from ({error}).") from error
     # The learner's shapes depend on what is observed, not on how many environments there are.
-    few = dataclasses.replace(
-        settings, ppo=dataclasses.replace(settings.ppo, num_envs=settings.ppo.minibatches)
-    )
+    few = settings.with_envs(settings.ppo.minibatches)
     env = make_env(few, seed=0)
     learner = Checkpoint(folder).load_first(Ppo(few.ppo, env).init(jax.random.PRNGKey(0)))
     return to_policy(settings, env, learner, {})
