@@ -401,6 +401,10 @@ def test_insertion_is_trained_after_a_pick_policy_and_gives_a_teacher(
     assert alone.trained["parents"] == {"pick": lifting.hash}
     assert alone.spec.action.joints[0] == "left/waist"
     assert len(alone.spec.action.joints) == 14
+    newest = max((tmp_path / "run").glob("checkpoint-0*"))  # what an unfinished run is started from
+    weights = first_policy(newest, "insert").weights
+    for name, value in artifact.load(result["policy"], StatePolicy).weights.items():
+        np.testing.assert_array_equal(weights[name], value)
     with pytest.raises(ConfigError, match="pick: "):
         teacher.train("insert", "quick", tmp_path / "run", True, settings, pick=random_policy)
     with pytest.raises(ArtifactError, match="no pick policy"):
