@@ -32,6 +32,9 @@ class PickReward:
       home: every step: near the home pose.
       finish: once, in the last step: lifted block close to the target, on the same scales as `hold`. Paid at the
         same time however long the grasp takes, so that it rewards a sure grasp rather than a quick one.
+      pressed: every step: force of a finger that touches while the block is not grasped, in proportion up to
+        `pressed_force`; a finger that has landed on top of a block must come up again.
+      pressed_force: see pressed (N).
       crossed: paid once when the far end of the block crosses the middle of the table; ends the episode.
     """
 
@@ -48,6 +51,8 @@ class PickReward:
     slow: float = 0.005
     home: float = 0.001
     finish: float = 0.0
+    pressed: float = 0.0
+    pressed_force: float = 20.0
     crossed: float = -1.0
 
 

@@ -193,7 +193,8 @@ class PickTask:
         )
         first = state.best < 0
         progress = jnp.where(first, 0.0, jnp.maximum(total - state.best, 0.0))
-        force = jnp.minimum(jnp.linalg.norm(signals.finger_force[0], axis=-1).sum(), 7.0) / 7.0
+        forces = jnp.linalg.norm(signals.finger_force[0], axis=-1)
+        force = jnp.minimum(forces.sum(), 7.0) / 7.0
         wide = 1 / (1 + (position_error / 0.10) ** 2 + (angle_error / 0.50) ** 2)
         narrow = 1 / (1 + (position_error / 0.012) ** 2 + (angle_error / 0.10) ** 2)
         crossed = object_pos[0] + self._half_length * object_mat[0, 0] > self._crossed
@@ -206,6 +207,7 @@ class PickTask:
             + weight.stay * success
             + weight.grip * (holding & lifted) / (1 + (tip_error / 0.01) ** 2)
             + weight.finger_force * force * holding
+            + weight.pressed * jnp.minimum(forces.max() / weight.pressed_force, 1.0) * ~holding
             + weight.no_table * ~signals.on_table[0]
             + weight.slow * slow_joints(signals.qvel[0])
             + weight.home * home_pose(signals.qpos[0], self._home_arm)
@@ -231,6 +233,6 @@ class PickTask:
             success=success,
             stage=stage,
             joint_speed=jnp.abs(signals.qvel[0, :6]).max(),
-            contact_force=jnp.linalg.norm(signals.finger_force[0], axis=-1).max(),
+            contact_force=forces.max(),
         )
         return Outcome(new, reward, done, jnp.zeros((), bool), measures)

@@ -247,6 +247,20 @@ def test_a_grip_near_the_grip_point_can_be_paid_in_every_step(step: Step) -> Non
         assert rewarded(case, paid)[1] - step(case, paid)[1] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_finger_that_presses_without_a_grasp_can_cost(step: Step) -> None:
+    pick = scene.load_physics("pick")
+    careful = make_step(PickTask(pick, PickConfig(reward=PickReward(pressed=-0.1))))
+    paid = state(best=np.float32(50))
+    on_top = signals(0.03)._replace(finger_force=jnp.zeros((1, 2, 3)).at[0, 1].set((6.0, 0.0, 8.0)))
+    for case, expected in (
+        (on_top, -0.05),
+        (on_top._replace(finger_force=50 * on_top.finger_force), -0.1),
+        (signals(force=10), 0.0),  # a grasp
+        (signals(), 0.0),
+    ):
+        assert careful(case, paid)[1] - step(case, paid)[1] == pytest.approx(expected, abs=1e-5)
+
+
 def test_the_last_step_can_pay_for_a_block_at_its_target_whenever_it_got_there() -> None:
     pick = scene.load_physics("pick")
     plain, rewarded = (
