@@ -105,13 +105,22 @@ def learn(
         typer.Option(help="Folder of demonstrations; may be given several times."),
     ] = None,
     arm: Annotated[
-        Literal["residual", "warm", "rlpd", "bc", "tempo"],
+        Literal["residual", "warm", "rlpd", "ferm", "bc", "tempo"],
         typer.Option(
             help="How. residual: what cloning gives, of insert an exported student, corrected by reinforcement; warm:"
             " reinforcement that begins with cloning; rlpd: reinforcement from nothing, with the demonstrations in"
-            " each batch; bc: cloning alone; tempo: of insert, the same policy at several speeds, measured."
+            " each batch; ferm: from nothing, with an encoder of the pictures that is learnt as well; bc: cloning"
+            " alone; tempo: of insert, the same policy at several speeds, measured."
         ),
     ] = "residual",
+    encoder: Annotated[
+        Literal["student", "supervised", "contrastive", "scratch"] | None,
+        typer.Option(
+            help="What looks at pictures of reach and pick. student: the shipped student's first layers (all arms but"
+            " ferm); supervised, contrastive: learnt of the demonstrations' pictures beforehand; scratch: random (ferm"
+            " alone). With ferm (contrastive if left out) it goes on learning; with the others (student) it stays."
+        ),
+    ] = None,
     base: Base = None,
     reward: Annotated[
         str | None,
@@ -183,11 +192,12 @@ def learn(
     """
     folder = out or pathlib.Path("runs") / f"online-{task}-{arm}"
     if arm == "tempo":
-        others = demos or offline or resets or reward or learner or coach or minutes is not None
+        others = demos or offline or resets or reward or learner or coach or encoder
+        others = others or minutes is not None
         check(
             task == "insert" and not others,
             "--arm tempo goes with insert: without --demos, --offline, --resets, --reward, --minutes, --learner,"
-            " --coach",
+            " --coach, --encoder",
         )
         chosen = None if base is None else str(base)
         how = _Tempo(
@@ -211,6 +221,7 @@ def learn(
         offline=tuple(str(earlier) for earlier in offline or ()),
         world=library("sim.changed").parse(world_params),
         reward=reward or "",
+        encoder=encoder or "",
     )
     with contextlib.ExitStack() as stack:
         person = None

@@ -35,6 +35,20 @@ def test_demonstrate_and_learn_from_it(tmp_path, capsys):
         (["learn", "reach", "--demos", "x", "--set", "updates=3"], "multiple of policy_every"),
         (["learn", "reach", "--demos", "x", "--set", "wings=2"], "wings"),
         (["learn", "reach", "--demos", "x", "--resume"], "holds no demonstrations"),
+        (
+            ["learn", "reach", "--arm", "ferm", "--demos", "x", "--encoder", "student"],
+            "the arm ferm must be one of contrastive, supervised, scratch",
+        ),
+        (["learn", "reach", "--demos", "x", "--encoder", "scratch"], "the arm residual must be"),
+        (
+            ["learn", "insert", "--demos", "x", "--reward", "truth", "--encoder", "contrastive"],
+            "the encoder must stay student",
+        ),
+        (
+            ["learn", "insert", "--arm", "ferm", "--demos", "x", "--reward", "truth"],
+            "no arm 'ferm'",
+        ),
+        (["learn", "insert", "--arm", "tempo", "--encoder", "student"], "--arm tempo goes with"),
         (["learn", "reach", "--world-params", "robot.toml"], "must be spelt peg=MM"),
         (["learn", "reach", "--world-params", "peg=99"], "must lie in 10..35 mm"),
         (["learn", "insert", "--demos", "x"], "no other task, needs --reward"),

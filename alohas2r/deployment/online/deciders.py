@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from alohas2r.policies.online import networks
+from alohas2r.policies.online.encoder import look
 from alohas2r.policies.online.published import Published
 from alohas2r.policies.online.spec import LearntSpec, OnlineSpec
 
@@ -107,16 +108,20 @@ class Looking(Learned):
     """Looks by itself: `Decider`.
 
     Args:
-      spec: the policy. eyes: its frozen weights, "eyes/...".
+      spec: the policy. eyes: the student's, "eyes/..."; eyes of its own are published with the other weights.
     """
 
     def __init__(self, spec: OnlineSpec, eyes: Mapping[str, np.ndarray]) -> None:
         super().__init__(spec)
         self._own, self._eyes = spec, eyes
 
+    def use(self, published: Published) -> None:
+        """Takes another version of the weights."""
+        super().use(published._replace(weights={**self._eyes, **published.weights}))
+
     def decide(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
         """Looks and decides."""
-        pictures = networks.look(self._own, self._eyes, seen.rgb[None], seen.depth[None])[0]
+        pictures = look(self._own, self._weights, seen.rgb[None], seen.depth[None])[0]
         felt = (self._own.own(seen.proprioception), seen.recent.ravel())
         return self.choose(np.concatenate([pictures, *felt]).astype(np.float32))
 

@@ -12,14 +12,25 @@ from alohas2r.config import check
 from alohas2r.deployment.online.opened import shipped_student
 from alohas2r.policies import artifact
 from alohas2r.policies.online.classifier import read_classifier
-from alohas2r.policies.online.config import TRUTH, AnyRun, InsertRun, OnlineRun, find_arm
+from alohas2r.policies.online.config import (
+    REAL_TIME,
+    STUDENT,
+    TRUTH,
+    AnyRun,
+    InsertRun,
+    OnlineRun,
+    SeeingRun,
+    find_arm,
+)
 from alohas2r.policies.online.demonstrations import check_demos
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.insertion import TASK
-from alohas2r.policies.online.spec import LearntSpec
+from alohas2r.policies.online.spec import EncoderSpec, LearntSpec, SeeingSpec
 from alohas2r.policies.online.tasks import make_spec
 from alohas2r.policies.onnx.base import insert_spec, read_base
 from alohas2r.sim.changed import NOMINAL, WorldParams
+
+CROP = 0.84  # of a picture's side, that an encoder sees at a time. Source: FERM, 84 of 100 pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +47,7 @@ class LearnConfig:
       offline: folders of earlier runs of the task, whose decisions are learnt from as well.
       world: what is otherwise in the world than in the nominal one, for learning and evaluations.
       reward: of insert, the folder of a classifier, or "truth", which only a simulation knows; "": the task's own.
+      encoder: what looks at pictures; "": the arm's own.
     """
 
     task: str
@@ -50,6 +62,7 @@ class LearnConfig:
     offline: tuple[str, ...] = ()
     world: WorldParams = NOMINAL
     reward: str = ""
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         """Checks what fits together."""
@@ -77,7 +90,12 @@ def plan_run(config: LearnConfig) -> AnyRun:
     Raises:
       ConfigError: an unknown task, arm or setting. ArtifactError: no such student, or no demonstrations.
     """
-    settings = find_arm(config.arm, config.overrides, config.task)
+    overrides = config.overrides
+    if not config.stepped:
+        overrides = (*REAL_TIME.get(config.arm, ()), *overrides)
+    if config.encoder:
+        overrides = (*overrides, f"encoder={config.encoder}")
+    settings = find_arm(config.arm, overrides, config.task)
     student = config.student or shipped_student(config.task)
     scale = settings.scale or None
     spec: LearntSpec
@@ -94,6 +112,7 @@ def plan_run(config: LearnConfig) -> AnyRun:
         spec, student_hash = insert, base.policy.hash
     else:
         _, cameras, network = read_eyes(student, "left")
+        seeing = settings.encoder != STUDENT
         polar = make_spec(
             config.task,
             cameras,
@@ -103,8 +122,10 @@ def plan_run(config: LearnConfig) -> AnyRun:
             policy=settings.learns,
             scale=scale,
             loudest=settings.loudest,
+            encoder=EncoderSpec(crop=round(CROP * cameras.size)) if seeing else None,
         )
-        make = functools.partial(OnlineRun, spec=polar)
+        of = SeeingRun if isinstance(polar, SeeingSpec) else OnlineRun
+        make = functools.partial(of, spec=polar)
         spec, student_hash = polar, str(artifact.describe(student)["hash"])
     for demo in config.demos:
         check_demos(pathlib.Path(demo), spec)

@@ -19,6 +19,7 @@ from alohas2r.learning.encoder.config import (
     WEIGHTS_STREAM,
     PretrainConfig,
 )
+from alohas2r.learning.encoder.contrastive import info_nce
 from alohas2r.learning.encoder.pictures import OBJECTS, Pictures
 from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.networks.vision import Encoder
@@ -191,17 +192,3 @@ def _standardized(code: jax.Array) -> jax.Array:
     """Gives each code [B, E] mean 0 and variance 1, as the layer norm in CURL does."""
     code = code - code.mean(-1, keepdims=True)
     return code / (jnp.sqrt(jnp.square(code).mean(-1, keepdims=True)) + 1e-6)
-
-
-def info_nce(
-    bilinear: jax.Array, queries: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the contrastive loss: which of the keys [B, E] belongs to each query [B, E].
-
-    Without any knowledge it is log(B). Source: van den Oord et al., CPC (2018), eq. 4; bilinear similarity as
-    in CURL.
-    """
-    logits = queries @ bilinear @ jax.lax.stop_gradient(keys).T
-    labels = jnp.arange(len(logits))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), {"accuracy": (jnp.argmax(logits, -1) == labels).mean()}

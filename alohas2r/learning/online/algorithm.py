@@ -20,13 +20,15 @@ from alohas2r.errors import ArtifactError
 from alohas2r.learning.online import losses
 from alohas2r.learning.online.clone import clone
 from alohas2r.learning.online.experience import Chains, Row
-from alohas2r.learning.online.replay import Batch, Replay, half_and_half
+from alohas2r.learning.online.pretrain import first_encoder
+from alohas2r.learning.online.replay import Batch, Replay, all_together, half_and_half
 from alohas2r.learning.online.sources import Tail, read_demos, read_earlier
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
 from alohas2r.policies.online import insertion, networks, published
 from alohas2r.policies.online.config import LOGS, POLICY, PUBLISHED, AnyRun, InsertRun
 from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.policies.online.spec import SeeingSpec
 from alohas2r.policies.onnx.base import read_base
 from alohas2r.policies.protocol import Stored
 from alohas2r.policies.vision import ResidualPolicy
@@ -50,7 +52,7 @@ class OnlineAlgorithm:
 
     Args:
       folder: of the run. run: what it is.
-      eyes: frozen weights that look at pictures; none where the log holds features.
+      eyes: a student's, that look at pictures; none where the log holds features or the policy has its own.
       parent: process that writes the log; the learner ends with it. None: it goes on.
     """
 
@@ -70,13 +72,9 @@ class OnlineAlgorithm:
         config = run.config
         self.steps_per_iteration = config.chunk if config.learns else 1
         self.iterations = run.decisions // config.chunk if config.learns else 1
-        rows = read_demos(run.demos, run.spec)
-        self._demos = Replay(run.spec, eyes, True)
-        self._demos.add(rows)
-        self._check = [one for one in rows if isinstance(one, Row)][:64]
-        self._own = Replay(run.spec, eyes, False)
-        for earlier in run.offline:
-            self._own.add(read_earlier(earlier, run.spec))
+        self._rows = read_demos(run.demos, run.spec)
+        self._check = [one for one in self._rows if isinstance(one, Row)][:64]
+        self._demos, self._own = self._replay(True), self._replay(False)
         self._chains, self._tail = Chains(run.spec), Tail(folder / LOGS)
         self._stream: Iterator[Record] | None = None  # what was polled, and not taken yet
         self._fixed: dict[str, np.ndarray] = {}
@@ -87,9 +85,14 @@ class OnlineAlgorithm:
         )
         self._learn = jax.jit(self._group, donate_argnums=0)
 
+    def _replay(self, demos: bool) -> Replay:
+        """Returns a replay without rows."""
+        return Replay(self._run.spec, self._eyes, demos)
+
     def init(self) -> State:
         """Clones the demonstrations and publishes the first version."""
         run, config = self._run, self._run.config
+        self._prepare()
         draw = np.random.default_rng([run.seed, 5])
         weights = self._first(draw)
         if config.clone_steps:
@@ -98,8 +101,8 @@ class OnlineAlgorithm:
             )
         policy = {name: jnp.asarray(weights[name]) for name in weights if name.startswith("policy")}
         self._fixed = {name: value for name, value in weights.items() if name not in policy}
-        critics = jax.tree.map(jnp.asarray, losses.init_critics(run.spec, config, draw))
-        temperature = jnp.log(jnp.maximum(config.temperature, 1e-6))
+        critics = jax.tree.map(jnp.asarray, self._critics(draw))
+        temperature = jnp.log(jnp.maximum(jnp.float32(config.temperature), 1e-6))
         parts = (policy, critics, temperature)
         several = zip(self._optimizers, parts, strict=True)
         optimizers = tuple(optimizer.init(part) for optimizer, part in several)
@@ -108,11 +111,27 @@ class OnlineAlgorithm:
         self._publish(state, 0)
         return state
 
+    def _prepare(self) -> None:
+        """Makes the encoder, where it is the policy's own, and fills the replays with what was there before."""
+        run = self._run
+        if isinstance(run.spec, SeeingSpec):
+            eyes, _ = first_encoder(run.spec, run.config, self._rows, run.seed, self._stay)
+            self._eyes.update(eyes)
+        self._demos.add(self._rows)
+        for earlier in run.offline:
+            self._own.add(read_earlier(earlier, run.spec))
+
+    def _critics(self, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        """Returns all that the critics' gradient changes, at random."""
+        return losses.init_critics(self._run.spec, self._run.config, draw)
+
     def _first(self, draw: np.random.Generator) -> dict[str, np.ndarray]:
-        """Returns random weights, and the features' moments."""
+        """Returns random weights, the features' moments, and an encoder of the policy's own."""
         spec = self._run.spec
         mean, std = self._demos.moments()
         weights = {"mean": mean, "std": std}
+        if isinstance(spec, SeeingSpec):
+            weights |= self._eyes
         if spec.base:
             sizes = (spec.features, *spec.hidden, spec.actions)
             weights |= networks.init_mlp(draw, "base", sizes, 0.1)
@@ -171,11 +190,7 @@ class OnlineAlgorithm:
         learning: PyTree = state[:-1]
         for number in range(groups):
             self._stay()
-            several = [self._sample(draw) for _ in range(config.policy_every)]
-            batch = Batch(*(np.stack(parts) for parts in zip(*several, strict=True)))
-            learning, figures = self._learn(
-                learning, self._fixed, batch, jax.random.fold_in(key, number)
-            )
+            learning, figures = self._improve(learning, draw, jax.random.fold_in(key, number))
             for name, value in figures.items():
                 total[name] = total.get(name, 0.0) + float(value) / groups
         policy, critics, slow, temperature, optimizers = learning
@@ -190,11 +205,18 @@ class OnlineAlgorithm:
             "replay": float(self._own.decisions),
         }
 
+    def _improve(
+        self, learning: PyTree, draw: np.random.Generator, key: jax.Array
+    ) -> tuple[PyTree, Mapping[str, Array]]:
+        """Makes `policy_every` updates of the critics, and one of the policy."""
+        several = [self._sample(draw) for _ in range(self._run.config.policy_every)]
+        batch = Batch(*(np.stack(parts) for parts in zip(*several, strict=True)))
+        return self._learn(learning, self._fixed, batch, key)
+
     def _sample(self, draw: np.random.Generator) -> Batch:
         config = self._run.config
-        return half_and_half(
-            self._demos, self._own, draw, config.batch, config.n_step, config.discount
-        )
+        mixed = all_together if config.together else half_and_half
+        return mixed(self._demos, self._own, draw, config.batch, config.n_step, config.discount)
 
     def _group(
         self, learning: PyTree, fixed: Mapping[str, Array], batch: Batch, key: jax.Array
@@ -207,7 +229,8 @@ class OnlineAlgorithm:
         def one(carried: PyTree, given: PyTree) -> PyTree:
             critics, slow, memory = carried
             each, each_key = given
-            target = losses.target_value(spec, config, weights, slow, each, each_key)
+            temperature = jnp.exp(log_temperature) if config.soft else log_temperature
+            target = losses.target_value(spec, config, weights, slow, each, each_key, temperature)
             normal = networks.normalize(weights, each.features, jnp)
             (loss, value), slope = jax.value_and_grad(
                 functools.partial(losses.critic_loss, config), has_aux=True
@@ -221,7 +244,18 @@ class OnlineAlgorithm:
         carried = (critics, slow, optimizers[1])
         (critics, slow, memory), (loss, value) = jax.lax.scan(one, carried, (batch, keys[1:]))
         last = jax.tree.map(lambda x: x[-1], batch)
-        noise = jax.random.normal(keys[0], last.action.shape)
+        memories = (optimizers[0], memory, optimizers[2])
+        learning = (policy, critics, slow, log_temperature, memories)
+        learning, figures = self._follow(learning, fixed, last, keys[0])
+        return learning, {"critic_loss": loss.mean(), "value": value.mean(), **figures}
+
+    def _follow(
+        self, learning: PyTree, fixed: Mapping[str, Array], last: Batch, key: jax.Array
+    ) -> tuple[PyTree, dict[str, Array]]:
+        """An update of the policy, and of the temperature where that is tuned."""
+        spec, config = self._run.spec, self._run.config
+        policy, critics, slow, log_temperature, optimizers = learning
+        noise = jax.random.normal(key, last.action.shape)
         temperature: Array = jnp.exp(log_temperature)
         slope, entropy = jax.grad(
             lambda part: losses.policy_loss(
@@ -236,13 +270,8 @@ class OnlineAlgorithm:
             slope = jnp.exp(log_temperature) * (entropy + spec.actions)
             change, third = self._optimizers[2].update(slope, third, log_temperature)
             log_temperature = cast(Array, optax.apply_updates(log_temperature, change))
-        figures = {
-            "critic_loss": loss.mean(),
-            "value": value.mean(),
-            "entropy": entropy,
-            "temperature": jnp.exp(log_temperature),
-        }
-        memories = (policy_memory, memory, third)
+        figures = {"entropy": entropy, "temperature": jnp.exp(log_temperature)}
+        memories = (policy_memory, optimizers[1], third)
         return (policy, critics, slow, log_temperature, memories), figures
 
     def _weights(self, state: State) -> dict[str, np.ndarray]:

@@ -32,7 +32,8 @@ def init_critics(
     """Returns random critics: each array has them all on its first axis."""
     sizes = (spec.features + spec.actions, *config.hidden, 1)
     several = [
-        networks.init_mlp(draw, "critic", sizes, normalized=True) for _ in range(config.critics)
+        networks.init_mlp(draw, "critic", sizes, normalized=config.normalized)
+        for _ in range(config.critics)
     ]
     return {name: np.stack([one[name] for one in several]) for name in several[0]}
 
@@ -40,6 +41,7 @@ def init_critics(
 def values(config: OnlineConfig, critics: Weights, normal: Array, action: Array) -> Array:
     """Returns what each critic thinks of actions, [K, B]."""
     inputs = jnp.concatenate([normal, action], -1)
+    critics = {name: critics[name] for name in critics if name.startswith("critic/")}
 
     def one(weights: Weights) -> Array:
         return networks.mlp(weights, "critic", inputs, len(config.hidden), jnp)[..., 0]
@@ -79,15 +81,31 @@ def target_value(
     slow: Weights,
     batch: Batch,
     key: jax.Array,
+    temperature: Array,
+    slow_features: Array | None = None,
 ) -> Array:
-    """Returns what the critics should say [B]: rewards, and the least value where they led."""
+    """Returns what the critics should say [B]: rewards, and the least value where they led.
+
+    Args:
+      spec: the policy. config: how it learns.
+      weights: of the policy. slow: of the critics' slow copies.
+      batch: decisions. key: of what is drawn.
+      temperature: worth of entropy, where it counts.
+      slow_features: [B, F] of where they led, as the slow encoder sees it; None: as in the batch.
+    """
     noise_key, choice_key = jax.random.split(key)
     normal = networks.normalize(weights, batch.next_features, jnp)
     noise = jax.random.normal(noise_key, batch.action.shape)
     drawn = act(spec, weights, normal, noise)
-    said = values(config, slow, normal, drawn.action)
+    seen = normal
+    if slow_features is not None:
+        seen = networks.normalize(weights, slow_features, jnp)
+    said = values(config, slow, seen, drawn.action)
     chosen = jax.random.permutation(choice_key, config.critics)[: config.least_of]
-    return batch.returns + batch.discount * said[chosen].min(0)
+    worth = said[chosen].min(0)
+    if config.soft:
+        worth -= temperature * drawn.log_density
+    return batch.returns + batch.discount * worth
 
 
 def policy_loss(

@@ -11,12 +11,15 @@ import numpy as np
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import Alohas2rError, ArtifactError
 from alohas2r.learning.online.algorithm import OnlineAlgorithm
+from alohas2r.learning.online.ferm import FermAlgorithm
 from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.online.config import (
+    FERM,
     LEARNER,
     AnyRun,
     InsertRun,
+    SeeingRun,
     read_online_run,
 )
 from alohas2r.policies.online.eyes import read_eyes
@@ -47,7 +50,10 @@ def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> Json
         raise ArtifactError(
             f"The student {run.student} is another one than when this run began; its eyes would see otherwise."
         )
-    algorithm = OnlineAlgorithm(folder, run, frozen, parent)
+    if isinstance(run, SeeingRun) and run.config.arm == FERM:
+        algorithm: OnlineAlgorithm = FermAlgorithm(folder, run, parent)
+    else:
+        algorithm = OnlineAlgorithm(folder, run, frozen, parent)
     identity: dict[str, Json] = {"seed": run.seed, "stepped": run.stepped, "student": run.eyes_hash}
     with Run(folder / LEARNER, run.config, identity, resume) as trained:
         schedule = Schedule(checkpoints=max(1, algorithm.iterations // 5))
@@ -58,10 +64,12 @@ def learn(folder: pathlib.Path, resume: bool, parent: int | None = None) -> Json
 
 
 def _frozen(run: AnyRun) -> tuple[dict[str, np.ndarray], str]:
-    """Returns the weights that look at pictures, none of an insertion, and the hash of the student."""
+    """Returns the weights that look at pictures, none of an insertion or of eyes of its own, and the student's hash."""
     if isinstance(run, InsertRun):
         return {}, read_base(run.student).policy.hash
-    eyes, *_ = read_eyes(run.student, run.spec.side)
+    eyes: dict[str, np.ndarray] = {}
+    if not isinstance(run, SeeingRun):
+        eyes, *_ = read_eyes(run.student, run.spec.side)
     return eyes, str(artifact.describe(run.student)["hash"])
 
 
@@ -70,6 +78,8 @@ def command_of(run: AnyRun) -> str:
     words = ["alohas2r", "learn", run.spec.task, "--arm", run.config.arm, "--seed", str(run.seed)]
     if isinstance(run, InsertRun):
         words += ["--base", run.student, "--reward", run.reward]
+    if isinstance(run, SeeingRun):
+        words += ["--encoder", run.config.encoder]
     for demo in run.demos:
         words += ["--demos", demo]
     words += ["--minutes", f"{run.config.minutes:g}", "--robot", run.robot, "--resets", run.resets]

@@ -14,12 +14,26 @@ from alohas2r.core.types import JsonObject
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.policies.online.insertion import TASK, InsertSpec
-from alohas2r.policies.online.spec import LearntSpec, OnlineSpec
+from alohas2r.policies.online.spec import LearntSpec, OnlineSpec, SeeingSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
 TRUTH = "truth"  # the reward of an insertion that only a simulation knows
 LOGS, PUBLISHED, LEARNER, POLICY = "log", "published", "learner", "policy"
+# What looks at pictures: a student's first layers, or an encoder of its own. Of an arm that learns it on, that is what
+# it begins with; the others leave it as it is.
+FERM, STUDENT = "ferm", "student"
+ENCODERS = (STUDENT, "supervised", "contrastive")
+FERM_ENCODERS = ("contrastive", "supervised", "scratch")
+# What runs do not say that are older than it.
+_BEFORE = {
+    "together": False,
+    "soft": False,
+    "normalized": True,
+    "encoder": STUDENT,
+    "encoder_steps": 1600,
+    "encoder_tau": 0.05,
+}
 _STEPS_PER_MINUTE = round(60 / CONTROL_PERIOD_S)
 
 
@@ -44,6 +58,10 @@ class OnlineConfig:
       hidden: layers of all networks.
       scale: how much of a policy's action is added to the base's; 0: the task's own.
       loudest: largest logarithm of the spread with which the policy explores.
+      together: whether demonstrations lie among the own decisions, instead of being half of each batch.
+      soft: whether a value counts the entropy to come. normalized: whether layers of the critics are.
+      encoder: what looks at pictures. encoder_steps: of learning it beforehand.
+      encoder_tau: share of it that its slow copy takes over in an update.
       evaluate_minutes: of acting between evaluations. evaluate_episodes: of each; final_episodes: of the last.
     """
 
@@ -69,6 +87,12 @@ class OnlineConfig:
     hidden: tuple[int, ...] = (256, 256)
     scale: float = 0.0
     loudest: float = -1.0
+    together: bool = False
+    soft: bool = False
+    normalized: bool = True
+    encoder: str = STUDENT
+    encoder_steps: int = 1600
+    encoder_tau: float = 0.05
     evaluate_minutes: float = 5.0
     evaluate_episodes: int = 20
     final_episodes: int = 200
@@ -92,6 +116,17 @@ class OnlineConfig:
         check(self.warmup >= 0, "warmup must not be negative")
         check(self.clone_steps >= 0, "clone_steps must not be negative")
         check(0 <= self.scale <= 1, f"scale must lie in 0..1, not {self.scale}")
+        known = FERM_ENCODERS if self.arm == FERM else ENCODERS
+        check(
+            self.encoder in known,
+            f"the encoder of the arm {self.arm} must be one of {', '.join(known)}, not '{self.encoder}'",
+        )
+        check(self.encoder_steps >= 0, "encoder_steps must not be negative")
+        check(0 < self.encoder_tau <= 1, f"encoder_tau must lie in (0, 1], not {self.encoder_tau}")
+        check(
+            self.arm != FERM or not self.clone_steps,
+            f"the arm {FERM} clones nothing: clone_steps must stay 0",
+        )
         check(self.evaluate_minutes > 0, "evaluate_minutes must be positive")
         check(self.evaluate_episodes >= 0, "evaluate_episodes must not be negative")
         check(self.final_episodes >= 0, "final_episodes must not be negative")
@@ -126,7 +161,27 @@ ARMS = {
         loudest=2.0,
         clone_steps=0,
     ),
+    FERM: OnlineConfig(
+        FERM,
+        updates=10,
+        policy_every=2,
+        n_step=1,
+        discount=0.99,
+        learning_rate=1e-3,
+        policy_rate=1e-3,
+        temperature=0.1,
+        tuned=True,
+        loudest=2.0,
+        clone_steps=0,
+        hidden=(1024, 1024),
+        together=True,
+        soft=True,
+        normalized=False,
+        encoder="contrastive",
+    ),
 }
+# Where time does not stand still an update must not take longer than the robot.
+REAL_TIME = {FERM: ("updates=2",)}
 
 
 # Of insertion, with a decision in every control step.
@@ -146,7 +201,12 @@ def find_arm(name: str, overrides: tuple[str, ...] = (), task: str = "") -> Onli
     arms = INSERT_ARMS if task == TASK else ARMS
     if name not in arms:
         raise ConfigError(f"There is no arm '{name}' of {task}.{did_you_mean(name, arms)}")
-    return override(arms[name], overrides)
+    config = override(arms[name], overrides)
+    check(
+        task != TASK or config.encoder == STUDENT,
+        f"an insertion is seen by the student that is corrected: the encoder must stay {STUDENT}",
+    )
+    return config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,6 +254,13 @@ class OnlineRun(LearnRun):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SeeingRun(OnlineRun):
+    """One with eyes of its own; of the student it has what pictures are like."""
+
+    spec: SeeingSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InsertRun(LearnRun):
     """One of a residual of the insertion.
 
@@ -229,10 +296,14 @@ def parse_online_run(content: bytes, name: str) -> AnyRun:
     """Reads what a run is from its file's content; see `read_online_run`."""
     try:
         described: JsonObject = json.loads(content)
+        of: type[AnyRun] = OnlineRun
         earlier: JsonObject = {"world": to_dict(NOMINAL)}  # before runs said so
         if described["spec"]["task"] == TASK:
-            return from_dict(InsertRun, {**earlier, "classifier_hash": "", **described})
-        return from_dict(OnlineRun, {**earlier, **described})
+            of, earlier = InsertRun, {**earlier, "classifier_hash": ""}
+        elif "encoder" in described["spec"]:
+            of = SeeingRun
+        settings = {**_BEFORE, **described["config"]}
+        return from_dict(of, {**earlier, **described, "config": settings})
     except (ConfigError, KeyError) as error:
         raise ArtifactError(f"{name} is damaged: {error}") from error
     except (ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from alohas2r.core.types import Array
 from alohas2r.embodiment.camera import preprocess
-from alohas2r.policies.online.spec import LearntSpec
+from alohas2r.policies.online.spec import LearntSpec, SeeingSpec
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 
 # Side and stride of the student's convolutions, see policies.networks.vision, whose weights these functions take.
@@ -213,8 +213,10 @@ def decide(
 
 
 def shapes(spec: LearntSpec) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of base, policy and normalization by name."""
+    """Returns the shapes of base, policy, normalization and, where it is its own, encoder by name."""
     wanted: dict[str, tuple[int, ...]] = {"mean": (spec.features,), "std": (spec.features,)}
+    if isinstance(spec, SeeingSpec):
+        wanted |= spec.encoder.shapes
     if spec.base:
         wanted |= mlp_shapes("base", (spec.features, *spec.hidden, spec.actions))
     if spec.policy:

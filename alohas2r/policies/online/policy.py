@@ -14,8 +14,9 @@ from alohas2r.embodiment.control import ACTION_SCALE
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, JOINTS
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online import networks
+from alohas2r.policies.online.encoder import look
 from alohas2r.policies.online.recent import recent_actions
-from alohas2r.policies.online.spec import HOLD, PROPRIOCEPTION, RECENT, OnlineSpec
+from alohas2r.policies.online.spec import HOLD, PROPRIOCEPTION, RECENT, OnlineSpec, SeeingSpec
 from alohas2r.sim import scene
 
 ONLINE = "online"
@@ -32,7 +33,7 @@ class OnlinePolicy:
     It decides in every fourth control step and moves in between as it decided.
 
     Args:
-      spec: its description. weights: eyes, base, policy and normalization by name.
+      spec: its description. weights: eyes or encoder, base, policy and normalization by name.
       trained: how it was trained.
 
     Raises:
@@ -81,7 +82,7 @@ class OnlinePolicy:
             pictures = (
                 np.asarray(observation[f"{spec.side}_{kind}"])[None] for kind in ("rgb", "depth")
             )
-            seen = networks.look(spec, self.weights, *pictures)[0]
+            seen = look(spec, self.weights, *pictures)[0]
             features = np.concatenate([seen, spec.own(felt), recent.ravel()]).astype(np.float32)
             _, wanted = networks.decide(spec, self.weights, features)
             self._action = spec.move(felt, wanted).astype(np.float32)
@@ -95,7 +96,8 @@ class OnlinePolicy:
     @classmethod
     def build(cls, description: JsonObject, weights: Mapping[str, np.ndarray]) -> Self:
         """Makes it of its description and weights."""
-        spec = config.from_dict(OnlineSpec, description["spec"])
+        of = SeeingSpec if "encoder" in description["spec"] else OnlineSpec
+        spec = config.from_dict(of, description["spec"])
         return cls(spec, weights, description.get("trained", {}))
 
     def check_inputs(self, recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,8 +129,7 @@ def action_of(spec: OnlineSpec) -> JsonObject:
 def network_actions(
     spec: OnlineSpec,
     weights: Mapping[str, Array],
-    places: Array,
-    depth: Array,
+    seen: Array,
     felt: Array,
     xp: Array,
 ) -> Array:
@@ -136,13 +137,12 @@ def network_actions(
 
     Args:
       spec: the policy. weights: all of them.
-      places: [B, H', W', F] convolutions of the colours. depth: [B, H, W] in 0..1.
+      seen: [B, n] what is seen of the pictures.
       felt: [B, 4 * 32] proprioception now, and at the last three decisions, newest first.
       xp: the array namespace.
     """
     at = [felt[..., PROPRIOCEPTION * i : PROPRIOCEPTION * (i + 1)] for i in range(RECENT + 1)]
     recent = [spec.executed(at[i + 1], at[i], xp=xp) for i in reversed(range(RECENT))]
-    seen = networks.see(spec, weights, places, depth, xp)
     features = xp.concatenate([seen, spec.own(at[0]), *recent], -1)
     _, wanted = networks.decide(spec, weights, features, xp=xp)
     return spec.move(at[0], wanted, xp)

@@ -26,7 +26,7 @@ KEPT = 30
 
 
 class Published(NamedTuple):
-    """A version of the weights, by name; all but the eyes, which never change."""
+    """A version of the weights, by name; all but a student's eyes, which never change."""
 
     version: int
     weights: dict[str, np.ndarray]

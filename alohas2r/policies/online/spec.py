@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -23,6 +24,7 @@ RECENT = 3  # executed actions that a policy observes
 JOINT_VALUES = 2 * (PER_ARM + 1)  # positions, and positions less targets, of one arm
 TEMPOS = 0.4, 1.2  # by which movements may be slowed down or sped up
 PROPRIOCEPTION = 2 * JOINT_VALUES  # of both arms
+CHANNELS = 4  # of a picture: colour and depth
 TaskName = Literal["reach", "pick"]
 Inputs = dict[str, tuple[tuple[int, ...], str, str]]
 
@@ -138,8 +140,13 @@ class OnlineSpec(LearntSpec):
     @property
     def features(self) -> int:
         """Numbers that the networks get of an observation."""
+        return self.seen + JOINT_VALUES + RECENT * self.actions
+
+    @property
+    def seen(self) -> int:
+        """Numbers that pictures are reduced to."""
         kinds = 2 + bool(self.network.places) + bool(self.network.patches)
-        return kinds * self.network.embedding + JOINT_VALUES + RECENT * self.actions
+        return kinds * self.network.embedding
 
     @property
     def inputs(self) -> Inputs:
@@ -204,6 +211,72 @@ class OnlineSpec(LearntSpec):
             return ""
         own = f"{self.side} arm with {self.cameras.size}"
         return f"is of the {side} arm with pictures of {size} pixels, not of the {own}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """Convolutions over the middle of a wrist camera's picture of colour and depth.
+
+    Attributes:
+      crop: side of what they see (pixels); in learning it lies anywhere in the picture.
+      layers: convolutions of 3 x 3, the first of every other place. filters: of each.
+      features: numbers that these are reduced to, normalized.
+    """
+
+    crop: int = 27
+    layers: int = 4
+    filters: int = 32
+    features: int = 50
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check(self.layers >= 1, f"layers must be at least 1, not {self.layers}")
+        check(self.filters >= 1, f"filters must be at least 1, not {self.filters}")
+        check(self.features >= 2, f"features must be at least 2, not {self.features}")
+        check(self.side >= 1, f"a crop of {self.crop} pixels is too small for {self.layers} layers")
+
+    @property
+    def side(self) -> int:
+        """Of what the last convolution gives."""
+        return (self.crop - 1) // 2 - 2 * (self.layers - 1)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its weights by name, "encoder/..."."""
+        channels = [CHANNELS, *[self.filters] * self.layers]
+        wanted: dict[str, tuple[int, ...]] = {}
+        for index, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
+            wanted[f"encoder/layer{index}/kernel"] = (3, 3, inputs, outputs)
+            wanted[f"encoder/layer{index}/bias"] = (outputs,)
+        wanted["encoder/out/kernel"] = (self.side**2 * self.filters, self.features)
+        for part in ("out/bias", "norm/scale", "norm/bias"):
+            wanted[f"encoder/{part}"] = (self.features,)
+        return wanted
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeeingSpec(OnlineSpec):
+    """An arm that has eyes of its own, which were made for what it does, instead of a student's.
+
+    Attributes:
+      encoder: what looks at pictures; its weights are among those that are published.
+    """
+
+    encoder: EncoderSpec
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        size = self.cameras.size
+        check(
+            self.encoder.crop <= size,
+            f"a crop of {self.encoder.crop} pixels does not lie in pictures of {size}",
+        )
+
+    @property
+    def seen(self) -> int:
+        """Numbers that pictures are reduced to."""
+        return self.encoder.features
 
 
 def planar_arm(side: str = "left") -> PlanarArm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal, cast
 
 import numpy as np
@@ -11,7 +12,13 @@ from alohas2r.config import check
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, SIDES
 from alohas2r.embodiment.polar import Box
 from alohas2r.errors import ConfigError, did_you_mean
-from alohas2r.policies.online.spec import OnlineSpec, TaskName, planar_arm
+from alohas2r.policies.online.spec import (
+    EncoderSpec,
+    OnlineSpec,
+    SeeingSpec,
+    TaskName,
+    planar_arm,
+)
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 from alohas2r.sim import scene
 
@@ -97,13 +104,14 @@ def make_spec(
     scale: float | None = None,
     tempo: float = 1.0,
     loudest: float = -1.0,
+    encoder: EncoderSpec | None = None,
 ) -> OnlineSpec:
     """Returns what a policy for a task is.
 
     Args:
       task: its name. cameras, network: of the student whose eyes it has.
       side: the arm that learns. hidden: layers. base, policy, scale, tempo, loudest: see OnlineSpec;
-        None: the task's scale.
+        None: the task's scale. encoder: eyes of its own; None: the student's.
 
     Raises:
       ConfigError: no such task, or a number out of range.
@@ -114,7 +122,8 @@ def make_spec(
     arm = insert.arms[SIDES.index(side)]
     home = float(insert.home_ctrl[arm.ctrl[0]])
     low, high = BOX
-    return OnlineSpec(
+    make = OnlineSpec if encoder is None else functools.partial(SeeingSpec, encoder=encoder)
+    return make(
         task=cast(TaskName, chosen.name),
         side=side,
         arm=planar_arm(side),

@@ -18,10 +18,13 @@ from alohas2r.core.types import Array, JsonObject
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.policies import artifact, vision
 from alohas2r.policies.networks import vision as vision_network
+from alohas2r.policies.networks.convolution import convolve
 from alohas2r.policies.networks.vision import Encoder
 from alohas2r.policies.online import policy as online
+from alohas2r.policies.online.encoder import encode, middle, pictures_of
+from alohas2r.policies.online.networks import see
 from alohas2r.policies.online.policy import OnlinePolicy
-from alohas2r.policies.online.spec import HOLD, RECENT
+from alohas2r.policies.online.spec import HOLD, RECENT, SeeingSpec
 from alohas2r.policies.onnx.interface import OUTPUT, Input, Interface, Memory, Part
 from alohas2r.policies.onnx.samples import Arrays, random_features, random_flags, wrist_views
 from alohas2r.policies.staged import StagedPolicy
@@ -209,9 +212,14 @@ def online_network(
         }
         tree = flax.traverse_util.unflatten_dict(flat, sep="/")
         colours = vision_network.scale_rgb(inputs[rgb_name])
-        places = Encoder(spec.network.filters, False).apply({"params": tree}, colours)
         near = vision_network.scale_depth(inputs[depth_name], spec.cameras.depth_cutoff)
-        return online.network_actions(spec, weights, places, near, inputs["features"], jnp)
+        if isinstance(spec, SeeingSpec):
+            pictures = middle(spec.encoder, pictures_of(colours, near, jnp))
+            seen = encode(spec.encoder, weights, pictures, convolve, jnp)
+        else:
+            places = Encoder(spec.network.filters, False).apply({"params": tree}, colours)
+            seen = see(spec, weights, places, near, jnp)
+        return online.network_actions(spec, weights, seen, inputs["features"], jnp)
 
     half = samples // 2
     draw = np.random.default_rng(seed)

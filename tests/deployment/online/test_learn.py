@@ -15,7 +15,7 @@ import pytest
 from alohas2r.core.records import MAGIC, RecordReader, pack
 from alohas2r.deployment.log import LogWriter, read_run
 from alohas2r.deployment.online import learn as online
-from alohas2r.deployment.online.deciders import Scripted
+from alohas2r.deployment.online.deciders import Looking, Scripted, Seen
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
 from alohas2r.deployment.online.director import EVALUATIONS
 from alohas2r.deployment.online.explorer import Explorer
@@ -29,10 +29,11 @@ from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError, RobotFault
 from alohas2r.learning.online import worker
 from alohas2r.learning.online.experience import Closed, Row, read_all
+from alohas2r.learning.online.pretrain import first_encoder
 from alohas2r.learning.online.sources import read_demos, read_earlier
 from alohas2r.policies import artifact
 from alohas2r.policies.online import learner, published, remote
-from alohas2r.policies.online.config import OnlineRun
+from alohas2r.policies.online.config import OnlineRun, SeeingRun
 from alohas2r.policies.online.policy import OnlinePolicy
 from alohas2r.policies.remote.connection import Connection
 from alohas2r.policies.remote.messages import encode
@@ -199,6 +200,75 @@ def test_the_other_arms_learn_from_the_same_log(arm, learnt, demos, tmp_path):
     assert (temperature != pytest.approx(run.config.temperature, rel=1e-6)) == run.config.tuned
 
 
+def _acts_alike(folder: pathlib.Path, run: SeeingRun, log: pathlib.Path) -> None:
+    """Asserts that whoever acts with the newest version does what the artifact does."""
+    policy, decider = artifact.load(folder / "policy", OnlinePolicy), Looking(run.spec, {})
+    version = published.newest(folder / "published")
+    assert version is not None
+    decider.use(published.read_version(folder / "published", run.spec, version))
+    for step in [one for one in read_run(log).steps if "action" in one.arrays][:9:4]:
+        seen = {name: step.arrays[f"observation/{name}"] for name in run.spec.inputs}
+        rgb, depth, felt = seen["left_rgb"], seen["left_depth"], seen["proprioception"]
+        _, wanted = decider.decide(Seen(rgb, depth, felt, np.zeros((3, 5), np.float32)))
+        policy.reset()
+        np.testing.assert_allclose(policy.act(seen), run.spec.move(felt, wanted), atol=1e-5)
+
+
+def test_ferm_learns_its_encoder_and_goes_on_from_a_checkpoint(learnt, demos, tmp_path):
+    again, log = tmp_path / "again", learnt / "log" / "0000.run"
+    shutil.copytree(learnt / "log", again / "log")
+    changed = ("chunk=3", "policy_every=2", "clone_steps=0", "encoder_steps=3")
+    config = LearnConfig("reach", "ferm", (str(demos),), (*SMALL, *changed), stepped=True)
+    run = plan_run(config)
+    assert isinstance(run, SeeingRun)
+    assert (run.spec.base, run.spec.encoder.crop, run.config.encoder) == (False, 27, "contrastive")
+    run.write(again)
+    result = worker.learn(again, False)
+    assert result["finished"]
+    assert result["metrics"]["critic_loss"] > 0
+    several = [published.read_version(again / "published", run.spec, n).weights for n in range(11)]
+    for name in ("encoder/layer0/kernel", "encoder/norm/bias", "policy/layer0/kernel"):
+        assert (several[0][name] != several[10][name]).any()
+    np.testing.assert_array_equal(several[0]["std"], several[10]["std"])
+    _acts_alike(again, run, log)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(again, resumed)
+    newest = resumed / "learner" / "checkpoint"
+    shutil.rmtree(newest)
+    newest.with_name("checkpoint-00005").rename(newest)
+    for path in (resumed / "published").glob("*.npz"):
+        path.unlink()
+    assert worker.learn(resumed, True)["finished"]
+    for number in (0, *range(6, 11)):
+        weights = published.read_version(resumed / "published", run.spec, number).weights
+        for name, value in weights.items():
+            np.testing.assert_array_equal(value, several[number][name])
+
+
+def test_ferm_learns_less_where_time_does_not_wait(demos):
+    stepped = LearnConfig("reach", "ferm", (str(demos),), stepped=True)
+    assert plan_run(stepped).config.updates == 10
+    timed = dataclasses.replace(stepped, stepped=False)
+    assert plan_run(timed).config.updates == 2
+    assert plan_run(dataclasses.replace(timed, overrides=("updates=4",))).config.updates == 4
+
+
+def test_a_clone_sees_by_an_encoder_that_learnt_of_the_demonstrations(learnt, demos, tmp_path):
+    settings = (*SMALL, "updates=0", "encoder_steps=3")
+    config = LearnConfig("reach", "bc", (str(demos),), settings, stepped=True, encoder="supervised")
+    run = plan_run(config)
+    assert isinstance(run, SeeingRun)
+    run.write(tmp_path)
+    assert worker.learn(tmp_path, False)["finished"]
+    assert "--encoder supervised" in worker.command_of(run)
+    weights = published.read_version(tmp_path / "published", run.spec, 0).weights
+    rows = read_demos(run.demos, run.spec)
+    encoder, _ = first_encoder(run.spec, run.config, rows, run.seed)
+    for name, value in encoder.items():
+        np.testing.assert_array_equal(weights[name], value)
+    _acts_alike(tmp_path, run, learnt / "log" / "0000.run")
+
+
 def test_the_artifact_acts_as_the_actor_did(learnt):
     """What was decided without noise in the evaluation, the artifact decides again from the log."""
     policy = artifact.load(learnt / "policy", OnlinePolicy)
@@ -242,9 +312,12 @@ def test_a_run_says_its_world_and_one_without_a_word_of_it_is_nominal(learnt, tm
     words = worker.command_of(online.read_online_run(learnt))
     assert "--world-params delay=1" in words
     said = json.loads((learnt / "online.json").read_text())
+    assert (said["config"].pop("encoder"), said["config"].pop("soft")) == ("student", False)
     del said["world"]
     (tmp_path / "online.json").write_text(json.dumps(said))
-    assert online.read_online_run(tmp_path).world == NOMINAL
+    before = online.read_online_run(tmp_path)
+    assert before.world == NOMINAL
+    assert before.config == online.read_online_run(learnt).config
 
 
 def _first_motion(run) -> int:

@@ -21,9 +21,8 @@ import student_cases
 from alohas2r import config
 from alohas2r.cli import app
 from alohas2r.errors import ArtifactError, ConfigError
-from alohas2r.learning.encoder import cifar10
+from alohas2r.learning.encoder import cifar10, contrastive
 from alohas2r.learning.encoder import config as encoder_config
-from alohas2r.learning.encoder import learner as encoder_learner
 from alohas2r.learning.encoder import pictures as encoder_pictures
 from alohas2r.learning.encoder import train as pretrain
 from alohas2r.learning.encoder.config import PretrainConfig
@@ -310,14 +309,14 @@ def test_both_methods_learn_from_pictures(
 
 def test_the_contrastive_loss_by_hand() -> None:
     codes = 6 * jnp.eye(4)
-    loss, figures = encoder_learner.info_nce(jnp.eye(4), codes, codes)
+    loss, figures = contrastive.info_nce(jnp.eye(4), codes, codes)
     # Scores 36 for the right key, 0 for the three others.
     assert float(loss) == pytest.approx(math.log1p(3 * math.exp(-36)), abs=1e-6)
     assert float(figures["accuracy"]) == 1
-    loss, _ = encoder_learner.info_nce(jnp.zeros((4, 4)), codes, codes)
+    loss, _ = contrastive.info_nce(jnp.zeros((4, 4)), codes, codes)
     assert float(loss) == pytest.approx(math.log(4))
     # Nothing flows back into the keys.
-    gradient = jax.grad(lambda keys: encoder_learner.info_nce(jnp.eye(4), codes, keys)[0])(codes)
+    gradient = jax.grad(lambda keys: contrastive.info_nce(jnp.eye(4), codes, keys)[0])(codes)
     assert not np.asarray(gradient).any()
 
 

@@ -13,6 +13,7 @@ from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.policies.online.spec import EncoderSpec, SeeingSpec
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.network import load_network
 from alohas2r.policies.onnx.samples import wrist_views
@@ -23,9 +24,11 @@ pytest.importorskip("jax2onnx")
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    spec = online_cases.spec(hidden=(16, 16))
+@pytest.fixture(scope="module", params=["student", "own"])
+def folder(request, tmp_path_factory):
+    """A policy with a student's eyes, and one with an encoder of its own, as artifact and file."""
+    own = EncoderSpec(layers=3, filters=8, features=10) if request.param == "own" else None
+    spec = online_cases.spec(hidden=(16, 16), encoder=own)
     draw = np.random.default_rng(0)
     eyes, *_ = read_eyes(assets.data_path("params") / "student", "left")
     weights = {
@@ -37,7 +40,8 @@ def folder(tmp_path_factory):
     targets = np.tile(online_cases.HOME, 2) + np.cumsum(draw.normal(0, 0.005, (24, 14)), 0)
     rows["proprioception"] = np.stack([online_cases.proprioception(one) for one in targets])
     path = tmp_path_factory.mktemp("online")
-    artifact.save(OnlinePolicy(spec, {**eyes, **weights}, {}), path / "policy", rows)
+    looking = weights if own else {**eyes, **weights}
+    artifact.save(OnlinePolicy(spec, looking, {}), path / "policy", rows)
     onnx_cases.export(path / "policy", path / "policy.onnx", 16)
     return path
 
@@ -83,6 +87,8 @@ def test_a_robot_can_run_it_and_an_evaluation_says_why_not(folder):
 
 def test_weights_that_do_not_fit_are_refused(folder):
     policy = artifact.load(folder / "policy", OnlinePolicy)
+    own = isinstance(policy.spec, SeeingSpec)
+    assert any(name.startswith("encoder/") for name in policy.weights) == own
     assert len(policy.hash) == 64
     assert policy.action_size == 14
     weights = {name: value for name, value in policy.weights.items() if name != "mean"}
