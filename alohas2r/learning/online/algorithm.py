@@ -229,8 +229,8 @@ class OnlineAlgorithm:
         def one(carried: PyTree, given: PyTree) -> PyTree:
             critics, slow, memory = carried
             each, each_key = given
-            temperature = jnp.exp(log_temperature) if config.soft else log_temperature
-            target = losses.target_value(spec, config, weights, slow, each, each_key, temperature)
+            worth = jnp.exp(log_temperature)
+            target = losses.target_value(spec, config, weights, slow, each, each_key, worth)
             normal = networks.normalize(weights, each.features, jnp)
             (loss, value), slope = jax.value_and_grad(
                 functools.partial(losses.critic_loss, config), has_aux=True

@@ -18,7 +18,6 @@ from alohas2r.core.types import Array, PyTree
 from alohas2r.learning.online import losses
 from alohas2r.learning.online.algorithm import OnlineAlgorithm, State
 from alohas2r.learning.online.crops import crop, pictures, see
-from alohas2r.learning.online.pretrain import follow
 from alohas2r.learning.online.replay import Batch, Replay, Shown
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.config import SeeingRun
@@ -105,14 +104,10 @@ class FermAlgorithm(OnlineAlgorithm):
         (error, value), slope = jax.value_and_grad(loss, has_aux=True)(critics)
         change, memory = self._optimizers[1].update(slope, optimizers[1], critics)
         critics = cast(dict[str, Array], optax.apply_updates(critics, change))
-        seeing, judging = (
-            {name: slow[name] for name in slow if name.startswith(_ENCODER) == eyes}
-            for eyes in (True, False)
-        )
-        slow = {
-            **follow(judging, critics, config.tau),
-            **follow(seeing, critics, config.encoder_tau),
+        taus = {
+            name: config.encoder_tau if name.startswith(_ENCODER) else config.tau for name in slow
         }
+        slow = {name: old + taus[name] * (critics[name] - old) for name, old in slow.items()}
         memories = (optimizers[0], memory, optimizers[2])
         return (policy, critics, slow, log_temperature, memories), jnp.stack([error, value])
 

@@ -95,11 +95,6 @@ def labelled(
     return rgbs, depths, values.astype(np.float32)
 
 
-def follow(slow: Weights, weights: Weights, tau: float) -> dict[str, Array]:
-    """Returns a slow copy that takes over a share of each of the weights that it has."""
-    return {name: slow[name] + tau * (weights[name] - slow[name]) for name in slow}
-
-
 def _contrast(
     spec: EncoderSpec, weights: Weights, slow: Weights, shown: Array, told: Array, key: jax.Array
 ) -> Array:
@@ -136,7 +131,9 @@ def _train(
         value, slope = jax.value_and_grad(loss)(learnt, slow, shown, told, key)
         change, memory = optimizer.update(slope, memory, learnt)
         learnt = cast(dict[str, Array], optax.apply_updates(learnt, change))
-        return (learnt, follow(slow, learnt, config.encoder_tau), memory), value
+        newest = {name: learnt[name] for name in slow}
+        slow = jax.tree.map(lambda a, b: a + config.encoder_tau * (b - a), slow, newest)
+        return (learnt, slow, memory), value
 
     learnt = {name: jnp.array(value) for name, value in {**weights, **extra}.items()}
     slow = {name: jnp.array(value) for name, value in weights.items()}
