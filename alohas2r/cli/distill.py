@@ -103,12 +103,19 @@ def distill(
         ),
     ] = "params/teacher",
     encoder: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Folder of a pretrained colour encoder, which stays as it is; none: learn it from "
-            "scratch; finetune: go on learning the shipped one."
+            help="Folder of a pretrained colour encoder, which stays as it is (params/encoder if left out); none: "
+            "learn it from scratch; finetune: go on learning the shipped one, or that of --start-from."
         ),
-    ] = "params/encoder",
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Student to go on with, under other settings: for a robot that was measured, say"
+            " (--world-params); its encoder comes with it (a random student if left out)."
+        ),
+    ] = None,
     preset: Annotated[
         Literal["quick", "default", "transfer"],
         typer.Option(
@@ -149,7 +156,9 @@ def distill(
     """
     dagger, loggers = library("learning.dagger.train"), loggers_of(log)
     folder = out or pathlib.Path("runs") / "student"
-    chosen = encoder if encoder in ("none", "finetune") else policy_folder(encoder)
+    chosen = encoder
+    if encoder is not None and encoder not in ("none", "finetune"):
+        chosen = policy_folder(encoder)
     with progress_display() as progress:
         result = dagger.distill(
             preset=preset,
@@ -167,6 +176,7 @@ def distill(
             engine=engine,
             loggers=loggers,
             fleet=fleet_of(fleet, workers, lag, address),
+            start_from=None if start_from is None else policy_folder(start_from),
         )
     show(result, f"Distilled a student in {folder}", as_json)
     tell_if_stopped(result, f"--resume --out {folder} continues")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from alohas2r.config import check
 from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.envs import student_step
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
@@ -32,6 +34,7 @@ from alohas2r.learning.fleet.worker import Part
 from alohas2r.learning.run.loop import Figures
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
+from alohas2r.policies.vision import StudentPolicy
 from alohas2r.sim.engines import registry as engines
 from alohas2r.sim.engines.base import snapshot
 from alohas2r.tasks.registry import find_task
@@ -59,6 +62,7 @@ class Distiller:
       encoder: a pretrained colour encoder; None to begin at random and learn it as well.
       folder: of the run, where `finish` writes the student.
       like: a distillation of another part, whose compiled functions are used.
+      begun: the student that learning goes on with; a random one if None.
     """
 
     label = "distill"
@@ -72,6 +76,7 @@ class Distiller:
         encoder: EncoderArtifact | None,
         folder: pathlib.Path = pathlib.Path(),
         like: Distiller | None = None,
+        begun: StudentPolicy | None = None,
     ) -> None:
         settings = setup.settings
         self.settings, self.seed, self._folder, self.setup = settings, setup.seed, folder, setup
@@ -99,7 +104,8 @@ class Distiller:
             self.collector = HostCollector(setup, self.host_step, self.frozen)
         params = None if encoder is None else encoder.params
         self.learner = Learner(
-            *(settings, setup.spec, setup.auxiliary, self.encoding, params, self.frozen, on_device)
+            *(settings, setup.spec, setup.auxiliary, self.encoding, params, self.frozen, on_device),
+            begun,
         )
         self._runner: Runner | None = None
 
@@ -184,6 +190,7 @@ def make_distiller(
     folder: pathlib.Path = pathlib.Path(),
     part: Part | None = None,
     like: Distiller | None = None,
+    begun: StudentPolicy | None = None,
 ) -> Distiller:
     """Returns a distillation in environments of its own.
 
@@ -197,15 +204,32 @@ def make_distiller(
       folder: of the run.
       part: which of the environments to make; all if None.
       like: a distillation of another part, whose compiled functions are used.
+      begun: the student that learning goes on with; a random one if None.
 
     Raises:
-      ConfigError: an engine and a renderer that do not go together.
+      ConfigError: an engine and a renderer that do not go together, or a student that learning cannot go on with.
       BackendUnavailable: one of them cannot run here.
     """
     engine, renderer = choose_engine(engine, renderer, settings.sees)
     filters = None if encoder is None else encoder.filters
     given = settings, teacher, filters, seed, threads, renderer, engine
-    return Distiller(set_up(*given, part=part), encoder, folder, like)
+    setup = set_up(*given, part=part)
+    if begun is not None:
+        _check_begun(setup, begun)
+    return Distiller(setup, encoder, folder, like, begun)
+
+
+def _check_begun(setup: Setup, begun: StudentPolicy) -> None:
+    """Raises ConfigError unless a student observes, computes and moves as the one that learns."""
+    check(
+        setup.settings.ahead == 0, "a student predicts nothing ahead: start from one with ahead=0"
+    )
+    for field in dataclasses.fields(setup.spec):
+        own, other = (getattr(spec, field.name, None) for spec in (setup.spec, begun.spec))
+        check(
+            field.name == "switch" or own == other,
+            f"{field.name} must be that of the student to start from, {other}, not {own}",
+        )
 
 
 def stages_reached(measures: PyTree, finite: Sequence[Array]) -> Figures:

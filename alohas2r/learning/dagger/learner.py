@@ -51,6 +51,7 @@ class Learner:
       pretrained: parameters of the colour encoder to begin with; None to begin at random.
       frozen: {"encoder": ...} if that stays as it is, else empty.
       at_once: whether a whole update is one compiled function, where `compiles_passes` allows it.
+      begun: the student that learning goes on with, whose features keep their scale; a random one if None.
     """
 
     def __init__(
@@ -62,8 +63,9 @@ class Learner:
         pretrained: PyTree | None,
         frozen: Mapping[str, PyTree],
         at_once: bool,
+        begun: StudentPolicy | None = None,
     ) -> None:
-        self.settings, self.spec, self.auxiliary = settings, spec, auxiliary
+        self.settings, self.spec, self.auxiliary, self._begun = settings, spec, auxiliary, begun
         self.frozen, self._encoding, self._pretrained = dict(frozen), encoding, pretrained
         # Without the rate, which changes with the iteration.
         self.optimizer = optax.scale_by_adam()
@@ -97,11 +99,16 @@ class Learner:
         )
         if self.spec.has_rgb and self._pretrained is not None:
             params["encoder"] = jax.tree.map(jnp.asarray, self._pretrained)
-        if self.frozen:
-            params.pop("encoder")
         stats: PyTree = running_statistics.init_state(
             specs.Array((self.spec.features,), jnp.float32)
         )
+        if self._begun is not None:
+            weights = jax.tree.map(jnp.asarray, vision_network.tree_of(self._begun.weights))
+            stats = stats.replace(mean=weights["mean"], std=weights["std"])
+            for part in params.keys() & weights.keys():  # what only training needs begins anew
+                params[part] = {**params[part], **weights[part]}
+        if self.frozen:
+            params.pop("encoder")
         averaged = params if self.settings.average else {}
         state = LearnerState(
             params, averaged, self.optimizer.init(params), stats, jnp.zeros((), jnp.int32), key
@@ -214,7 +221,9 @@ class Learner:
     ) -> tuple[LearnerState, Metrics]:
         """Learns as `update` does (traceable if `compiles_passes`)."""
         settings = self.settings
-        stats: PyTree = running_statistics.update(learner.stats, samples.features)
+        stats: PyTree = learner.stats
+        if self._begun is None:
+            stats = running_statistics.update(stats, samples.features)
         rate = self._rates[learner.iteration]
         learnt = Learnt(learner.params, learner.averaged, learner.optimizer)
         key = jax.random.fold_in(learner.key, learner.iteration)

@@ -41,9 +41,11 @@ from alohas2r.learning.run.loggers.base import Logger
 from alohas2r.learning.run.loop import Run, Schedule
 from alohas2r.policies import artifact
 from alohas2r.policies.encoder import EncoderArtifact
+from alohas2r.policies.networks import vision as vision_network
 from alohas2r.policies.spec import STAGED_PIXELS
 from alohas2r.policies.staged import StagedPolicy
 from alohas2r.policies.staged_pixels import StagedPixelsPolicy
+from alohas2r.policies.vision import StudentPolicy
 from alohas2r.rendering import registry as renderers
 from alohas2r.sim.engines import registry as engines
 
@@ -99,6 +101,7 @@ def distill(
     engine: str = engines.AUTO,
     loggers: Sequence[Logger] = (),
     fleet: FleetConfig | None = None,
+    start_from: str | os.PathLike[str] | None = None,
 ) -> JsonObject:
     """Distils a teacher into a student and writes the student's artifact to `out`/student.
 
@@ -107,7 +110,8 @@ def distill(
       overrides: "key=value" settings on top of the preset.
       teacher: the staged teacher's folder; or "state", the shipped one, as if None; or "depth", one from pixels.
       encoder: folder of a pretrained colour encoder; "none" to begin at random and learn it as well, "finetune"
-        to go on learning the shipped one; the shipped one, frozen, if None. Of no use without colour.
+        to go on learning the shipped one; the shipped one, frozen, if None. Of no use without colour. With
+        `start_from` "finetune" goes on learning that student's, None keeps it as it is, and there is no other.
       observation: "rgbd", "depth", "rgb", "stereo", or "state" for the teacher's own observation.
       out: folder of the run; runs/student if None.
       seed: of everything random.
@@ -120,6 +124,8 @@ def distill(
         resumed, else as `choose_engine`. Evaluations on the way run on the engine "cpu" in any case.
       loggers: who is told beside the run's folder, see `Logger`.
       fleet: where the environments live; with the learner if None.
+      start_from: the student that learning goes on with, under whatever settings: an artifact of the same
+        observation, network and action scale. What its features are divided by stays.
 
     Returns:
       "observation", "engine", and what `Run.train` returns; "student" is the artifact's folder.
@@ -143,8 +149,14 @@ def distill(
         settings = dataclasses.replace(settings, finetune=True)
     settings = config.override(settings, overrides)
     engine, renderer = _choose(folder, resume, engine, renderer, settings.sees)
-    pretrained, encoder_name = _encoder_of(encoder, settings)
+    begun = None if start_from is None else artifact.load(start_from, StudentPolicy)
+    if begun is None:
+        pretrained, encoder_name = _encoder_of(encoder, settings)
+    else:
+        pretrained, encoder_name = _encoder_in(begun, encoder)
     parents = {"teacher": staged.hash, "encoder": None if pretrained is None else pretrained.hash}
+    if begun is not None:
+        parents["start_from"] = begun.hash
     identity: dict[str, Json] = {"seed": seed, "engine": engine, **parents}
     identity["fleet"] = None if fleet is None else fleet.identity
     options: dict[str, object] = {
@@ -155,6 +167,7 @@ def distill(
         "renderer": renderer if settings.sees else None,
         "teacher": manifest.named(teacher),
         "encoder": encoder_name,
+        "start_from": None if start_from is None else manifest.named(start_from),
         "threads": threads or None,
     }
     if settings.sees:
@@ -169,9 +182,9 @@ def distill(
     with Run(folder, settings, identity, resume) as run:
         core_threads.keep_memory()
         if fleet is None:
-            result = run.train(make_distiller(*given), *further)
+            result = run.train(make_distiller(*given, begun=begun), *further)
         else:
-            with _apart(given, fleet) as training:
+            with _apart(given, fleet, begun) as training:
                 result = run.train(training, *further)
     return {"observation": settings.observation, "engine": engine, **result}
 
@@ -190,10 +203,12 @@ class _Given(NamedTuple):
 
 
 @contextlib.contextmanager
-def _apart(given: _Given, fleet: FleetConfig) -> Iterator[DistillApart]:
+def _apart(
+    given: _Given, fleet: FleetConfig, begun: StudentPolicy | None
+) -> Iterator[DistillApart]:
     """Starts a fleet for a distillation, and ends it."""
     whole = parts(given.settings.num_envs, fleet.world)
-    distiller = make_distiller(*given, part=whole[0])
+    distiller = make_distiller(*given, part=whole[0], begun=begun)
     each = threads_of(fleet, given.threads)
     plan = DistillPlan(
         *(config.to_dict(given.settings), kept(given.teacher)),
@@ -242,3 +257,18 @@ def _encoder_of(
         return artifact.load(shipped, EncoderArtifact), FINETUNE
     path = shipped if encoder is None else pathlib.Path(encoder)
     return artifact.load(path, EncoderArtifact), manifest.named(path)
+
+
+def _encoder_in(
+    begun: StudentPolicy, encoder: str | os.PathLike[str] | None
+) -> tuple[EncoderArtifact | None, str | None]:
+    """Returns the colour encoder of a student that learning goes on with, as `_encoder_of` does."""
+    name = None if encoder is None else os.fspath(encoder)
+    check(
+        name in (None, FINETUNE),
+        f"--start-from brings its own encoder: leave --encoder out, or choose {FINETUNE}, not '{name}'",
+    )
+    if begun.spec.observation not in ("rgb", "rgbd"):
+        return None, None
+    params = vision_network.tree_of(begun.weights)["encoder"]
+    return EncoderArtifact(begun.spec.network.filters, begun.spec.cameras.size, params, {}), name

@@ -210,6 +210,62 @@ def test_what_cannot_be_distilled_is_said_in_a_line(
         assert error.count("\n") == 1
 
 
+def start_arguments(paths: Paths, out: pathlib.Path, start: pathlib.Path, *more: str) -> list[str]:
+    """As `arguments`, from a student instead of an encoder."""
+    plain = arguments(paths, out, *more)
+    at = plain.index("--encoder")
+    return [*plain[:at], "--start-from", str(start), *plain[at + 2 :]]
+
+
+def test_a_student_learns_on_from_what_it_was(
+    paths: Paths, unbroken: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    start = unbroken / "student"
+    more = ("--set", "iterations=2", "--set", "average=0", "--set", "noise.object_pos=0.03")
+    assert app.main(start_arguments(paths, tmp_path / "on", start, *more)) == 0
+    before, after = (
+        artifact.load(folder, StudentPolicy) for folder in (start, tmp_path / "on" / "student")
+    )
+    assert after.trained["parents"]["start_from"] == before.hash
+    assert "--start-from" in after.trained["command"]
+    assert before.weights.keys() == after.weights.keys()
+    for name, value in before.weights.items():
+        change = np.abs(after.weights[name] - value).max()
+        if name in ("mean", "std") or name.startswith("encoder/"):
+            assert change == 0, name
+        else:  # four steps of Adam at most, and the last layer began at almost 0
+            assert 0 < change < 0.01, name
+
+    settings = student_cases.settings()
+    started = make_distiller(
+        *(settings, student_cases.staged(), student_cases.encoder(), 3, 1, "exact"), begun=before
+    )
+    policy = started.learner.to_policy(started.init().learner, {})
+    for name, value in before.weights.items():
+        np.testing.assert_array_equal(policy.weights[name], value, err_msg=name)
+
+
+def test_a_student_that_learning_cannot_go_on_with_is_said_in_a_line(
+    paths: Paths,
+    unbroken: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start = unbroken / "student"
+    for more, part in (
+        (("--encoder", "none"), "leave --encoder out"),
+        (("--set", "network.hidden=8,8"), "network must be that of the student"),
+        (("--set", "control.scale=0.01"), "action must be that of the student"),
+        (("--set", "ahead=1"), "ahead"),
+    ):
+        assert app.main(start_arguments(paths, tmp_path / "run", start, *more)) == 1
+        error = capsys.readouterr().err
+        assert part in error
+        assert error.count("\n") == 1
+    assert app.main(start_arguments(paths, tmp_path / "run", paths.teacher)) == 1
+    assert "student" in capsys.readouterr().err
+
+
 def copied(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.array(leaf), tree)
 
