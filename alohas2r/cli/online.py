@@ -14,7 +14,16 @@ from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, command, library
 from alohas2r.cli.display import announcing, show
-from alohas2r.cli.options import API_KEY, Host, Resume, RobotFile, Settings, Stepped
+from alohas2r.cli.options import (
+    API_KEY,
+    Cameras,
+    Host,
+    Ports,
+    Resume,
+    RobotFile,
+    Settings,
+    Stepped,
+)
 from alohas2r.cli.run_display import live
 from alohas2r.config import check
 
@@ -66,34 +75,58 @@ def demonstrate(
             " after success: what train-reward learns from.",
         ),
     ] = 0,
-    robot: Robot = "sim",
+    robot: Annotated[
+        Literal["sim", "emulated", "aloha", "aloha-ros"],
+        typer.Option(
+            help="sim: simulated arms; emulated: the arms' own driver on emulated servos, with drawn cameras; aloha,"
+            " aloha-ros: real arms, whose left one you lead."
+        ),
+    ] = "sim",
     stepped: Stepped = False,
     world_params: Changed = "",
     base: Base = None,
+    mode: Annotated[
+        Literal["slow", "full"] | None,
+        typer.Option(help="At whose speed limits real arms move (slow)."),
+    ] = None,
+    ports: Ports = None,
+    cameras: Cameras = None,
     robot_file: RobotFile = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Record demonstrations of a task on simulated or emulated arms, in the log that `learn` reads.
+    """Record demonstrations of a task in the log that `learn` reads.
 
     Whether one succeeded is judged by the reward that the robot computes itself; of insert by what only a simulation
-    knows. See docs/online.md.
+    knows. Real arms set down what they hold and fold up after each, and let go until you press a key: read
+    docs/safety.md first. See docs/online.md.
     """
     demos, rigs = library("deployment.online.demonstrate"), library("deployment.rig")
     check(base is None or task == "insert", "--base goes with insert, which that policy shows")
     by = by or ("student" if task == "insert" else "script")
     config = demos.DemoConfig(task, by, episodes, seed, tries)
     params = library("sim.changed").parse(world_params)
-    rig = rigs.RigConfig(robot, stepped=stepped, params=params)
+    real = robot in rigs.REAL
+    check(
+        real or not (mode or ports or cameras),
+        "--mode, --ports and --cameras go with real arms: --robot aloha or aloha-ros",
+    )
+    settings = {}
+    if real:
+        robots = library("deployment.robot_file")
+        settings = robots.rig_settings(robots.load(robot_file), ports, cameras)
+    rig = rigs.RigConfig(robot, stepped=stepped, params=params, **settings)
     with contextlib.ExitStack() as stack:
-        person = on_step = None
+        person = on_step = pause = None
+        if real and by in demos.PERSONS:
+            pause = library("deployment.pause").KeyPause(_say(), again=False)
         if by in demos.PERSONS:
             hand = library("deployment.online.hands").find_hand(by, robot_file)
             keys = library("deployment.online.keyboard").Keyboard(_say(), None, hand)
             person = stack.enter_context(keys)
         else:
             on_step = stack.enter_context(live(tries or episodes, False))
-        result = demos.demonstrate(config, rig, out, base, on_step, person)
+        result = demos.demonstrate(config, rig, out, base, on_step, person, mode or "slow", pause)
     show(result, f"Demonstrated {task} in {out}", as_json)
 
 

@@ -17,7 +17,7 @@ from alohas2r.deployment.pacer import ClockPacer, Pacer
 from alohas2r.deployment.pause import Next, Pause
 from alohas2r.deployment.preflight import preflight
 from alohas2r.deployment.recorder import Recorder
-from alohas2r.deployment.report import Check, Ending, Hooks, Outcome, Report
+from alohas2r.deployment.report import Attendant, Check, Ending, Hooks, Outcome, Report
 from alohas2r.deployment.step import Leader, Stepper
 from alohas2r.errors import RobotFault
 from alohas2r.policies.protocol import Policy
@@ -56,6 +56,7 @@ class Deployment:
         slow: SafetyConfig = SLOW,
         on_step: Callable[[Report], None] | None = None,
         pause: Pause | None = None,
+        attendant: Attendant | None = None,
     ) -> None:
         """Prepares a run.
 
@@ -71,13 +72,14 @@ class Deployment:
           on_step: called after each control step.
           pause: what to wait for between episodes, while the arms rest without torque; None: nothing, the arms let
             go of what they hold and start anew.
+          attendant: who begins and ends the episodes; None: they take as long as `config` says.
         """
         limits = safety or LIMITS[config.mode]
         self.config = config
         self.guard = Guard(limits)
         self._limits = limits
         self._pacer = pacer or ClockPacer(limits.period_s)
-        self._pause = pause
+        self._pause, self._attendant = pause, attendant
         self._recorder = Recorder(log, on_step)
         self._stepper = Stepper(
             Arms(robot, self.guard, Guard(slow)),
@@ -156,7 +158,8 @@ class Deployment:
             self._play(hooks)
             if not stepper.going and hooks is None:
                 break
-            last = episode == self.config.episodes - 1
+            enough = self._attendant is not None and self._attendant.ended()
+            last = enough or episode == self.config.episodes - 1
             then = Next.NEXT if last or hooks is not None else self._between()
             if then is Next.STOP:
                 self.reactions.retreat("stopped between episodes")
@@ -164,6 +167,8 @@ class Deployment:
                 self._finished -= 1
             else:
                 episode += 1
+            if enough:
+                break
         if self.config.powered and self.config.retreat:
             self.reactions.retreat("the run is over")
         if self.config.retreat or not self.config.powered or stepper.asked:
@@ -191,12 +196,15 @@ class Deployment:
         stepper = self._stepper
         stepper.actor.begin()
         stepper.arms.use(self.guard)
+        if self._attendant is not None:
+            self._attendant.start()
+        judges = self._attendant or hooks
         for number in range(round(self.config.episode_s / self.guard.config.period_s)):
             stepper.number = number
             stepper.step(stepper.actor)
             if not stepper.going:
                 return
-            if hooks is not None and hooks.over():
+            if judges is not None and judges.over():
                 break
         self._finished += 1
 

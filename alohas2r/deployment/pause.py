@@ -58,12 +58,15 @@ class KeyPause:
 
     KEYS = {"n": Next.NEXT, "\n": Next.NEXT, "a": Next.AGAIN, "s": Next.STOP}  # noqa: RUF012
 
-    def __init__(self, say: Callable[[str], None], stream: TextIO | None = None) -> None:
+    def __init__(
+        self, say: Callable[[str], None], stream: TextIO | None = None, again: bool = True
+    ) -> None:
         """Prepares.
 
         Args:
           say: shows a line to the person.
           stream: where the keys come from; None: the terminal.
+          again: whether the last episode can be run once more.
 
         Raises:
           ConfigError: there is no terminal to press a key on.
@@ -73,21 +76,23 @@ class KeyPause:
             " long that takes with --reset-seconds, or run one episode.",
             stream,
         )
-        self._say = say
+        self._say, self._again = say, again
 
     def begin(self, now_s: float) -> None:
         """Says which keys there are, and takes them one by one from now on."""
         self._keys.begin()
-        self._say(
-            "Torque is off. Put the parts back, then press n (next episode), a (again) or s (stop)."
+        choices = (
+            "n (next episode), a (again) or s (stop)" if self._again else "n (next) or s (stop)"
         )
+        self._say(f"Torque is off. Put the parts back, then press {choices}.")
 
     def poll(self, now_s: float) -> Next | None:
         """Returns what the key that was pressed means; other keys mean nothing. A closed terminal ends the run."""
         key = self._keys.read()
         if key is None:
             return None
-        return self.KEYS.get(key) if key else Next.STOP
+        then = self.KEYS.get(key) if key else Next.STOP
+        return None if then is Next.AGAIN and not self._again else then
 
     def end(self) -> None:
         """Gives the terminal back."""

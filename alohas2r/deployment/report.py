@@ -61,6 +61,22 @@ class Ending(Protocol):
         ...
 
 
+class Attendant(Protocol):
+    """Who begins and ends the episodes of arms that stay where they are: on real ones nothing is placed."""
+
+    def start(self) -> None:
+        """Begins an episode: the arms stand in the start pose."""
+        ...
+
+    def over(self) -> bool:
+        """Returns, after each control step, whether the episode is over."""
+        ...
+
+    def ended(self) -> bool:
+        """Returns, once after each episode, whether it was the last."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a run ended.

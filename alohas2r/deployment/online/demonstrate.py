@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,12 +21,19 @@ from alohas2r.deployment.online.deciders import Alone, Scripted
 from alohas2r.deployment.online.explorer import Acting, Explorer
 from alohas2r.deployment.online.inserter import Inserter
 from alohas2r.deployment.online.keyboard import Keyboard, Shown
-from alohas2r.deployment.online.opened import open_world, shipped_student, stage_config
+from alohas2r.deployment.online.opened import (
+    attended_config,
+    open_world,
+    seeing,
+    shipped_student,
+    stage_config,
+)
 from alohas2r.deployment.online.scripts import ScriptedExpert
-from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
+from alohas2r.deployment.online.stage import Attended, Ended, Plan, ResetDraws, Stage
 from alohas2r.deployment.online.truth import Knowing, Start, Truth
+from alohas2r.deployment.pause import Pause
 from alohas2r.deployment.report import Outcome, Report
-from alohas2r.deployment.rig import RigConfig
+from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.errors import ArtifactError
 from alohas2r.policies.online.config import LOGS
 from alohas2r.policies.online.demonstrations import ABOUT
@@ -87,7 +95,7 @@ class _Director:
             return None
         return Plan(self.tries, (self._config.seed, self.tries), True, True, False)
 
-    def ended(self, episode: Ended, state: Start) -> None:
+    def ended(self, episode: Ended, state: Start | None) -> None:
         self.tries += 1
         self.successes += episode.success
         self.true_successes += episode.truth
@@ -101,8 +109,13 @@ def demonstrate(
     student: str | os.PathLike[str] | None = None,
     on_step: Callable[[Report], None] | None = None,
     person: Keyboard | None = None,
+    mode: Literal["slow", "full"] = "slow",
+    pause: Pause | None = None,
 ) -> JsonObject:
-    """Records demonstrations on simulated or emulated arms.
+    """Records demonstrations on simulated, emulated or real arms.
+
+    Real arms are led by a person, from the start pose. After an episode they set down what they hold, fold up and let
+    go, until `pause` says that the object is where it shall be. Whatever ends the run, what had succeeded is kept.
 
     Args:
       config: of what. rig: which arms; pictures are as the student takes them.
@@ -110,12 +123,15 @@ def demonstrate(
       student: whose eyes learning will have; of an insertion the exported file that shows it; the shipped one if None.
       on_step: called after each control step.
       person: who shows it, if not a script, with keys and what their hand moves.
+      mode: at whose speed limits real arms move. pause: what is waited for between their episodes.
 
     Returns:
-      "task", "by", "world_params", "episodes" that succeeded, "tries", "true_successes", "seconds" of acting, "out".
+      "task", "by", "world_params", "episodes" that succeeded, "tries", "true_successes" (None on real arms), "seconds"
+      of acting, "stopped" (why there are fewer than were asked for; "" if there are not), "out".
 
     Raises:
       ConfigError: real arms, which no script knows how to lead, or a setting out of range.
+      RobotFault: an arm or a camera is missing, or not as expected.
       ArtifactError: the folder holds something already, or no episode succeeded.
     """
     _check_rig(rig, person)
@@ -128,7 +144,7 @@ def demonstrate(
     make_folder(folder)
     director = _Director(config)
     rig = dataclasses.replace(rig, seed=config.seed)
-    deploy = stage_config(spec)
+    deploy = attended_config(PERSON_S, mode) if rig.real else stage_config(spec)
     header = log_header(deploy, LIMITS[deploy.mode], rig.robot, config.by)
     header |= {
         "task": config.task,
@@ -139,20 +155,32 @@ def demonstrate(
     }
     if isinstance(spec, InsertSpec):
         header["student_hash"] = spec.student_hash
-    with (
-        open_world(spec, rig) as (arms, simulation, truth),
-        LogWriter(folder / LOGS / "0000.run", header) as log,
-    ):
-        acting = _acting(spec, base, truth, config, person)
-        stage = Stage(acting, simulation, truth, director, log, not rig.stepped)
+    path = folder / LOGS / "0000.run"
+    with contextlib.ExitStack() as stack:
+        if rig.real:
+            assert isinstance(spec, OnlineSpec)
+            assert person is not None
+            arms = stack.enter_context(open_rig(seeing(rig, spec.cameras), judged=False))
+            acting = Explorer(spec, Shown(spec, person), lambda felt: None, None, PERSON_S)
+            log, hooks = stack.enter_context(LogWriter(path, header)), None
+            attendant = Attended(acting, director, log)
+        else:
+            arms, simulation, truth = stack.enter_context(open_world(spec, rig))
+            acting, attendant = _acting(spec, base, truth, config, person), None
+            log = stack.enter_context(LogWriter(path, header))
+            hooks = Stage(acting, simulation, truth, director, log, not rig.stepped)
         deployment = Deployment(
-            arms.robot, arms.cameras, acting, deploy, stage, log, on_step=on_step
+            *(arms.robot, arms.cameras, acting, deploy, hooks, log),
+            on_step=on_step,
+            pause=pause,
+            attendant=attendant,
         )
-        outcome = deployment.run(stage)
-    if director.next() is not None:
+        outcome = deployment.run(hooks)
+    stopped = why_stopped(outcome) if director.next() is not None else ""
+    if stopped and not (rig.real and director.successes):
         wanted = config.tries or config.episodes
         raise ArtifactError(
-            f"The demonstrations were stopped ({why_stopped(outcome)}); {director.successes} of {wanted} had succeeded."
+            f"The demonstrations were stopped ({stopped}); {director.successes} of {wanted} had succeeded."
             f" Begin anew in another --out than {folder}."
         )
     if not director.successes and not config.tries:
@@ -163,8 +191,9 @@ def demonstrate(
         "world_params": str(rig.params),
         "episodes": director.successes,
         "tries": director.tries,
-        "true_successes": director.true_successes,
+        "true_successes": None if rig.real else director.true_successes,
         "seconds": director.steps * LIMITS[deploy.mode].period_s,
+        "stopped": stopped,
     }
     about = {**result, "spec": to_dict(spec), "robot": rig.robot, "seed": config.seed}
     write_atomic(folder / ABOUT, json.dumps(about, indent=2).encode() + b"\n")
@@ -196,8 +225,9 @@ def _check_rig(rig: RigConfig, person: Keyboard | None) -> None:
         "a person cannot show anything while time stands still: leave out --stepped",
     )
     check(
-        not rig.real,
-        "a script knows where objects are in a simulation only: use --robot sim or emulated",
+        person is not None or not rig.real,
+        "a script knows where objects are in a simulation only: use --robot sim or emulated, or lead real arms"
+        f" yourself (--by {' or '.join(PERSONS)})",
     )
 
 

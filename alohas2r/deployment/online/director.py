@@ -134,7 +134,7 @@ class LearnDirector:
         assert config.learns
         return Plan(progress.episode, (seed, progress.episode), placed, True, False)
 
-    def ended(self, episode: Ended, state: Start) -> None:
+    def ended(self, episode: Ended, state: Start | None) -> None:
         """Counts an episode, and keeps how far the run is."""
         one, plan = self.progress, episode.plan
         one.episode += 1

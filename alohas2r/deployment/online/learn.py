@@ -221,7 +221,7 @@ class _Numbered:
             self._back.number = plan.number
         return plan
 
-    def ended(self, episode: Ended, state: Start) -> None:
+    def ended(self, episode: Ended, state: Start | None) -> None:
         self._director.ended(episode, state)
 
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from alohas2r.core import assets
-from alohas2r.deployment.config import DeployConfig
+from alohas2r.deployment.config import DeployConfig, DriveMode
 from alohas2r.deployment.online.truth import InsertTruth, Knowing, Truth
 from alohas2r.deployment.rig import Rig, RigConfig, Simulation, open_rig
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.policies.online.insertion import TASK, InsertSpec
 from alohas2r.policies.online.spec import OnlineSpec
 from alohas2r.policies.online.tasks import find_online_task
+from alohas2r.policies.spec import CameraSpec
 
 EPISODE_S = 3600.0  # of the control loop: episodes end by themselves
 STARTS = 256  # of insertions, drawn beforehand: half for acting, half for evaluations
@@ -31,10 +32,8 @@ class Opened(NamedTuple):
 @contextlib.contextmanager
 def open_world(spec: OnlineSpec | InsertSpec, rig: RigConfig) -> Iterator[Opened]:
     """Opens simulated or emulated arms with pictures as a policy takes them; see `deployment.rig.open_rig`."""
-    cameras, inserts = spec.cameras, isinstance(spec, InsertSpec)
-    rig = dataclasses.replace(
-        rig, size=cameras.size, fovy_deg=cameras.fovy_deg, depth_cutoff=cameras.depth_cutoff
-    )
+    inserts = isinstance(spec, InsertSpec)
+    rig = seeing(rig, spec.cameras)
     seconds = find_online_task(spec.task).seconds + CONTROL_PERIOD_S  # the last look is judged too
     with open_rig(rig, episodes=STARTS, episode_s=seconds, judged=inserts) as arms:
         assert arms.simulation is not None
@@ -44,6 +43,13 @@ def open_world(spec: OnlineSpec | InsertSpec, rig: RigConfig) -> Iterator[Opened
         else:
             truth = Truth(spec, arms.simulation, rig.params)
         yield Opened(arms, arms.simulation, truth)
+
+
+def seeing(rig: RigConfig, cameras: CameraSpec) -> RigConfig:
+    """Returns arms with pictures as a policy takes them."""
+    return dataclasses.replace(
+        rig, size=cameras.size, fovy_deg=cameras.fovy_deg, depth_cutoff=cameras.depth_cutoff
+    )
 
 
 def stage_config(spec: OnlineSpec | InsertSpec) -> DeployConfig:
@@ -60,6 +66,15 @@ def stage_config(spec: OnlineSpec | InsertSpec) -> DeployConfig:
         return config
     student = spec.student
     return dataclasses.replace(config, action_scale=student.action.scale, switch=student.switch)
+
+
+def attended_config(seconds: float, mode: DriveMode) -> DeployConfig:
+    """Returns how the control loop runs real arms whose episodes a person attends: from the start pose to rest.
+
+    Args:
+      seconds: how long an episode lasts at most. mode: "slow" or "full".
+    """
+    return DeployConfig(mode=mode, episodes=10**9, episode_s=seconds + CONTROL_PERIOD_S)
 
 
 def shipped_base() -> str:

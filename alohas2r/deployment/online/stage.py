@@ -68,8 +68,8 @@ class Director(Protocol):
         """Returns the next episode, None after the last."""
         ...
 
-    def ended(self, episode: Ended, state: Start) -> None:
-        """Takes an episode that is over, and the world's state after it."""
+    def ended(self, episode: Ended, state: Start | None) -> None:
+        """Takes an episode that is over, and the world's state after it, where anybody knows that."""
         ...
 
 
@@ -195,6 +195,41 @@ class Stage:
                 f"{ABORTED} episodes in a row were ended by the guard or a fault; look at the arms and at the log"
                 f" {self._log.path} before they go on."
             )
+
+
+class Attended:
+    """Begins and ends episodes that a person attends, on arms whose world nobody knows: `Attendant`.
+
+    Args:
+      acting: what acts. director: which episodes there are. log: where they are noted.
+    """
+
+    def __init__(self, acting: Acting, director: Director, log: LogWriter) -> None:
+        self._acting, self._director, self._log = acting, director, log
+        self._plan = director.next()
+
+    def start(self) -> None:
+        """Begins the next episode."""
+        plan = self._plan
+        assert plan is not None
+        self._log.write("episode", plan._asdict(), {})
+        self._acting.begin([*plan.seed, 2], plan.explores, plan.evaluation)
+
+    def over(self) -> bool:
+        """Returns whether the episode is over."""
+        return self._acting.phase is Phase.IDLE
+
+    def ended(self) -> bool:
+        """Hands the episode over and asks for the next; whether there is none."""
+        one, plan = self._acting, self._plan
+        assert plan is not None
+        done = Ended(
+            *(plan, False, one.success, one.true_success, one.steps),
+            *(one.reset_steps, one.decisions, True, 0),
+        )
+        self._director.ended(done, None)
+        self._plan = self._director.next()
+        return self._plan is None
 
 
 class ResetDraws:
