@@ -75,6 +75,7 @@ def test_every_setting_exists() -> None:
     from alohas2r.learning.encoder import config as encoder
     from alohas2r.learning.pixels import config as pixels
     from alohas2r.learning.ppo import presets
+    from alohas2r.policies.online import config as online
 
     seen = 0
     for command in COMMANDS:
@@ -86,6 +87,9 @@ def test_every_setting_exists() -> None:
             check_sweep(command)
             continue
         values = parse(command.arguments)
+        if name == ("learn",):
+            online.find_arm(str(values["arm"]), tuple(changes), str(values["task"]))
+            continue
         preset = str(values["preset"])
         if name == ("train-teacher",):
             settings = presets.find_preset(str(values["phase"]), preset)
