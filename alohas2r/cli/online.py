@@ -26,6 +26,7 @@ from alohas2r.cli.options import (
 )
 from alohas2r.cli.run_display import live
 from alohas2r.config import check
+from alohas2r.core.types import Untyped
 
 if TYPE_CHECKING:
     from alohas2r.deployment.online.director import Progress
@@ -38,10 +39,15 @@ Base = Annotated[
     typer.Option(help="Of insert: the exported policy (.onnx); the shipped student's if left out."),
 ]
 Robot = Annotated[
-    Literal["sim", "emulated"],
+    Literal["sim", "emulated", "aloha", "aloha-ros"],
     typer.Option(
-        help="sim: simulated arms; emulated: the arms' own driver on emulated servos, with drawn cameras."
+        help="sim: simulated arms; emulated: the arms' own driver on emulated servos, with drawn cameras; aloha,"
+        " aloha-ros: real arms, of reach and pick; the left one acts."
     ),
+]
+Mode = Annotated[
+    Literal["slow", "full"] | None,
+    typer.Option(help="At whose speed limits real arms move (slow)."),
 ]
 Changed = Annotated[
     str,
@@ -75,20 +81,11 @@ def demonstrate(
             " after success: what train-reward learns from.",
         ),
     ] = 0,
-    robot: Annotated[
-        Literal["sim", "emulated", "aloha", "aloha-ros"],
-        typer.Option(
-            help="sim: simulated arms; emulated: the arms' own driver on emulated servos, with drawn cameras; aloha,"
-            " aloha-ros: real arms, whose left one you lead."
-        ),
-    ] = "sim",
+    robot: Robot = "sim",
     stepped: Stepped = False,
     world_params: Changed = "",
     base: Base = None,
-    mode: Annotated[
-        Literal["slow", "full"] | None,
-        typer.Option(help="At whose speed limits real arms move (slow)."),
-    ] = None,
+    mode: Mode = None,
     ports: Ports = None,
     cameras: Cameras = None,
     robot_file: RobotFile = None,
@@ -107,14 +104,7 @@ def demonstrate(
     config = demos.DemoConfig(task, by, episodes, seed, tries)
     params = library("sim.changed").parse(world_params)
     real = robot in rigs.REAL
-    check(
-        real or not (mode or ports or cameras),
-        "--mode, --ports and --cameras go with real arms: --robot aloha or aloha-ros",
-    )
-    settings = {}
-    if real:
-        robots = library("deployment.robot_file")
-        settings = robots.rig_settings(robots.load(robot_file), ports, cameras)
+    settings = _real_settings(robot, mode, ports, cameras, robot_file)
     rig = rigs.RigConfig(robot, stepped=stepped, params=params, **settings)
     with contextlib.ExitStack() as stack:
         person = on_step = pause = None
@@ -128,6 +118,24 @@ def demonstrate(
             on_step = stack.enter_context(live(tries or episodes, False))
         result = demos.demonstrate(config, rig, out, base, on_step, person, mode or "slow", pause)
     show(result, f"Demonstrated {task} in {out}", as_json)
+
+
+def _real_settings(
+    robot: str,
+    mode: str | None,
+    ports: tuple[str, str] | None,
+    cameras: tuple[str, str] | None,
+    robot_file: pathlib.Path | None,
+) -> dict[str, Untyped]:
+    """Returns what a rig of real arms needs, from options and robot file; nothing of others, which take no options."""
+    if robot not in library("deployment.rig").REAL:
+        check(
+            not (mode or ports or cameras),
+            "--mode, --ports and --cameras go with real arms: --robot aloha or aloha-ros",
+        )
+        return {}
+    robots = library("deployment.robot_file")
+    return dict(robots.rig_settings(robots.load(robot_file), ports, cameras))
 
 
 @command("learn")
@@ -210,6 +218,9 @@ def learn(
             " in between you lead with keys, a leader arm or a SpaceMouse."
         ),
     ] = None,
+    mode: Mode = None,
+    ports: Ports = None,
+    cameras: Cameras = None,
     robot_file: RobotFile = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -219,7 +230,8 @@ def learn(
 
     One process acts, behind the guard, and writes the run's log; another learns from it and publishes weights, which
     are taken between episodes. Either may be killed: --resume goes on, with --stepped to the same bits. It is evaluated
-    unaided every five minutes of acting, and at the end by 200 episodes. Of insert, an exported student is corrected
+    unaided every five minutes of acting, and at the end by 200 episodes; on real arms, which rest while you put things
+    back and press a key, at the end by 20. Read docs/safety.md before. Of insert, an exported student is corrected
     (--arm residual), in a simulation alone so far, or measured at several tempos and exported with the best (--arm
     tempo). See docs/online.md.
     """
@@ -233,6 +245,7 @@ def learn(
             " --coach, --encoder",
         )
         chosen = None if base is None else str(base)
+        check(robot in ("sim", "emulated"), "--arm tempo needs --robot sim or emulated")
         how = _Tempo(
             chosen, tuple(tempo or ()), robot, stepped, world_params, tuple(settings or ())
         )
@@ -256,15 +269,23 @@ def learn(
         reward=reward or "",
         encoder=encoder or "",
     )
+    given = _real_settings(robot, mode, ports, cameras, robot_file)
+    rigs = library("deployment.rig")
+    rig = rigs.RigConfig(robot, params=config.world, **given) if given else None
     with contextlib.ExitStack() as stack:
-        person = None
+        person = pause = None
+        if rig is not None:
+            pause = library("deployment.pause").KeyPause(_say(), again=False)
         if coach is not None:
             hand = library("deployment.online.hands").find_hand(coach, robot_file)
             keys = library("deployment.online.coach").Coach(_say(), None, hand)
             person = stack.enter_context(keys)
         tell = stack.enter_context(_episodes())
         key = os.environ.get(API_KEY, "")
-        result = online.learn(config, folder, resume, None, tell, learner or "", key, person)
+        result = online.learn(
+            *(config, folder, resume, None, tell, learner or "", key, person),
+            *(rig, mode or "slow", pause),
+        )
     rows = (
         {} if as_json else {"evaluations": "; ".join(map(_said, result["evaluations"])) or "none"}
     )
@@ -331,7 +352,7 @@ class _Tempo(NamedTuple):
 
     base: str | None
     tempos: tuple[float, ...]
-    robot: Literal["sim", "emulated"]
+    robot: str
     stepped: bool
     world_params: str
     settings: tuple[str, ...]

@@ -149,10 +149,10 @@ class Deployment:
         stepper.take_requests()
         if self.config.powered and stepper.going:
             self._power()
-        episode = 0
+        episode, alone = 0, False
         while episode < self.config.episodes and not (isinstance(hooks, Ending) and hooks.ended()):
             stepper.episode = episode
-            self._prepare(episode, hooks)
+            self._prepare(episode, hooks, alone)
             if not stepper.going:
                 break
             self._play(hooks)
@@ -160,7 +160,8 @@ class Deployment:
                 break
             enough = self._attendant is not None and self._attendant.ended()
             last = enough or episode == self.config.episodes - 1
-            then = Next.NEXT if last or hooks is not None else self._between()
+            alone = self._attendant is not None and self._attendant.alone()
+            then = Next.NEXT if last or alone or hooks is not None else self._between()
             if then is Next.STOP:
                 self.reactions.retreat("stopped between episodes")
             if then is Next.AGAIN:
@@ -175,8 +176,8 @@ class Deployment:
             while self.reactions.mode is Mode.RETREAT:
                 stepper.step(None)
 
-    def _prepare(self, episode: int, hooks: Hooks | None) -> None:
-        """Brings arms and scene to where an episode starts."""
+    def _prepare(self, episode: int, hooks: Hooks | None, alone: bool) -> None:
+        """Brings arms and scene to where an episode starts, unless that is where they are: `alone`."""
         stepper = self._stepper
         if hooks is not None:
             stepper.arms.use(self.guard)
@@ -185,7 +186,7 @@ class Deployment:
                 stepper.begin_afresh(Monitor(self._limits), Reactions(self._limits))
             if stepper.going:
                 stepper.arms.start(hooks.begin(episode))
-        if self.config.approach and self.config.powered and stepper.going:
+        if self.config.approach and self.config.powered and stepper.going and not alone:
             self.monitor.begin_approach()
             stepper.approaching = True
             self._lead(approach_path(start_pose(), stepper.arms.slow.config), "the start pose")

@@ -76,6 +76,10 @@ class Attendant(Protocol):
         """Returns, once after each episode, whether it was the last."""
         ...
 
+    def alone(self) -> bool:
+        """Returns, after `ended`, whether the next episode begins where the arms are, and nobody puts things back."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

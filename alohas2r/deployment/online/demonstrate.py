@@ -18,7 +18,7 @@ from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.online.deciders import Alone, Scripted
-from alohas2r.deployment.online.explorer import Acting, Explorer
+from alohas2r.deployment.online.explorer import LEASH_RAD, Acting, Explorer
 from alohas2r.deployment.online.inserter import Inserter
 from alohas2r.deployment.online.keyboard import Keyboard, Shown
 from alohas2r.deployment.online.opened import (
@@ -144,7 +144,7 @@ def demonstrate(
     make_folder(folder)
     director = _Director(config)
     rig = dataclasses.replace(rig, seed=config.seed)
-    deploy = attended_config(PERSON_S, mode) if rig.real else stage_config(spec)
+    deploy = attended_config(mode) if rig.real else stage_config(spec)
     header = log_header(deploy, LIMITS[deploy.mode], rig.robot, config.by)
     header |= {
         "task": config.task,
@@ -161,7 +161,8 @@ def demonstrate(
             assert isinstance(spec, OnlineSpec)
             assert person is not None
             arms = stack.enter_context(open_rig(seeing(rig, spec.cameras), judged=False))
-            acting = Explorer(spec, Shown(spec, person), lambda felt: None, None, PERSON_S)
+            shown = Shown(spec, person)
+            acting = Explorer(spec, shown, lambda felt: None, None, PERSON_S, LEASH_RAD)
             log, hooks = stack.enter_context(LogWriter(path, header)), None
             attendant = Attended(acting, director, log)
         else:

@@ -65,7 +65,7 @@ class Progress:
 
 
 def read_progress(folder: pathlib.Path) -> tuple[Progress, Start | None]:
-    """Reads how far a run is, and the world's state there; nothing is done before the first episode has ended.
+    """Reads how far a run is, and the world's state there, None where nobody knows it.
 
     Raises:
       ArtifactError: damaged.
@@ -78,6 +78,8 @@ def read_progress(folder: pathlib.Path) -> tuple[Progress, Start | None]:
         qpos, targets = said.pop("qpos"), said.pop("targets")
         progress = Progress(**said)
         progress.evaluation = [(bool(a), bool(b)) for a, b in progress.evaluation]
+        if not qpos:
+            return progress, None
         return progress, Start(np.array(qpos, float), np.array(targets, float))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); start anew in another --out.") from error
@@ -156,11 +158,10 @@ class LearnDirector:
             self._tell(one, episode)
 
     def _save(self) -> None:
-        """Keeps how far the run is."""
-        if self._state is None:
-            return
+        """Keeps how far the run is, and the world's state where anybody knows it."""
         kept = dataclasses.asdict(self.progress)
-        kept |= {"qpos": self._state.qpos.tolist(), "targets": self._state.targets.tolist()}
+        state = self._state or Start(np.zeros(0), np.zeros(0))
+        kept |= {"qpos": state.qpos.tolist(), "targets": state.targets.tolist()}
         write_atomic(self._folder / STATE, json.dumps(kept).encode())
 
     def _due(self) -> int | None:
@@ -198,11 +199,14 @@ class LearnDirector:
         self._save()
 
     def _take_version(self) -> None:
-        """Takes the newest weights; in a stepped run, and at its end, waits for those that the log is due."""
+        """Takes the newest weights; in a stepped run, and at its end, waits for those that the log is due.
+
+        Real arms, which stand with torque meanwhile, never wait.
+        """
         run, config = self._run, self._run.config
         folder = self._folder / PUBLISHED
         due = 0
-        if config.learns and (run.stepped or self._final):
+        if config.learns and not run.real and (run.stepped or self._final):
             due = min(self.progress.decisions, run.decisions) // config.chunk
         while (newest := published.newest(folder)) is None or newest < due:
             if not self._alive():

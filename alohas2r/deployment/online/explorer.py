@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -11,11 +12,15 @@ import numpy as np
 from alohas2r.core.types import JsonObject
 from alohas2r.deployment.online.deciders import Decider, Seen, Source, Verdict
 from alohas2r.deployment.online.scripts import Way
-from alohas2r.embodiment.joints import CONTROL_PERIOD_S, JOINTS
+from alohas2r.embodiment.control import ACTION_SCALE
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S, JOINTS, PER_ARM, SIDES
 from alohas2r.policies.online.recent import recent_actions
 from alohas2r.policies.online.spec import HOLD, LearntSpec, OnlineSpec
 from alohas2r.policies.online.tasks import Held, Reward, find_online_task
 from alohas2r.policies.protocol import Notes
+
+# How far ahead of a real arm's joints its targets may be led (rad): what holds an arm is not pushed harder.
+LEASH_RAD = 0.1
 
 
 class Phase(enum.Enum):
@@ -155,6 +160,7 @@ class Explorer(Acting):
       spec: what learns. decider: who decides.
       back: returns the way to a new start from what is felt [32], or None where the scene is put right otherwise.
       truth, seconds: as of `Acting`.
+      leash_rad: how far from where its joints are the arm's targets may be led; the fingers press as they like.
     """
 
     def __init__(
@@ -164,8 +170,9 @@ class Explorer(Acting):
         back: Callable[[np.ndarray], Way | None],
         truth: Callable[[], bool] | None = None,
         seconds: float | None = None,
+        leash_rad: float = math.inf,
     ) -> None:
-        self._reward = Reward(spec)
+        self._reward, self._leash_rad = Reward(spec), leash_rad
         super().__init__(spec, decider, self._reward, truth, seconds)
         self._spec, self._decider, self._back = spec, decider, back
         self._way: Way | None = None
@@ -175,6 +182,21 @@ class Explorer(Acting):
         """Starts an episode; see `Acting`."""
         super().begin(seed, explores, evaluation)
         self._past, self._way = [], None
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns the actions [14] in [-1, 1], on the leash."""
+        wanted = super().act(observation)
+        if math.isinf(self._leash_rad):
+            return wanted
+        felt = np.asarray(observation["proprioception"])
+        targets, measured = self._spec.targets(felt), self._spec.own(felt)[:PER_ARM]
+        low, high = measured - self._leash_rad, measured + self._leash_rad
+        low[-1], high[-1] = -np.inf, np.inf
+        own = slice(SIDES.index(self._spec.side) * PER_ARM, None)
+        held = wanted.copy()
+        arm = held[own][:PER_ARM]
+        arm[:] = np.clip(arm, *((bound - targets) / ACTION_SCALE for bound in (low, high)))
+        return np.clip(held, -1, 1)
 
     def _judge(self, observation: Mapping[str, np.ndarray], truth: bool | None) -> bool:
         depth = observation[f"{self._spec.side}_depth"]

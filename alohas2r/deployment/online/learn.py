@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from alohas2r import config as configs
 from alohas2r.config import check
 from alohas2r.core.files import make_folder
 from alohas2r.core.lock import FolderLock
 from alohas2r.core.types import JsonObject
-from alohas2r.deployment.config import LIMITS
+from alohas2r.deployment.config import LIMITS, DeployConfig
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
@@ -22,14 +24,20 @@ from alohas2r.deployment.online.coach import Coach, Coached
 from alohas2r.deployment.online.deciders import Learned, Looking
 from alohas2r.deployment.online.demonstrate import PERSON_S, why_stopped
 from alohas2r.deployment.online.director import EVALUATIONS, LearnDirector, Progress, read_progress
-from alohas2r.deployment.online.explorer import Acting, Explorer
+from alohas2r.deployment.online.explorer import LEASH_RAD, Acting, Explorer
 from alohas2r.deployment.online.inserter import Inserter
-from alohas2r.deployment.online.opened import open_world, stage_config
+from alohas2r.deployment.online.opened import (
+    attended_config,
+    open_world,
+    seeing,
+    stage_config,
+)
 from alohas2r.deployment.online.runs import LearnConfig, plan_run
-from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
+from alohas2r.deployment.online.stage import Attended, Ended, Plan, ResetDraws, Stage
 from alohas2r.deployment.online.truth import Knowing, Start
-from alohas2r.deployment.report import Report
-from alohas2r.deployment.rig import RigConfig
+from alohas2r.deployment.pause import Pause
+from alohas2r.deployment.report import Outcome, Report
+from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.deployment.timing import Tally
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.online.classifier import InsertReward, read_classifier
@@ -62,14 +70,23 @@ def learn(
     learner: str = "",
     api_key: str = "",
     coach: Coach | None = None,
+    rig: RigConfig | None = None,
+    mode: Literal["slow", "full"] = "slow",
+    pause: Pause | None = None,
 ) -> JsonObject:
-    """Learns a task on simulated or emulated arms, from demonstrations and by doing it.
+    """Learns a task on simulated, emulated or real arms, from demonstrations and by doing it.
+
+    Real arms begin in the start pose. Where a person is to put things back (see `Attended`), they set down what they
+    hold, fold up and let go, until `pause` says that it is done. A fault, or what the guard ends, ends the run, which
+    goes on with `resume`.
 
     Args:
       config: what. out: folder of the run. resume: whether to go on with the run in it.
       on_step: called after each control step. tell: after each episode.
       learner: "ws://host:port" of `alohas2r learner` on another machine; "": a process beside.
       api_key: if that wants one. coach: a person who helps; evaluations stay unaided.
+      rig: real arms and their cameras; None: what the run says. mode: at whose speed limits they move. pause: what is
+        waited for where a person is to put things back.
 
     Returns:
       "task", "arm", "protocol" with its hash, "world_params", "seed", "minutes" of acting, "reset_minutes", "wall_s",
@@ -105,7 +122,14 @@ def learn(
         with learning as alive:
             tally = Tally()
             if not progress.final:
-                _act(folder, run, progress, state, alive, tally, on_step, tell, coach)
+                arms = rig or RigConfig(
+                    run.robot, stepped=run.stepped, seed=run.seed, params=run.world
+                )
+                played = _Played(folder, run, progress, state, alive, tally, on_step, tell, coach)
+                if run.real:
+                    _act_attended(played, arms, mode, pause)
+                else:
+                    _act(played, arms)
         return _result(folder, run, progress, time.monotonic() - begun_s, tally)
 
 
@@ -140,73 +164,116 @@ def _learner(folder: pathlib.Path, resume: bool) -> Iterator[Callable[[], bool]]
         process.end()
 
 
-def _act(
-    folder: pathlib.Path,
-    run: AnyRun,
-    progress: Progress,
-    state: Start | None,
-    alive: Callable[[], bool],
-    tally: Tally,
-    on_step: Callable[[Report], None] | None,
-    tell: Callable[[Progress, Ended], object] | None,
-    coach: Coach | None,
-) -> None:
-    """Goes through the episodes that are left."""
-    spec = run.spec
-    rig = RigConfig(run.robot, stepped=run.stepped, seed=run.seed, params=run.world)
-    deploy = stage_config(spec)
-    with open_world(spec, rig) as (arms, simulation, truth):
-        learned, acting, back = _cast(run, truth, coach)
+class _Played(NamedTuple):
+    """A run whose episodes are gone through, and who is told."""
+
+    folder: pathlib.Path
+    run: AnyRun
+    progress: Progress
+    state: Start | None
+    alive: Callable[[], bool]
+    tally: Tally
+    on_step: Callable[[Report], None] | None
+    tell: Callable[[Progress, Ended], object] | None
+    coach: Coach | None
+
+    def note(self, report: Report) -> None:
+        """Takes a control step."""
+        self.tally(report)
+        if self.on_step is not None:
+            self.on_step(report)
+
+    def log(self, deploy: DeployConfig) -> LogWriter:
+        """Opens the next segment of the log."""
+        run = self.run
         header = log_header(deploy, LIMITS[deploy.mode], run.robot, run.config.arm)
-        header |= {"task": spec.task, "seed": run.seed, "stepped": run.stepped}
-        header |= {"world_params": str(run.world), "coached": coach is not None}
+        header |= {"task": run.spec.task, "seed": run.seed, "stepped": run.stepped}
+        header |= {"world_params": str(run.world), "coached": self.coach is not None}
         header["student_hash"] = run.eyes_hash
-        with _segment(folder, progress, run.stepped, header) as log:
-            director = LearnDirector(
-                *(folder, run, learned, progress, alive),
-                log_end=lambda: log.path.stat().st_size,
-                tell=tell,
-                state=state,
+        return _segment(self.folder, self.progress, run.stepped, header)
+
+    def director(self, learned: Learned, log: LogWriter, back: ResetDraws | None) -> _Numbered:
+        """Returns who says which episodes there are."""
+        director = LearnDirector(
+            *(self.folder, self.run, learned, self.progress, self.alive),
+            log_end=lambda: log.path.stat().st_size,
+            tell=self.tell,
+            state=self.state,
+        )
+        return _Numbered(director, back)
+
+    def check_done(self, outcome: Outcome) -> None:
+        """Raises ArtifactError unless the run has come to its end."""
+        if not self.progress.final:
+            raise ArtifactError(
+                f"The run was stopped ({why_stopped(outcome)}); --resume --out {self.folder} continues."
             )
+
+
+def _act(played: _Played, rig: RigConfig) -> None:
+    """Goes through the episodes that are left, on simulated or emulated arms."""
+    run = played.run
+    deploy = stage_config(run.spec)
+    with open_world(run.spec, rig) as (arms, simulation, truth):
+        learned, acting, back = _cast(run, truth, played.coach)
+        with played.log(deploy) as log:
             stage = Stage(
-                *(acting, simulation, truth, _Numbered(director, back), log),
+                *(acting, simulation, truth, played.director(learned, log, back), log),
                 realtime=not run.stepped,
-                state=state,
-                failures=progress.failures,
+                state=played.state,
+                failures=played.progress.failures,
             )
-
-            def note(report: Report) -> None:
-                tally(report)
-                if on_step is not None:
-                    on_step(report)
-
             deployment = Deployment(
-                arms.robot, arms.cameras, acting, deploy, stage, log, on_step=note
+                arms.robot, arms.cameras, acting, deploy, stage, log, on_step=played.note
             )
             outcome = deployment.run(stage)
-    if not progress.final:
-        raise ArtifactError(
-            f"The run was stopped ({why_stopped(outcome)}); --resume --out {folder} continues."
-        )
+    played.check_done(outcome)
+
+
+def _act_attended(
+    played: _Played, rig: RigConfig, mode: Literal["slow", "full"], pause: Pause | None
+) -> None:
+    """Does the same on real arms."""
+    run = played.run
+    deploy = attended_config(mode)
+    with open_rig(seeing(rig, run.spec.cameras), judged=False) as arms:
+        learned, acting, back = _cast(run, None, played.coach)
+        with played.log(deploy) as log:
+            director = played.director(learned, log, back)
+            attended = Attended(acting, director, log, played.progress.failures)
+            deployment = Deployment(
+                *(arms.robot, arms.cameras, acting, deploy),
+                log=log,
+                on_step=played.note,
+                pause=pause,
+                attendant=attended,
+            )
+            outcome = deployment.run()
+    if attended.failed is not None:
+        raise attended.failed
+    played.check_done(outcome)
 
 
 def _cast(
-    run: AnyRun, truth: Knowing, coach: Coach | None
+    run: AnyRun, truth: Knowing | None, coach: Coach | None
 ) -> tuple[Learned, Acting, ResetDraws | None]:
-    """Returns who decides, what acts, and what draws the ways back, where there are any."""
+    """Returns who decides, what acts, and what draws the ways back, where there are any; no truth of real arms."""
+    leash_rad = LEASH_RAD if run.real else math.inf
     if isinstance(run, InsertRun):
+        assert truth is not None
         chosen, base = Learned(run.spec), read_base(run.student)
         if run.reward == TRUTH:
             return chosen, Inserter(run.spec, chosen, base, truth.done), None
         reward = InsertReward(read_classifier(run.reward, run.spec))
         return chosen, Inserter(run.spec, chosen, base, truth.done, SETTLE_S, reward), None
+    done = None if truth is None else truth.done
     eyes, *_ = read_eyes(run.student, run.spec.side)
     learned = Looking(run.spec, eyes)
     back = ResetDraws(run.spec, (run.seed,), run.resets == "robot")
     if coach is None:
-        return learned, Explorer(run.spec, learned, back, truth.done), back
+        return learned, Explorer(run.spec, learned, back, done, None, leash_rad), back
     decider = Coached(run.spec, learned, coach)
-    return learned, Explorer(run.spec, decider, back, truth.done, PERSON_S), back
+    return learned, Explorer(run.spec, decider, back, done, PERSON_S, leash_rad), back
 
 
 class _Numbered:
@@ -238,7 +305,7 @@ def _segment(
 def _result(
     folder: pathlib.Path, run: AnyRun, progress: Progress, wall_s: float, tally: Tally
 ) -> JsonObject:
-    protocol, path = protocol_of(run.config, run.world, run.spec.task), folder / EVALUATIONS
+    protocol, path = protocol_of(run), folder / EVALUATIONS
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {
         "task": run.spec.task,

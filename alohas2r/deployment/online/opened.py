@@ -68,13 +68,9 @@ def stage_config(spec: OnlineSpec | InsertSpec) -> DeployConfig:
     return dataclasses.replace(config, action_scale=student.action.scale, switch=student.switch)
 
 
-def attended_config(seconds: float, mode: DriveMode) -> DeployConfig:
-    """Returns how the control loop runs real arms whose episodes a person attends: from the start pose to rest.
-
-    Args:
-      seconds: how long an episode lasts at most. mode: "slow" or "full".
-    """
-    return DeployConfig(mode=mode, episodes=10**9, episode_s=seconds + CONTROL_PERIOD_S)
+def attended_config(mode: DriveMode) -> DeployConfig:
+    """Returns how the control loop runs real arms whose episodes a person attends, at the limits of a mode."""
+    return DeployConfig(mode=mode, episodes=10**9, episode_s=EPISODE_S)
 
 
 def shipped_base() -> str:

@@ -13,7 +13,9 @@ from alohas2r.deployment.online.opened import shipped_student
 from alohas2r.policies import artifact
 from alohas2r.policies.online.classifier import read_classifier
 from alohas2r.policies.online.config import (
+    REAL_ARMS,
     REAL_TIME,
+    ROBOTS,
     STUDENT,
     TRUTH,
     AnyRun,
@@ -30,6 +32,8 @@ from alohas2r.policies.online.tasks import make_spec
 from alohas2r.policies.onnx.base import insert_spec, read_base
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
+# Evaluations that a person attends.
+ATTENDED = ("evaluate_episodes=0", "final_episodes=20")
 CROP = 0.84  # of a picture's side, that an encoder sees at a time. Source: FERM, 84 of 100 pixels
 
 
@@ -39,9 +43,10 @@ class LearnConfig:
 
     Attributes:
       task: name of the task. arm: of ARMS; of insert "residual". overrides: "key=value" settings of the arm.
-      demos: folders of demonstrations. robot: simulated or emulated arms.
+      demos: folders of demonstrations. robot: one of ROBOTS; a person attends real arms.
       stepped: whether time stands still between control steps, and actor and learner wait for each other.
-      resets: "robot", "placed", or "" for the task's own: pick goes back to a start itself, the others are placed.
+      resets: "robot", "placed", or "" for the task's own: pick goes back to a start itself, the others are placed, on
+        real arms by a person.
       seed: of all that is drawn. student: whose eyes the policy has, of insert the exported file that is corrected;
         "": the shipped one.
       offline: folders of earlier runs of the task, whose decisions are learnt from as well.
@@ -54,7 +59,7 @@ class LearnConfig:
     arm: str
     demos: tuple[str, ...]
     overrides: tuple[str, ...] = ()
-    robot: Literal["sim", "emulated"] = "sim"
+    robot: Literal["sim", "emulated", "aloha", "aloha-ros"] = "sim"
     stepped: bool = False
     resets: Literal["robot", "placed", ""] = ""
     seed: int = 0
@@ -66,13 +71,16 @@ class LearnConfig:
 
     def __post_init__(self) -> None:
         """Checks what fits together."""
-        check(self.robot in ("sim", "emulated"), "learn needs --robot sim or emulated")
+        check(self.robot in ROBOTS, f"robot must be one of {', '.join(ROBOTS)}")
         check(self.resets in ("robot", "placed", ""), "resets must be robot or placed")
         check(
             bool(self.demos),
             "learn needs demonstrations: --demos FOLDER, which alohas2r demonstrate makes",
         )
         inserts = self.task == TASK
+        real = self.robot in REAL_ARMS
+        check(not (inserts and real), "learn insert needs --robot sim or emulated")
+        check(not (real and self.stepped), f"the time of --robot {self.robot} cannot be stepped")
         check(
             bool(self.reward) == inserts,
             "insert, and no other task, needs --reward: a folder of alohas2r train-reward, or --reward truth, which"
@@ -93,6 +101,8 @@ def plan_run(config: LearnConfig) -> AnyRun:
     overrides = config.overrides
     if not config.stepped:
         overrides = (*REAL_TIME.get(config.arm, ()), *overrides)
+    if config.robot in REAL_ARMS:
+        overrides = (*ATTENDED, *overrides)
     if config.encoder:
         overrides = (*overrides, f"encoder={config.encoder}")
     settings = find_arm(config.arm, overrides, config.task)

@@ -14,7 +14,7 @@ from alohas2r.deployment.online.scripts import Way, way_back
 from alohas2r.deployment.online.truth import Knowing, Start
 from alohas2r.deployment.rig import Simulation
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM, SIDES
-from alohas2r.errors import RobotFault
+from alohas2r.errors import Alohas2rError, RobotFault
 from alohas2r.policies.online.spec import OnlineSpec
 from alohas2r.policies.online.tasks import START
 from alohas2r.sim import scene
@@ -200,12 +200,25 @@ class Stage:
 class Attended:
     """Begins and ends episodes that a person attends, on arms whose world nobody knows: `Attendant`.
 
+    A person puts things to a start before the first episode, before each that is `placed`, such as those of
+    evaluations, and after HELPLESS failures in a row; else the arms went back by themselves. For the truth, which
+    nobody knows, stands the reward.
+
     Args:
       acting: what acts. director: which episodes there are. log: where they are noted.
+      failures: in a row before that.
+
+    Attributes:
+      failed: why there is no other episode although the run is not over, such as a learner that ended; the arms go to
+        rest first.
     """
 
-    def __init__(self, acting: Acting, director: Director, log: LogWriter) -> None:
+    def __init__(
+        self, acting: Acting, director: Director, log: LogWriter, failures: int = 0
+    ) -> None:
         self._acting, self._director, self._log = acting, director, log
+        self._failures, self._helped = failures, True
+        self.failed: Alohas2rError | None = None
         self._plan = director.next()
 
     def start(self) -> None:
@@ -216,20 +229,33 @@ class Attended:
         self._acting.begin([*plan.seed, 2], plan.explores, plan.evaluation)
 
     def over(self) -> bool:
-        """Returns whether the episode is over."""
+        """Returns whether the episode is over, the way back and all."""
         return self._acting.phase is Phase.IDLE
 
     def ended(self) -> bool:
         """Hands the episode over and asks for the next; whether there is none."""
         one, plan = self._acting, self._plan
         assert plan is not None
+        if not plan.evaluation:
+            self._failures = 0 if one.success else self._failures + 1
         done = Ended(
-            *(plan, False, one.success, one.true_success, one.steps),
-            *(one.reset_steps, one.decisions, True, 0),
+            *(plan, False, one.success, one.success, one.steps, one.reset_steps, one.decisions),
+            *(self._helped, self._failures),
         )
-        self._director.ended(done, None)
-        self._plan = self._director.next()
+        try:
+            self._director.ended(done, None)
+            self._plan = self._director.next()
+        except Alohas2rError as error:
+            self.failed, self._plan = error, None
+        self._helped = self._plan is not None and self._plan.placed
+        if self._failures >= HELPLESS:
+            self._log.write("event", {"time_s": time.monotonic(), "text": "asked for help"})
+            self._helped, self._failures = True, 0
         return self._plan is None
+
+    def alone(self) -> bool:
+        """Returns whether the next episode begins where the arms are."""
+        return not self._helped
 
 
 class ResetDraws:

@@ -18,6 +18,8 @@ from alohas2r.policies.online.spec import LearntSpec, OnlineSpec, SeeingSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
+REAL_ARMS = ("aloha", "aloha-ros")
+ROBOTS = ("sim", "emulated", *REAL_ARMS)
 TRUTH = "truth"  # the reward of an insertion that only a simulation knows
 LOGS, PUBLISHED, LEARNER, POLICY = "log", "published", "learner", "policy"
 # What looks at pictures: a student's first layers, or an encoder of its own. Of an arm that learns it on, that is what
@@ -216,7 +218,7 @@ class LearnRun:
     Attributes:
       spec: the policy. config: how it learns.
       seed: of all that is drawn. stepped: whether actor and learner wait for each other.
-      robot: "sim" or "emulated".
+      robot: one of ROBOTS.
       demos: folders of demonstrations. student: whose eyes the policy has, or the file that is corrected; eyes_hash:
         of that student.
       resets: "robot": it goes back to a start itself; "placed": the simulation puts everything to a new start.
@@ -228,13 +230,18 @@ class LearnRun:
     config: OnlineConfig
     seed: int
     stepped: bool
-    robot: Literal["sim", "emulated"]
+    robot: Literal["sim", "emulated", "aloha", "aloha-ros"]
     demos: tuple[str, ...]
     student: str
     eyes_hash: str
     resets: Literal["robot", "placed"]
     offline: tuple[str, ...]
     world: WorldParams = NOMINAL
+
+    @property
+    def real(self) -> bool:
+        """Whether real arms learn."""
+        return self.robot in REAL_ARMS
 
     @property
     def decisions(self) -> int:

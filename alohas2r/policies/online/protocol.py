@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from alohas2r.config import digest
-from alohas2r.policies.online.config import OnlineConfig
+from alohas2r.policies.online.config import AnyRun
 from alohas2r.policies.online.insertion import TASK
 from alohas2r.policies.online.spec import HOLD
 from alohas2r.policies.online.tasks import START, TASKS, OnlineStart, OnlineTask
-from alohas2r.sim.changed import NOMINAL, WorldParams
+from alohas2r.sim.changed import NOMINAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +41,9 @@ LEARN_V1 = LearnProtocol()
 LEARN_INSERT_V1 = LearnProtocol(name="learn-insert-v1", tasks=(TASKS[TASK],), hold=1)
 
 
-def protocol_of(
-    config: OnlineConfig, world: WorldParams = NOMINAL, task: str = ""
-) -> LearnProtocol:
-    """Returns a task's protocol, or what a run's settings and its changed world make of it under another name."""
+def protocol_of(run: AnyRun) -> LearnProtocol:
+    """Returns a task's protocol, or what a run's settings, arms and changed world make of it under another name."""
+    config, world, task = run.config, run.world, run.spec.task
     rules = LEARN_INSERT_V1 if task == TASK else LEARN_V1
     other = dataclasses.replace(
         rules,
@@ -55,4 +54,6 @@ def protocol_of(
     name = rules.name if other == rules else f"{rules.name}+modified"
     if world != NOMINAL:
         name += f"+world({world})"
+    if run.real:  # placed by a person, judged by the reward
+        name += f"+{run.robot}"
     return dataclasses.replace(other, name=name)

@@ -350,8 +350,12 @@ def test_bad_input_is_said_in_a_line(demos, tmp_path):
         plan_run(config(arm="legs"))
     with pytest.raises(ConfigError, match="learn needs demonstrations"):
         LearnConfig("reach", "bc", ())
-    with pytest.raises(ConfigError, match="needs --robot sim or emulated"):
+    with pytest.raises(ConfigError, match="cannot be stepped"):
         config(robot="aloha")
+    with pytest.raises(ConfigError, match="learn insert needs --robot sim or emulated"):
+        LearnConfig("insert", "residual", (str(demos),), robot="aloha", reward="truth")
+    with pytest.raises(ConfigError, match="robot must be one of sim, emulated"):
+        config(robot="alhoa")
     assert read_earlier(str(demos), SPEC)
     with pytest.raises(ArtifactError, match="no decisions to learn from"):
         read_earlier(str(tmp_path), SPEC)
