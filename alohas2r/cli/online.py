@@ -191,8 +191,8 @@ def learn(
     resets: Annotated[
         Literal["robot", "placed"] | None,
         typer.Option(
-            help="How episodes begin anew. robot: it goes back itself (pick); placed: the simulation puts everything"
-            " to a new start (reach)."
+            help="How episodes begin anew. robot: it goes back itself (pick); placed: the simulation, of real arms a"
+            " person, puts everything to a new start (reach)."
         ),
     ] = None,
     out: Annotated[
