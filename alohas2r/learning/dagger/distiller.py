@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alohas2r.config import check
+from alohas2r.config import check, difference
 from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.envs import student_step
 from alohas2r.evaluation.episodes import SEEDS, episode_keys
@@ -224,12 +223,11 @@ def _check_begun(setup: Setup, begun: StudentPolicy) -> None:
     check(
         setup.settings.ahead == 0, "a student predicts nothing ahead: start from one with ahead=0"
     )
-    for field in dataclasses.fields(setup.spec):
-        own, other = (getattr(spec, field.name, None) for spec in (setup.spec, begun.spec))
-        check(
-            field.name == "switch" or own == other,
-            f"{field.name} must be that of the student to start from, {other}, not {own}",
-        )
+    changes = difference(begun.spec, setup.spec)
+    other = [one for one in changes if not one.startswith("switch.")]
+    check(
+        not other, f"a student to start from must be like the one that learns: {'; '.join(other)}"
+    )
 
 
 def stages_reached(measures: PyTree, finite: Sequence[Array]) -> Figures:

@@ -254,8 +254,8 @@ def test_a_student_that_learning_cannot_go_on_with_is_said_in_a_line(
     start = unbroken / "student"
     for more, part in (
         (("--encoder", "none"), "leave --encoder out"),
-        (("--set", "network.hidden=8,8"), "network must be that of the student"),
-        (("--set", "control.scale=0.01"), "action must be that of the student"),
+        (("--set", "network.hidden=8,8"), "network.hidden: "),
+        (("--set", "control.scale=0.01"), "action.scale: 0.02 -> 0.01"),
         (("--set", "ahead=1"), "ahead"),
     ):
         assert app.main(start_arguments(paths, tmp_path / "run", start, *more)) == 1
