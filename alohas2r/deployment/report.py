@@ -65,7 +65,7 @@ class Attendant(Protocol):
     """Who begins and ends the episodes of arms that stay where they are: on real ones nothing is placed."""
 
     def start(self) -> None:
-        """Begins an episode: the arms stand in the start pose."""
+        """Begins an episode: the arms stand in the start pose, or where they went back to by themselves."""
         ...
 
     def over(self) -> bool:
