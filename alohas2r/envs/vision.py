@@ -37,6 +37,7 @@ from alohas2r.sim.variation import Held
 
 _AT_ONCE = 64  # looks that are drawn together, so that the compiler rounds alike for any number
 _LOOKS, _STEPS = 1, 2  # streams of random numbers
+_MOST_LOOKS = 4096  # of an episode
 # Scene -> the geom whose section differs from environment to environment.
 _RESIZED = {"insert": "red_peg", "pick": "box"}
 
@@ -54,6 +55,7 @@ class SensesConfig:
         `visual_randomization.TABLE` say; false for not at all; "transfer" or "transfer held out", of
         `rendering.looks.config`, or their ranges, which take the place of `corrupt`.
       shadows: share of the environments whose lights may cast shadows; shadows take a good part of the time.
+      looks_steps: after so many steps an episode gets other looks, so that a student meets more of them; 0 for never.
     """
 
     joint_pos: float = 0.1
@@ -62,6 +64,7 @@ class SensesConfig:
     corruption: bool = True
     looks: bool | str | TransferConfig = True
     shadows: float = 0.25
+    looks_steps: int = 0
 
     def __post_init__(self) -> None:
         check(0 <= self.joint_pos <= 1, f"joint_pos must be in 0..1 rad, not {self.joint_pos}")
@@ -72,6 +75,10 @@ class SensesConfig:
             "delay_weights must be 1 to 32 numbers >= 0 with a positive sum",
         )
         check(0 <= self.shadows <= 1, f"shadows must be in 0..1, not {self.shadows}")
+        check(
+            0 <= self.looks_steps <= 10_000,
+            f"looks_steps must be in 0..10000, not {self.looks_steps}",
+        )
         find_looks(self.looks)
 
     @property
@@ -222,27 +229,27 @@ class Senses:
         return small._replace(rgb=state.rgb, depth=state.depth, vector=state.vector)
 
     def looks(self, state: SensesState, qpos: Any = None) -> dict[str, np.ndarray]:
-        """Returns the looks of the present episodes: model field -> [N, ...], and what the sensors need.
+        """Returns the looks of the present steps: model field -> [N, ...], and what the sensors need.
 
         Args:
           state: of the senses.
           qpos: [N, nq]; at the start of an episode the looks "transfer" keep clutter away from where the objects are.
         """
-        root, episode = np.asarray(state.root), np.asarray(state.episode)
+        root, drawing = np.asarray(state.root), np.asarray(self._drawing(state))
         if not self._looks:
             self._looks = self._nominal()
         if not self.config.looks:
             return self._looks
         changed = np.ones(self.num_envs, bool)
         if self._drawn_for is not None:
-            changed = (self._drawn_for[0] != root).any(1) | (self._drawn_for[1] != episode)
+            changed = (self._drawn_for[0] != root).any(1) | (self._drawn_for[1] != drawing)
         ids = np.flatnonzero(changed)
         start = self._start(state, qpos, np) if ids.size else None
         for first in range(0, len(ids), _AT_ONCE):
             some = ids[first : first + _AT_ONCE]
             padded = np.resize(some, _AT_ONCE)
             drawn = self._sample(
-                root[padded], episode[padded], None if start is None else start[padded]
+                root[padded], drawing[padded], None if start is None else start[padded]
             )
             for name, value in drawn.items():
                 value = np.asarray(value)[: len(some)]
@@ -250,8 +257,14 @@ class Senses:
                     self._looks[name] = self._looks[name].astype(value.dtype)
                 self._looks[name][some] = value
             self._looks["light_castshadow"][some] &= self._may_cast[some, None]
-        self._drawn_for = root.copy(), episode.copy()
+        self._drawn_for = root.copy(), drawing.copy()
         return self._looks
+
+    def _drawing(self, state: SensesState) -> Any:
+        """Returns the numbers [N] of the looks that the environments have now; with those of their keys they say all."""
+        if not self.config.looks_steps:
+            return state.episode
+        return state.episode * _MOST_LOOKS + state.seen // self.config.looks_steps
 
     @property
     def has_causes(self) -> bool:
@@ -266,11 +279,11 @@ class Senses:
         """
         return transfer_draw.causes(self.looks(state, qpos))
 
-    def _sample(self, root: Any, episode: Any, start: Any) -> dict[str, Any]:
-        """Draws the looks [K, ...] of episodes; see `_sample_looks`."""
+    def _sample(self, root: Any, drawing: Any, start: Any) -> dict[str, Any]:
+        """Draws the looks [K, ...] with these numbers; see `_sample_looks`."""
         if self._transfer is None:
-            return _sample_looks(root, episode, name=self.spec.phase, rights=self._rights)
-        return _sample_transfer(root, episode, start, config=self._transfer)
+            return _sample_looks(root, drawing, name=self.spec.phase, rights=self._rights)
+        return _sample_transfer(root, drawing, start, config=self._transfer)
 
     def _start(self, state: SensesState, qpos: Any, xp: Any) -> Any:
         """Returns where the objects were at the start of the episodes, [N, 2, 2] (m); None where it does not matter."""
@@ -307,12 +320,12 @@ class Senses:
     def looks_traced(self, state: SensesState, qpos: Any = None) -> dict[str, jax.Array]:
         """Returns the same as `looks`, inside `jax.jit`.
 
-        All are drawn anew each time, which gives an episode the same looks in each of its steps: on a device that
-        draws the pictures it takes no time, and there is nothing to keep.
+        All are drawn anew each time, which gives the same looks for the same numbers: on a device that draws the
+        pictures it takes no time, and there is nothing to keep.
         """
         looks = {name: jnp.asarray(value) for name, value in self._nominal().items()}
         if self.config.looks:
-            looks |= self._sample(state.root, state.episode, self._start(state, qpos, jnp))
+            looks |= self._sample(state.root, self._drawing(state), self._start(state, qpos, jnp))
             looks["light_castshadow"] &= jnp.asarray(self._may_cast)[:, None]
         return looks
 

@@ -206,6 +206,30 @@ def test_looks_stay_for_an_episode_and_do_not_depend_on_the_others() -> None:
     assert (first["brightness"] <= 2.5).all()
 
 
+@pytest.mark.parametrize("looks", [True, "transfer"])
+def test_an_episode_gets_other_looks_as_often_as_it_is_told(looks: bool | str) -> None:
+    half = np.full(3, 0.012)
+    config = dataclasses.replace(SensesConfig(), looks=looks, looks_steps=2)
+    stay = dataclasses.replace(config, looks_steps=0)
+    eyes, stays = (Senses(make_spec(), given, half, None) for given in (config, stay))
+    state = eyes.reset(keys(3))
+
+    def colours(senses: Senses, steps: list[int]) -> np.ndarray:
+        seen = state._replace(seen=jnp.array(steps, jnp.int32))
+        traced = jax.jit(senses.looks_traced)(seen)["geom_rgba"]
+        drawn = senses.looks(seen)["geom_rgba"].copy()
+        np.testing.assert_allclose(traced, drawn, atol=1e-6)
+        return drawn
+
+    first = colours(eyes, [0, 0, 0])
+    np.testing.assert_array_equal(first, colours(stays, [0, 0, 0]))
+    np.testing.assert_array_equal(first, colours(stays, [9, 9, 9]))
+    later = colours(eyes, [1, 2, 5])
+    np.testing.assert_array_equal((later == first).all((1, 2)), [True, False, False])
+    np.testing.assert_array_equal(later, colours(eyes, [1, 3, 4]))
+    assert not (later[1] == colours(eyes, [1, 4, 4])[1]).all()
+
+
 def test_what_is_held_out_is_out_of_sight_and_its_arm_stands_still() -> None:
     insert = scene.load_physics("insert")
     task = HoldOutTask(insert, InsertConfig(), HoldOutConfig(one=True))
