@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -332,6 +333,7 @@ LOOK_FIELDS = tuple(_SHAPES)
 _TRANSFER_SHAPES: dict[str, tuple[str | int, ...]] = {
     "cam_intrinsic": ("ncam", 4),
     "table_half": (2,),
+    "finger_shift": (3,),
     "extra_pos": (len(EXTRA_KINDS), 3),
     "extra_quat": (len(EXTRA_KINDS), 4),
     "extra_size": (len(EXTRA_KINDS), 3),
@@ -396,6 +398,23 @@ def check_looks(prepared: Prepared, looks: Looks | None, n: int) -> dict[str, np
     return assembled(prepared, result, np) if prepared.transfer else result
 
 
+@functools.lru_cache(maxsize=16)
+def _finger_axes(model: mujoco.MjModel) -> np.ndarray:
+    """Returns [ngeom, 3, 3]: the shift in a geom's body that a finger's shift along, apart and towards the camera is.
+
+    In the hand's frame fingers point along z and open along x, and its camera looks from -y.
+    """
+    axes = np.zeros((model.ngeom, 3, 3), np.float32)
+    for geom, body in enumerate(model.geom_bodyid):
+        if model.body(body).name.endswith("finger_link"):
+            turn = np.zeros(9)
+            mujoco.mju_quat2Mat(turn, model.body_quat[body])
+            side = np.sign(model.body_pos[body, 0])
+            hand = np.array([[0, side, 0], [0, 0, -1], [1, 0, 0]], np.float32)
+            axes[geom] = turn.reshape(3, 3).T @ hand
+    return axes
+
+
 def assembled(prepared: Prepared, values: Mapping[str, Array], xp: Array) -> dict[str, Array]:
     """Returns looks "transfer" [N, ...] with fields of the scene's geoms and of the extra things put together.
 
@@ -423,10 +442,12 @@ def assembled(prepared: Prepared, values: Mapping[str, Array], xp: Array) -> dic
     # What lies on the table goes up with it.
     raised = (place[:, table, 2] - model.geom_pos[table, 2])[:, None, None] * ~own[:, None]
     place = place + raised * np.array([0, 0, 1], np.float32)
+    place = place + xp.einsum("gij,nj->ngi", _finger_axes(model), values["finger_shift"])
+    apart = ("extra_", "finger_shift")
     half = xp.concatenate([values["table_half"], size[:, table, 2:]], 1)
     before, after = size[:, :table], size[:, table + 1 :]
     return {
-        **{name: value for name, value in values.items() if not name.startswith("extra_")},
+        **{name: value for name, value in values.items() if not name.startswith(apart)},
         "geom_rgba": of_geoms("geom_rgba", "extra_rgba"),
         "geom_size": xp.concatenate([before, half[:, None], after], 1),
         "geom_pos": place,

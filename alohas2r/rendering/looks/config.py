@@ -181,15 +181,22 @@ class GripperRanges:
     Attributes:
       lightness: of all parts. spread: of one part against the others. tape: share of fingers' halves with tape of any
         colour.
+      fingers: by how much all fingers look shifted, +- (m): along themselves, apart, towards the camera. Where a
+        camera shows its own fingers must not tell how it is mounted: other hands have other fingers.
     """
 
     lightness: Range = (0.01, 0.6)
     spread: float = 0.25
     tape: float = 0.15
+    fingers: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         _check_ranges(self, lightness=(0.0, 1.0))
+        check(
+            all(0 <= most <= 0.05 for most in self.fingers),
+            "fingers must be three numbers in 0..0.05 m",
+        )
         _check_shares(self, "spread", "tape")
 
 
@@ -405,7 +412,7 @@ TRANSFER, TRANSFER_HELD_OUT = "transfer", "transfer held out"
 LOOKS: dict[str, TransferConfig | None] = {
     TODAY: None,
     NOMINAL: TransferConfig(causes=()),
-    TRANSFER: TransferConfig(),
+    TRANSFER: TransferConfig(grippers=GripperRanges(fingers=(0.012, 0.004, 0.012))),
     TRANSFER_HELD_OUT: TransferConfig(family=HELD_OUT),
 }
 

@@ -205,6 +205,8 @@ class Episode:
         tape = colour(draws.one(), draws.one(), draws.one())
         own = self.sample["geom_rgba"][fingers, :3]
         self._paint(fingers, jnp.where(taped[:, None], tape, own))
+        shift = (2 * draws.take(3) - 1) * np.array(ranges.fingers, np.float32)
+        self.sample["finger_shift"] = shift
         self._came_to(tape=taped.sum())
 
     def clutter(self, draws: Draws) -> None:

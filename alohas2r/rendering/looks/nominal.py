@@ -32,6 +32,7 @@ def transfer(model: mujoco.MjModel) -> dict[str, np.ndarray]:
         **lights,
         "light_active": model.light_active.astype(bool),
         "cam_intrinsic": intrinsic(model),
+        "finger_shift": np.zeros(3, np.float32),
         "table_half": model.geom_size[table, :2].astype(np.float32),
         **extras(),
         **surfaces(),
