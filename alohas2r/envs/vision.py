@@ -261,7 +261,7 @@ class Senses:
         return self._looks
 
     def _drawing(self, state: SensesState) -> Any:
-        """Returns the numbers [N] of the looks that the environments have now; with those of their keys they say all."""
+        """Returns the numbers [N] of the looks that the environments have now."""
         if not self.config.looks_steps:
             return state.episode
         return state.episode * _MOST_LOOKS + state.seen // self.config.looks_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -23,6 +24,7 @@ from alohas2r.rendering.looks.config import (
     TRAIN,
     CameraRanges,
     ClutterRanges,
+    GripperRanges,
     SurfaceRanges,
     TransferConfig,
     find_looks,
@@ -198,7 +200,8 @@ def test_patterns_differ_and_fade_to_one_shade(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[rendering_protocol.Prepared, np.ndarray, Sample, Frames]:
-    prepared, poses, looks = gallery.gallery_scene("insert", 6, 5, TransferConfig())
+    prepared, poses, looks = gallery.gallery_scene("insert", 6, 5, find_looks("transfer"))
+    assert np.ptp(looks["finger_shift"], 0).min() > 0.002
     looks["light_castshadow"][:] = True
     frames = renderers.make("raycast", prepared, threads=1, batch=6).render(poses, looks)
     return prepared, poses, looks, frames
@@ -213,6 +216,50 @@ def test_both_casters_draw_alike(
     assert (np.abs(ours.depth - theirs.depth) <= 1e-4).mean() >= 0.99
     assert (np.abs(ours.rgb.astype(int) - theirs.rgb).max(-1) <= 2).mean() >= 0.985
     assert theirs.rgb.std() > 10
+
+
+def test_fingers_that_look_shifted(
+    drawn: tuple[rendering_protocol.Prepared, np.ndarray, Sample, Frames],
+) -> None:
+    insert = scene.load("insert")
+    prepared, poses = drawn[0], np.repeat(insert.home_qpos[None], 4, 0)
+    looks = draw.sample_looks(jax.random.key(0), 4, insert.model, TransferConfig(causes=()))
+    assert not looks["finger_shift"].any()
+    looks["finger_shift"][1:] = 0.012 * np.eye(3)
+    depth = renderers.make("raycast", prepared, threads=1, batch=4).render(poses, looks).depth
+    away = np.abs(depth - depth[:1]) > 1e-4
+    assert not away[:, :, :12].any()  # where the table is, nothing else changes
+    near = (depth < 0.16) & (np.arange(32)[:, None] >= 12)
+    first = [np.flatnonzero(one.any((0, 2))).min() for one in near]  # rows that the tips reach
+    assert first[1] < first[0], "along themselves: farther away from the camera"
+    assert near[2].sum() < near[0].sum(), "apart: more of them is out of the picture"
+    # Likewise in numbers, for each finger: by 12 mm to its tip, away from the other one, to the camera.
+    places = rendering_protocol.check_looks(prepared, looks, 4)["geom_pos"]
+    data = mujoco.MjData(insert.model)
+    data.qpos[:] = insert.home_qpos
+    mujoco.mj_forward(insert.model, data)
+    model = prepared.model
+    for geom in range(model.ngeom):
+        name = model.geom(geom).name
+        if not name.endswith(("finger_upper", "finger_lower")):
+            continue
+        arm, side = name.split("/")[0], name.split("/")[1].split("_")[0]
+        other = "right" if side == "left" else "left"
+        finger = data.body(f"{arm}/{side}_finger_link")
+        moved = (places[1:, geom] - places[0, geom]) @ finger.xmat.reshape(3, 3).T / 0.012
+        np.testing.assert_allclose(moved @ moved.T, np.eye(3), atol=1e-5)
+        for way, to in (
+            (0, data.site(f"{arm}/{side}_fingertip").xpos - finger.xpos),
+            (1, finger.xpos - data.body(f"{arm}/{other}_finger_link").xpos),
+            (2, data.camera(f"wrist_cam_{arm}").xpos - finger.xpos),
+        ):
+            assert moved[way] @ to / np.linalg.norm(to) > 0.7, (name, way)
+    # The frozen protocol's looks have the fingers where they are.
+    held_out = find_looks("transfer held out")
+    assert held_out is not None
+    assert held_out.grippers.fingers == (0.0, 0.0, 0.0)
+    with pytest.raises(ConfigError, match="fingers"):
+        GripperRanges(fingers=(0.1, 0.0, 0.0))
 
 
 def test_other_looks_and_other_renderers_are_refused(
