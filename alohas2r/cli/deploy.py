@@ -22,9 +22,8 @@ from alohas2r.cli.run_display import live
 from alohas2r.cli.soak import run_soak
 from alohas2r.core.plain import plain
 from alohas2r.core.types import Untyped
+from alohas2r.embodiment.robots import REAL
 from alohas2r.errors import ConfigError, RobotFault
-
-REAL = ("aloha", "aloha-ros")
 
 
 @command("deploy", "Deploy")

@@ -27,6 +27,7 @@ from alohas2r.cli.options import (
 from alohas2r.cli.run_display import live
 from alohas2r.config import check
 from alohas2r.core.types import Untyped
+from alohas2r.embodiment.robots import REAL
 
 if TYPE_CHECKING:
     from alohas2r.deployment.online.director import Progress
@@ -103,7 +104,7 @@ def demonstrate(
     by = by or ("student" if task == "insert" else "script")
     config = demos.DemoConfig(task, by, episodes, seed, tries)
     params = library("sim.changed").parse(world_params)
-    real = robot in rigs.REAL
+    real = robot in REAL
     settings = _real_settings(robot, mode, ports, cameras, robot_file)
     rig = rigs.RigConfig(robot, stepped=stepped, params=params, **settings)
     with contextlib.ExitStack() as stack:
@@ -128,7 +129,7 @@ def _real_settings(
     robot_file: pathlib.Path | None,
 ) -> dict[str, Untyped]:
     """Returns what a rig of real arms needs, from options and robot file; nothing of others, which take no options."""
-    if robot not in library("deployment.rig").REAL:
+    if robot not in REAL:
         check(
             not (mode or ports or cameras),
             "--mode, --ports and --cameras go with real arms: --robot aloha or aloha-ros",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from alohas2r.config import check
 from alohas2r.embodiment.camera import DEPTH_CUTOFF, FOVY_DEG
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, SIDES
+from alohas2r.embodiment.robots import REAL, ROBOTS, RobotName
 from alohas2r.errors import RobotFault
 from alohas2r.rendering import stereo
 from alohas2r.rendering.protocol import CAMERAS
@@ -34,9 +35,6 @@ from alohas2r.sim.changed import NOMINAL, WorldParams
 if TYPE_CHECKING:
     from alohas2r.deployment.trials import Trials
 
-
-RobotName = Literal["aloha", "aloha-ros", "emulated", "sim"]
-REAL = ("aloha", "aloha-ros")
 # An emulator is a Python process beside this one: it answers later than servos do, and in a stepped
 # world nothing is late.
 EMULATED_REPLY_S = 0.03
@@ -93,8 +91,7 @@ class RigConfig:
 
     def __post_init__(self) -> None:
         """Checks that the settings fit together."""
-        names = (*REAL, "emulated", "sim")
-        check(self.robot in names, f"robot must be one of {', '.join(names)}, not '{self.robot}'")
+        check(self.robot in ROBOTS, f"robot must be one of {', '.join(ROBOTS)}, not '{self.robot}'")
         given = [self.serials is not None, self.recordings is not None, self.stub_cameras]
         check(sum(given) <= 1, "choose one of cameras, recordings and stub cameras")
         check(not self.world or self.robot == "sim", "a world needs --robot sim")

@@ -10,12 +10,11 @@ from typing import Literal
 
 from alohas2r.config import check
 from alohas2r.deployment.online.opened import shipped_student
+from alohas2r.embodiment.robots import REAL, ROBOTS, RobotName
 from alohas2r.policies import artifact
 from alohas2r.policies.online.classifier import read_classifier
 from alohas2r.policies.online.config import (
-    REAL_ARMS,
     REAL_TIME,
-    ROBOTS,
     STUDENT,
     TRUTH,
     AnyRun,
@@ -59,7 +58,7 @@ class LearnConfig:
     arm: str
     demos: tuple[str, ...]
     overrides: tuple[str, ...] = ()
-    robot: Literal["sim", "emulated", "aloha", "aloha-ros"] = "sim"
+    robot: RobotName = "sim"
     stepped: bool = False
     resets: Literal["robot", "placed", ""] = ""
     seed: int = 0
@@ -78,7 +77,7 @@ class LearnConfig:
             "learn needs demonstrations: --demos FOLDER, which alohas2r demonstrate makes",
         )
         inserts = self.task == TASK
-        real = self.robot in REAL_ARMS
+        real = self.robot in REAL
         check(not (inserts and real), "learn insert needs --robot sim or emulated")
         check(not (real and self.stepped), f"the time of --robot {self.robot} cannot be stepped")
         check(
@@ -101,7 +100,7 @@ def plan_run(config: LearnConfig) -> AnyRun:
     overrides = config.overrides
     if not config.stepped:
         overrides = (*REAL_TIME.get(config.arm, ()), *overrides)
-    if config.robot in REAL_ARMS:
+    if config.robot in REAL:
         overrides = (*ATTENDED, *overrides)
     if config.encoder:
         overrides = (*overrides, f"encoder={config.encoder}")

@@ -248,7 +248,7 @@ class Attended:
         except Alohas2rError as error:
             self.failed, self._plan = error, None
         self._helped = self._plan is not None and self._plan.placed
-        if self._failures >= HELPLESS:
+        if self._plan is not None and self._failures >= HELPLESS:
             self._log.write("event", {"time_s": time.monotonic(), "text": "asked for help"})
             self._helped, self._failures = True, 0
         return self._plan is None

@@ -12,14 +12,13 @@ from alohas2r.config import check, from_dict, override, to_dict
 from alohas2r.core.files import write_atomic
 from alohas2r.core.types import JsonObject
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
+from alohas2r.embodiment.robots import REAL, RobotName
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
 from alohas2r.policies.online.insertion import TASK, InsertSpec
 from alohas2r.policies.online.spec import LearntSpec, OnlineSpec, SeeingSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
-REAL_ARMS = ("aloha", "aloha-ros")
-ROBOTS = ("sim", "emulated", *REAL_ARMS)
 TRUTH = "truth"  # the reward of an insertion that only a simulation knows
 LOGS, PUBLISHED, LEARNER, POLICY = "log", "published", "learner", "policy"
 # What looks at pictures: a student's first layers, or an encoder of its own. Of an arm that learns it on, that is what
@@ -230,7 +229,7 @@ class LearnRun:
     config: OnlineConfig
     seed: int
     stepped: bool
-    robot: Literal["sim", "emulated", "aloha", "aloha-ros"]
+    robot: RobotName
     demos: tuple[str, ...]
     student: str
     eyes_hash: str
@@ -241,7 +240,7 @@ class LearnRun:
     @property
     def real(self) -> bool:
         """Whether real arms learn."""
-        return self.robot in REAL_ARMS
+        return self.robot in REAL
 
     @property
     def decisions(self) -> int:
