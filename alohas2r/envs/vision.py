@@ -37,7 +37,7 @@ from alohas2r.sim.variation import Held
 
 _AT_ONCE = 64  # looks that are drawn together, so that the compiler rounds alike for any number
 _LOOKS, _STEPS = 1, 2  # streams of random numbers
-_MOST_LOOKS = 4096  # of an episode
+_MOST_LOOKS = 4096  # that an episode can have, one after the other
 # Scene -> the geom whose section differs from environment to environment.
 _RESIZED = {"insert": "red_peg", "pick": "box"}
 

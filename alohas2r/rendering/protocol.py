@@ -443,11 +443,11 @@ def assembled(prepared: Prepared, values: Mapping[str, Array], xp: Array) -> dic
     raised = (place[:, table, 2] - model.geom_pos[table, 2])[:, None, None] * ~own[:, None]
     place = place + raised * np.array([0, 0, 1], np.float32)
     place = place + xp.einsum("gij,nj->ngi", _finger_axes(model), values["finger_shift"])
-    apart = ("extra_", "finger_shift")
+    put_in = ("extra_", "finger_shift")  # what geoms' own fields hold now
     half = xp.concatenate([values["table_half"], size[:, table, 2:]], 1)
     before, after = size[:, :table], size[:, table + 1 :]
     return {
-        **{name: value for name, value in values.items() if not name.startswith(apart)},
+        **{name: value for name, value in values.items() if not name.startswith(put_in)},
         "geom_rgba": of_geoms("geom_rgba", "extra_rgba"),
         "geom_size": xp.concatenate([before, half[:, None], after], 1),
         "geom_pos": place,
