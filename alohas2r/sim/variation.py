@@ -21,7 +21,7 @@ from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM
 from alohas2r.sim.scene import Scene
 
 VARIATION_DRAWS = 160  # uniform numbers that one environment's variation takes
-_FACTORS = ("gain", "gripper_gain", "damping", "joint_friction", "force", "friction", "softness")
+_FACTORS = ("stiffness", "gain", "gripper_gain", "damping", "joint_friction", "force", "friction", "softness")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,8 @@ class VariationConfig:
     ranges of `ROBOTS`: reports of users of such arms, and what simulations of others differ in.
 
     Attributes:
+      stiffness: factor on the position gains of all arm joints of a robot at once, as its servos are set up
+        alike; their damping goes with its root, which keeps the damping ratio.
       gain: factor on each arm joint's position gain; gripper_gain: on the gripper's.
       damping: factor on each joint's damping.
       joint_friction: factor on each joint's dry friction.
@@ -47,6 +49,7 @@ class VariationConfig:
         pictures, a teacher's measurement); reading_delay_s: of a student's joint positions. Whole control steps.
     """
 
+    stiffness: tuple[float, float] = (1.0, 1.0)
     gain: tuple[float, float] = (1.0, 1.0)
     gripper_gain: tuple[float, float] = (1.0, 1.0)
     damping: tuple[float, float] = (1.0, 1.0)
@@ -218,6 +221,10 @@ def sample(scene: Scene, config: VariationConfig, uniform: np.ndarray) -> Robots
         first, last = config.steps(name)
         drawn = first + np.floor(draw(1)[:, 0] * (last - first + 1))
         delays[name] = np.minimum(drawn, last).astype(np.int32)
+    stiffness = np.repeat(factor(config.stiffness, 1), arms * 6, 1)
+    neutral = np.ones((count, arms))
+    gain = gain * each_arm(stiffness, neutral)
+    damping = damping * each_arm(np.sqrt(stiffness), neutral)
     held = Held(
         offset=each_arm(zero, travel).astype(np.float32),
         scale=each_arm(np.ones((count, arms * 6)), scale).astype(np.float32),

@@ -354,7 +354,7 @@ def test_bad_input_is_said_in_a_line(demos, tmp_path):
         config(robot="aloha")
     with pytest.raises(ConfigError, match="learn insert needs --robot sim or emulated"):
         LearnConfig("insert", "residual", (str(demos),), robot="aloha", reward="truth")
-    with pytest.raises(ConfigError, match="robot must be one of sim, emulated"):
+    with pytest.raises(ConfigError, match="robot must be one of aloha, aloha-ros, emulated, sim"):
         config(robot="alhoa")
     assert read_earlier(str(demos), SPEC)
     with pytest.raises(ArtifactError, match="no decisions to learn from"):

@@ -133,7 +133,8 @@ def test_each_cause_is_drawn_by_itself(train: Sample) -> None:
     only = sample_of(TransferConfig(causes=("light", "mount")))
     own = nominal.transfer(scene.load("insert").model)
     for name in ("light", "light_diffuse", "cam_pos", "cam_intrinsic"):
-        np.testing.assert_array_equal(only[name], train[name])
+        # Another configuration is another compiled function, which may round its last bit otherwise.
+        np.testing.assert_allclose(only[name], train[name], rtol=1e-6, err_msg=name)
     for name in ("paint", "extra_pos", "geom_rgba", "exposure", "table_half"):
         np.testing.assert_array_equal(only[name], np.broadcast_to(own[name], only[name].shape))
     names = [name for name in train if name.startswith("cause_")]
