@@ -101,10 +101,11 @@ def count(
     during: Callable[[int], float | None] = lambda number: None,
     progress: Progress | None = None,
     loggers: Sequence[Logger] = (),
+    finish: bool = False,
 ) -> JsonObject:
     """Runs it."""
     settings = Settings()
-    with Run(folder, settings, {"seed": 0}, resume) as run:
+    with Run(folder, settings, {"seed": 0}, resume, finish) as run:
         counting = Counting(folder, settings.iterations, during)
         return run.train(counting, "count", {}, schedule, progress, loggers)
 

@@ -10,6 +10,7 @@ import typer
 from alohas2r.cli.app import Json, Seed, Threads, command, library, loggers_of, policy_folder
 from alohas2r.cli.display import progress_display, show
 from alohas2r.cli.options import (
+    Finish,
     LearningEngine,
     Log,
     Minutes,
@@ -26,6 +27,7 @@ from alohas2r.cli.train import (
     fleet_of,
     measured_settings,
     tell_if_stopped,
+    ways_on,
 )
 
 
@@ -51,6 +53,7 @@ def pretrain_encoder(
         typer.Option(help="Folder of the run: metrics, checkpoints, encoder (runs/encoder)."),
     ] = None,
     resume: Resume = False,
+    finish: Finish = False,
     settings: Settings = None,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -77,13 +80,14 @@ def pretrain_encoder(
             seed=seed,
             threads=threads,
             resume=resume,
+            finish=finish,
             minutes=minutes,
             progress=progress,
             renderer=renderer,
             loggers=loggers,
         )
     show(result, f"Trained the encoder in {folder}", as_json)
-    tell_if_stopped(result, f"--resume --out {folder} continues")
+    tell_if_stopped(result, ways_on(folder))
 
 
 @command("distill")
@@ -128,6 +132,7 @@ def distill(
         typer.Option(help="Folder of the run: metrics, checkpoints, student (runs/student)."),
     ] = None,
     resume: Resume = False,
+    finish: Finish = False,
     settings: Settings = None,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -170,6 +175,7 @@ def distill(
             seed=seed,
             threads=threads,
             resume=resume,
+            finish=finish,
             minutes=minutes,
             progress=progress,
             renderer=renderer,
@@ -179,7 +185,7 @@ def distill(
             start_from=None if start_from is None else policy_folder(start_from),
         )
     show(result, f"Distilled a student in {folder}", as_json)
-    tell_if_stopped(result, f"--resume --out {folder} continues")
+    tell_if_stopped(result, ways_on(folder))
 
 
 @command("pipeline")

@@ -41,6 +41,13 @@ Preset = Literal["quick", "default"]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")
 ]
+Finish = Annotated[
+    bool,
+    typer.Option(
+        "--finish",
+        help="With --resume: learn no further, but write what the last checkpoint of --out has learnt.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the preset."),

@@ -9,8 +9,17 @@ import typer
 
 from alohas2r.cli.app import Json, Seed, Threads, command, library, loggers_of, policy_folder
 from alohas2r.cli.display import progress_display
-from alohas2r.cli.options import Log, Minutes, Preset, Resume, Settings
-from alohas2r.cli.train import Address, Fleet, Lag, Workers, fleet_of, show_run, tell_if_stopped
+from alohas2r.cli.options import Finish, Log, Minutes, Preset, Resume, Settings
+from alohas2r.cli.train import (
+    Address,
+    Fleet,
+    Lag,
+    Workers,
+    fleet_of,
+    show_run,
+    tell_if_stopped,
+    ways_on,
+)
 
 
 @command("train-pixels")
@@ -55,6 +64,7 @@ def train_pixels(
         ),
     ] = None,
     resume: Resume = False,
+    finish: Finish = False,
     settings: Settings = None,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -88,6 +98,7 @@ def train_pixels(
             start=start,
             out=folder,
             resume=resume,
+            finish=finish,
             overrides=settings or [],
             seed=seed,
             threads=threads,
@@ -101,4 +112,4 @@ def train_pixels(
             start_from=start_from,
         )
     show_run(result, f"Trained {phase} from pixels in {folder}", as_json)
-    tell_if_stopped(result, f"--resume --out {folder} continues")
+    tell_if_stopped(result, ways_on(folder))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from alohas2r.cli.app import Json, Seed, Task, Threads, command, library, loggers_of, policy_folder
 from alohas2r.cli.display import progress_display, show
-from alohas2r.cli.options import Engine, Log, Minutes, Preset, Resume, Settings, WorldParams
+from alohas2r.cli.options import Engine, Finish, Log, Minutes, Preset, Resume, Settings, WorldParams
 from alohas2r.config import check
 from alohas2r.core.types import JsonObject
 
@@ -83,6 +83,7 @@ def train_teacher(
         ),
     ] = None,
     resume: Resume = False,
+    finish: Finish = False,
     settings: Settings = None,
     seed: Seed = 0,
     threads: Threads = 0,
@@ -122,6 +123,7 @@ def train_teacher(
             preset=preset,
             out=folder,
             resume=resume,
+            finish=finish,
             overrides=[*measured_settings(world_params, "env.variation"), *(settings or [])],
             seed=seed,
             threads=threads,
@@ -134,7 +136,7 @@ def train_teacher(
             fleet=fleet_of(fleet, workers, lag, address),
         )
     show_run(result, f"Trained {phase} in {folder}", as_json)
-    tell_if_stopped(result, f"--resume --out {folder} continues")
+    tell_if_stopped(result, ways_on(folder))
 
 
 @command("collect-switch-states")
@@ -193,6 +195,11 @@ def show_run(result: JsonObject, title: str, as_json: bool) -> None:
     if curve:
         text = "\n".join(["", "Reward per step, exploring policy", *curve])
         Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def ways_on(folder: pathlib.Path) -> str:
+    """Returns what can be done with a training that was stopped early."""
+    return f"--resume --out {folder} continues; with --finish it writes what has been learnt"
 
 
 def tell_if_stopped(result: JsonObject, how: str) -> None:

@@ -21,7 +21,16 @@ from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM
 from alohas2r.sim.scene import Scene
 
 VARIATION_DRAWS = 160  # uniform numbers that one environment's variation takes
-_FACTORS = ("stiffness", "gain", "gripper_gain", "damping", "joint_friction", "force", "friction", "softness")
+_FACTORS = (
+    "stiffness",
+    "gain",
+    "gripper_gain",
+    "damping",
+    "joint_friction",
+    "force",
+    "friction",
+    "softness",
+)
 
 
 @dataclasses.dataclass(frozen=True)

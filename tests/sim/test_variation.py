@@ -83,6 +83,25 @@ def test_draws_fill_their_ranges_and_causes_are_independent() -> None:
     assert np.abs(correlation).max() < 0.08, robots.causes.keys()
 
 
+def test_stiffness_is_one_factor_for_the_whole_robot_and_keeps_the_damping_ratio() -> None:
+    loaded = scene.load_physics("insert_contact")
+    others = VariationConfig(gain=(0.5, 2.0), gripper_gain=(0.5, 6.0), damping=(0.5, 2.0))
+    stiff = dataclasses.replace(others, stiffness=(0.5, 7.0))
+    before = variation.sample(loaded, others, uniform(500)).drawn
+    after = variation.sample(loaded, stiff, uniform(500)).drawn
+    gain = (after["gain"] / before["gain"]).reshape(-1, 2, 7)
+    damping = (after["damping"] / before["damping"]).reshape(-1, 2, 7)
+    stiffness = gain[:, 0, 0]
+    assert 0.5 <= stiffness.min() < 0.6
+    assert 6 < stiffness.max() <= 7
+    np.testing.assert_allclose(gain[..., :6] / stiffness[:, None, None], 1)
+    np.testing.assert_allclose(damping[..., :6] ** 2 / stiffness[:, None, None], 1)
+    np.testing.assert_allclose(gain[..., 6], 1)
+    np.testing.assert_allclose(damping[..., 6], 1)
+    for name in ("joint_friction", "force", "place", "table"):
+        np.testing.assert_array_equal(after[name], before[name])
+
+
 def test_readings_turn_back() -> None:
     robots = variation.sample(scene.load_physics("insert"), ROBOTS, uniform())
     joints = np.random.default_rng(1).normal(size=(COUNT, 14))

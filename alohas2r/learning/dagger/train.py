@@ -102,6 +102,7 @@ def distill(
     loggers: Sequence[Logger] = (),
     fleet: FleetConfig | None = None,
     start_from: str | os.PathLike[str] | None = None,
+    finish: bool = False,
 ) -> JsonObject:
     """Distils a teacher into a student and writes the student's artifact to `out`/student.
 
@@ -117,6 +118,7 @@ def distill(
       seed: of everything random.
       threads: of physics and ray caster; 0 for all cores.
       resume: continue the run in `out` to the same result as an unbroken run.
+      finish: with `resume`, learn no further but write what the last checkpoint has learnt.
       minutes: stop (resumably) after this time.
       progress: receives reports.
       renderer: see `rendering.registry`; "auto": that of the run that is resumed, else what suits engine and machine.
@@ -179,7 +181,7 @@ def distill(
     schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
     further = command, parents, schedule, progress, loggers
     given = _Given(settings, staged, pretrained, seed, threads, renderer, engine, folder)
-    with Run(folder, settings, identity, resume) as run:
+    with Run(folder, settings, identity, resume, finish) as run:
         core_threads.keep_memory()
         if fleet is None:
             result = run.train(make_distiller(*given, begun=begun), *further)

@@ -135,6 +135,7 @@ def pretrain_encoder(
     renderer: str = "auto",
     archives: Mapping[str, tuple[str, str]] | None = None,
     loggers: Sequence[Logger] = (),
+    finish: bool = False,
 ) -> JsonObject:
     """Trains the colour encoder and writes its artifact to `out`/encoder.
 
@@ -148,6 +149,7 @@ def pretrain_encoder(
       seed: of everything random.
       threads: of the renderer; 0 for all cores.
       resume: continue the run in `out` to the same result as an unbroken run.
+      finish: with `resume`, learn no further but write what the last checkpoint has learnt.
       minutes: stop (resumably) after this time.
       progress: receives reports.
       renderer: see `rendering.registry`; "auto": that of the run that is resumed, else what suits the machine.
@@ -179,7 +181,7 @@ def pretrain_encoder(
         identity["renderer"] = options["renderer"] = renderer
         options["threads"] = threads or None
         train, held = None, None
-    with Run(folder, settings, identity, resume) as run:
+    with Run(folder, settings, identity, resume, finish) as run:
         if train is not None and held is not None:
             algorithm = EncoderTraining(
                 settings, folder, seed, lambda _: train, len(train.label), held

@@ -283,6 +283,7 @@ def train(
     pick: str | os.PathLike[str] | None = None,
     teacher: str | os.PathLike[str] | None = None,
     start_from: str | os.PathLike[str] | None = None,
+    finish: bool = False,
 ) -> JsonObject:
     """Trains a policy from wrist depth and writes its artifact to `out`/policy.
 
@@ -297,6 +298,7 @@ def train(
         first (`student.updates` more).
       out: folder of the run; runs/pixels-<phase> if None.
       resume: continue the run in `out` to the same result as an unbroken run.
+      finish: with `resume`, learn no further but write what the last checkpoint has learnt.
       overrides: "key=value" settings on top of the preset.
       seed: of everything random.
       threads: of physics and ray caster; 0 for all cores. Part of what makes a run reproducible.
@@ -357,7 +359,7 @@ def train(
     command = manifest.command("train-pixels", options, overrides)
     schedule = Schedule(settings.evaluations, settings.checkpoints, minutes, "eval/success")
     further = Further(command, parents, schedule, progress, loggers)
-    with Run(folder, settings, identity, resume) as run:
+    with Run(folder, settings, identity, resume, finish) as run:
         if first is not None:
             assert isinstance(settings, FollowingPixelsConfig)
             states = hand_overs(first, folder, settings, seed, threads, renderer, progress)

@@ -142,6 +142,7 @@ def train(
     start_from: str | os.PathLike[str] | None = None,
     loggers: Sequence[Logger] = (),
     fleet: FleetConfig | None = None,
+    finish: bool = False,
 ) -> JsonObject:
     """Trains a teacher and writes its artifact to `out`/policy.
 
@@ -153,6 +154,7 @@ def train(
       preset: "default" or "quick".
       out: folder of the run; runs/<phase> if None.
       resume: continue the run in `out` to the same result as an unbroken run.
+      finish: with `resume`, learn no further but write what the last checkpoint has learnt.
       overrides: "key=value" settings on top of the preset.
       seed: of everything random.
       threads: of the physics; 0 for all cores. Part of what makes a run reproducible.
@@ -198,7 +200,7 @@ def train(
     if fleet is not None:
         fleet = fitted(fleet, settings.ppo)
         options |= fleet.options
-    with Run(folder, settings, identity, resume) as run:
+    with Run(folder, settings, identity, resume, finish) as run:
         following = None
         if isinstance(settings, FollowingTrainConfig) and follows is not None:
             assert pick_path is not None

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import alohas2r
+from alohas2r.config import check
 from alohas2r.core import files, threads
 from alohas2r.core.lock import FolderLock
 from alohas2r.core.machine import peak_memory_gb
@@ -144,6 +145,7 @@ class Run:
       settings: the configuration, a frozen dataclass.
       identity: what else makes the run what it is, see `manifest.begin`.
       resume: whether to continue the run in the folder.
+      finish: with `resume`, end it where its last checkpoint is and write the artifacts.
     """
 
     def __init__(
@@ -152,9 +154,12 @@ class Run:
         settings: DataclassInstance,
         identity: Mapping[str, Json],
         resume: bool = False,
+        finish: bool = False,
     ) -> None:
+        check(resume or not finish, "--finish ends the run in --out where it is; add --resume.")
         self.folder = pathlib.Path(folder)
-        self.settings, self.identity, self.resume = settings, identity, resume
+        self.settings, self.identity = settings, identity
+        self.resume, self.finish = resume, finish
         self.checkpoint = Checkpoint(self.folder / CHECKPOINT)
         self._lock = FolderLock(self.folder)
 
@@ -205,7 +210,8 @@ class Run:
           artifacts are, if there was any; "metrics": the newest.
 
         Raises:
-          ArtifactError: the disk is full, a checkpoint is damaged, or the loss is not finite.
+          ArtifactError: the disk is full, a checkpoint is damaged, the loss is not finite, or there is nothing to
+            finish.
         """
         total = algorithm.iterations * algorithm.steps_per_iteration
         with (
@@ -220,13 +226,18 @@ class Run:
             )
             best = Best(self.folder, schedule.chosen_by)
             state, done, figures = self._begin(algorithm, log, best)
-            if done < algorithm.iterations:
+            if self.finish and done == 0:
+                raise ArtifactError(
+                    f"{self.folder} holds no checkpoint to finish; leave out --finish."
+                )
+            if done < algorithm.iterations and not self.finish:
                 state, done, figures = self._iterate(
                     algorithm, schedule, log, stop, state, done, figures, best
                 )
-            finished = done == algorithm.iterations
+            finished = self.finish or done == algorithm.iterations
             measured: JsonObject = {
                 "steps": done * algorithm.steps_per_iteration,
+                **({"of_steps": total} if finished and done < algorithm.iterations else {}),
                 "wall_s": round(log.wall_s, 1),
                 "peak_memory_gb": round(peak_memory_gb(), 2),
             }

@@ -108,6 +108,32 @@ def test_a_run_goes_on_as_often_as_its_time_is_up(
     assert_same(tmp_path / "run", unbroken)
 
 
+def test_a_stopped_run_is_finished_where_it_is_and_can_still_go_on(
+    unbroken: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match="add --resume"):
+        count(folder, finish=True)
+    stopped = count(folder, schedule=Schedule(minutes=0))
+    assert stopped["sum"] is None
+    ended = count(folder, resume=True, finish=True)
+    assert ended["finished"]
+    assert ended["steps"] == 10
+    np.testing.assert_array_equal(np.load(ended["sum"]), np.random.default_rng(0).normal(size=100))
+    assert count(folder, resume=True)["steps"] == 300
+    assert_same(folder, unbroken)
+
+
+def test_a_run_without_a_checkpoint_has_nothing_to_finish(tmp_path: pathlib.Path) -> None:
+    def kill(iteration: int) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        count(tmp_path / "run", during=kill)
+    with pytest.raises(ArtifactError, match="no checkpoint to finish"):
+        count(tmp_path / "run", resume=True, finish=True)
+
+
 def test_a_run_killed_before_its_first_checkpoint_resumes_from_its_manifest(
     unbroken: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
