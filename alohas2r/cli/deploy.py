@@ -22,14 +22,14 @@ from alohas2r.cli.run_display import live
 from alohas2r.cli.soak import run_soak
 from alohas2r.core.plain import plain
 from alohas2r.core.types import Untyped
-from alohas2r.embodiment.robots import REAL
+from alohas2r.embodiment.robots import REAL, RobotName
 from alohas2r.errors import ConfigError, RobotFault
 
 
 @command("deploy", "Deploy")
 def deploy(
     robot: Annotated[
-        Literal["aloha", "aloha-ros", "emulated", "sim"],
+        RobotName,
         typer.Option(
             help="aloha: two arms on their serial ports; aloha-ros: through Interbotix' ROS nodes; "
             "emulated: the same driver on emulated servos; sim: simulated arms."

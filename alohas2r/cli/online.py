@@ -27,7 +27,7 @@ from alohas2r.cli.options import (
 from alohas2r.cli.run_display import live
 from alohas2r.config import check
 from alohas2r.core.types import Untyped
-from alohas2r.embodiment.robots import REAL
+from alohas2r.embodiment.robots import REAL, RobotName
 
 if TYPE_CHECKING:
     from alohas2r.deployment.online.director import Progress
@@ -40,7 +40,7 @@ Base = Annotated[
     typer.Option(help="Of insert: the exported policy (.onnx); the shipped student's if left out."),
 ]
 Robot = Annotated[
-    Literal["sim", "emulated", "aloha", "aloha-ros"],
+    RobotName,
     typer.Option(
         help="sim: simulated arms; emulated: the arms' own driver on emulated servos, with drawn cameras; aloha,"
         " aloha-ros: real arms, of reach and pick; the left one acts."

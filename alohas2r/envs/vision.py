@@ -481,27 +481,27 @@ def unpack_depth(packed: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _sample_transfer(root: Any, episode: Any, start: Any, config: TransferConfig) -> dict[str, Any]:
+def _sample_transfer(root: Any, drawing: Any, start: Any, config: TransferConfig) -> dict[str, Any]:
     """Does the same as `_sample_looks` with the looks "transfer", from where the objects start [K, 2, 2] (m)."""
 
-    def one(key: jax.Array, episode: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, _LOOKS), episode)
+    def one(key: jax.Array, drawing: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, _LOOKS), drawing)
 
     sample = transfer_draw.sampler(scene.load("insert").model, config)
-    return sample(jax.vmap(one)(root, episode), start)
+    return sample(jax.vmap(one)(root, drawing), start)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "rights"))
-def _sample_looks(root: Any, episode: Any, name: str = "insert", rights: int = 0) -> dict[str, Any]:
-    """Draws the looks [K, ...] of a scene in environments' episodes from their keys [K, 2] and numbers [K].
+def _sample_looks(root: Any, drawing: Any, name: str = "insert", rights: int = 0) -> dict[str, Any]:
+    """Draws the looks [K, ...] of a scene from environments' keys [K, 2] and the drawings' numbers [K].
 
     Those of `rights` right imagers do not change the others.
     """
 
-    def one(key: jax.Array, episode: jax.Array) -> dict[str, Any]:
-        key = jax.random.fold_in(jax.random.fold_in(key, _LOOKS), episode)
+    def one(key: jax.Array, drawing: jax.Array) -> dict[str, Any]:
+        key = jax.random.fold_in(jax.random.fold_in(key, _LOOKS), drawing)
         looks = visual_randomization.sample_looks(key, 1, scene.load(name))
         drawn = {name: value[0] for name, value in looks.items()}
         return drawn | (stereo.sample_rig(key, rights) if rights else {})
 
-    return jax.vmap(one)(root, episode)
+    return jax.vmap(one)(root, drawing)
