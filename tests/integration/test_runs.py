@@ -63,6 +63,13 @@ COMMANDS = {
 Command = tuple[Callable[..., list[str]], str]
 
 
+PICK_AND_LONG = pytest.mark.parametrize(
+    "command",
+    ["pick", *(pytest.param(name, marks=pytest.mark.long) for name in ("encoder", "student"))],
+    indirect=True,
+)
+
+
 @pytest.fixture(params=COMMANDS)
 def command(request: pytest.FixtureRequest) -> Command:
     return COMMANDS[request.param]
@@ -107,11 +114,7 @@ def test_there_is_nothing_to_resume(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["pick", *(pytest.param(name, marks=pytest.mark.long) for name in ("encoder", "student"))],
-    indirect=True,
-)
+@PICK_AND_LONG
 def test_a_command_killed_before_its_first_checkpoint_resumes(
     command: Command, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +134,26 @@ def test_a_command_killed_before_its_first_checkpoint_resumes(
     capsys.readouterr()
     assert app.main(arguments(out)) == 1
     assert "add --resume" in capsys.readouterr().err
+
+
+@PICK_AND_LONG
+def test_a_stopped_command_is_finished_where_it_is(
+    command: Command, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, name = command
+    out = tmp_path / "run"
+    assert app.main(arguments(out, "--finish")) == 1
+    assert "add --resume" in capsys.readouterr().err
+    assert app.main(arguments(out, "--minutes", "0")) == 0
+    assert "with --finish it writes what has been learnt" in capsys.readouterr().err
+    assert not (out / name).exists()
+    assert app.main(arguments(out, "--resume", "--finish", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["finished"]
+    assert result[name] == str(out / name)
+    (description,) = (out / name).glob("*.json")
+    trained = json.loads(description.read_text())["trained"]
+    assert result["steps"] == trained["steps"] < trained["of_steps"]
 
 
 @pytest.mark.parametrize("arguments", [encoder, pytest.param(student, marks=pytest.mark.long)])
