@@ -192,8 +192,8 @@ def learn(
     resets: Annotated[
         Literal["robot", "placed"] | None,
         typer.Option(
-            help="How episodes begin anew. robot: it goes back itself (pick); placed: the simulation, of real arms a"
-            " person, puts everything to a new start (reach)."
+            help="How episodes begin anew. robot: it goes back by itself (pick, insert); placed: the simulation, of"
+            " real arms a person, puts everything to a new start (reach)."
         ),
     ] = None,
     out: Annotated[
@@ -233,8 +233,8 @@ def learn(
     are taken between episodes. Either may be killed: --resume goes on, with --stepped to the same bits. It is evaluated
     unaided every five minutes of acting, and at the end by 200 episodes; on real arms, which rest while you put things
     back and press a key, at the end by 20. Read docs/safety.md before. Of insert, an exported student is corrected
-    (--arm residual), in a simulation alone so far, or measured at several tempos and exported with the best (--arm
-    tempo). See docs/online.md.
+    (--arm residual), or measured at several tempos of a simulation and exported with the best (--arm tempo). See
+    docs/online.md.
     """
     folder = out or pathlib.Path("runs") / f"online-{task}-{arm}"
     if arm == "tempo":

@@ -23,6 +23,7 @@ from alohas2r.errors import ArtifactError, ConfigError
 _OWN = {
     "--seed": "--seeds, such as 0..4",
     "--resume": "nothing: the same sweep in the same --out goes on where it was",
+    "--finish": "nothing: a run that was stopped goes on when the sweep does",
     "--minutes": "nothing: Ctrl-C stops a sweep, and the same command goes on",
 }
 

@@ -324,7 +324,7 @@ def _emulated_world(emulator: Emulator, stepped: bool) -> Simulation:
         return world.qpos, world.qvel, world.goals
 
     def place(qpos: np.ndarray, targets: np.ndarray) -> None:
-        emulator.place(qpos)
+        emulator.place(qpos, goals=targets)
 
     return Simulation(place, emulator.step if stepped else None, state)
 

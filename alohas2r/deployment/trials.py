@@ -152,12 +152,16 @@ class Trials:
     def begin(self, episode: int) -> np.ndarray:
         """Places everything for an episode and returns the targets [14] that hold it there."""
         self._world.place(self.starts[episode], self.targets[episode])
+        self.follow(episode)
+        self._ahead = True
+        return self.targets[episode].copy()
+
+    def follow(self, episode: int) -> None:
+        """Begins to judge an episode that begins where everything is."""
         self._task = self.start_of(episode)
         self._episode, self._step = episode, 0
         half = self._context[episode : episode + 1, 0]
         self._scorers[episode] = InsertScorer(self.protocol.insert, half)
-        self._ahead = True
-        return self.targets[episode].copy()
 
     def over(self) -> bool:
         """Lets the step's time pass and judges what came of it; whether the episode is over."""

@@ -144,7 +144,7 @@ def demonstrate(
     make_folder(folder)
     director = _Director(config)
     rig = dataclasses.replace(rig, seed=config.seed)
-    deploy = attended_config(mode) if rig.real else stage_config(spec)
+    deploy = attended_config(spec, mode) if rig.real else stage_config(spec)
     header = log_header(deploy, LIMITS[deploy.mode], rig.robot, config.by)
     header |= {
         "task": config.task,

@@ -34,7 +34,8 @@ class Progress:
 
     Attributes:
       episode: the next one's number. decisions, steps: of acting so far, evaluations left out.
-      reset_steps: of ways back. successes, true_successes: episodes of acting. helped: how often a person was asked.
+      reset_steps: of ways back. returns: of the robot's own ways back, how many were judged; returned: led to a start.
+      successes, true_successes: episodes of acting. helped: how often a person was asked.
       failures: episodes of acting in a row that failed.
       aborted: episodes that the guard ended. evaluated: evaluations that are over.
       evaluation: outcomes of the one that is under way: by the reward and by the truth.
@@ -50,6 +51,8 @@ class Progress:
     successes: int = 0
     true_successes: int = 0
     helped: int = 0
+    returns: int = 0
+    returned: int = 0
     failures: int = 0
     aborted: int = 0
     evaluated: int = 0
@@ -151,6 +154,8 @@ class LearnDirector:
             one.successes += episode.success
             one.true_successes += episode.truth
             one.helped += episode.helped
+            one.returns += episode.returned is not None
+            one.returned += bool(episode.returned)
             one.failures = episode.failures
         one.log_end, one.version, self._state = self._log_end(), self._learned.version, state
         self._save()

@@ -23,11 +23,29 @@ from alohas2r.policies.protocol import Notes
 LEASH_RAD = 0.1
 
 
+def leashed(
+    actions: np.ndarray,
+    targets: np.ndarray,
+    measured: np.ndarray,
+    leash_rad: float,
+    scale: float = ACTION_SCALE,
+) -> np.ndarray:
+    """Returns an arm's actions [7] that lead its targets not too far from its joints; the fingers press as they like.
+
+    Args:
+      actions: [7] in [-1, 1]. targets, measured: [7] of the arm. leash_rad: how far. scale: of actions.
+    """
+    low, high = ((measured + away - targets) / scale for away in (-leash_rad, leash_rad))
+    low[-1], high[-1] = -1.0, 1.0
+    return np.clip(np.clip(actions, low, high), -1, 1)
+
+
 class Phase(enum.Enum):
     """What the arm does."""
 
     IDLE = "idle"
     ACT = "act"
+    SETTLE = "settle"
     RESET = "reset"
 
 
@@ -90,7 +108,7 @@ class Acting(abc.ABC):
     def _act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         truth = None if self._truth is None else self._truth()
         done = self._judge(observation, truth)
-        late = self.steps - self._waited >= self._limit or self._source.gave_up
+        late = self.steps - self._waited >= self._limit or self._source.gave_up or self._overdue()
         verdict = self._source.judge()
         if verdict is not Verdict.NONE:
             done, late = verdict is Verdict.SUCCESS, verdict is not Verdict.WAIT
@@ -125,6 +143,10 @@ class Acting(abc.ABC):
     @abc.abstractmethod
     def _decide(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Sets the joints' actions [14]; returns what the log keeps, "base" and "wanted" [A] where it decided anew."""
+
+    def _overdue(self) -> bool:
+        """Returns whether the episode has lasted for long enough before its limit."""
+        return False
 
     def _last_seen(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns what the log keeps of the last observation of an episode."""
@@ -190,13 +212,10 @@ class Explorer(Acting):
             return wanted
         felt = np.asarray(observation["proprioception"])
         targets, measured = self._spec.targets(felt), self._spec.own(felt)[:PER_ARM]
-        low, high = measured - self._leash_rad, measured + self._leash_rad
-        low[-1], high[-1] = -np.inf, np.inf
-        own = slice(SIDES.index(self._spec.side) * PER_ARM, None)
-        held = wanted.copy()
-        arm = held[own][:PER_ARM]
-        arm[:] = np.clip(arm, *((bound - targets) / ACTION_SCALE for bound in (low, high)))
-        return np.clip(held, -1, 1)
+        first = SIDES.index(self._spec.side) * PER_ARM
+        own, held = slice(first, first + PER_ARM), wanted.copy()
+        held[own] = leashed(held[own], targets, measured, self._leash_rad)
+        return held
 
     def _judge(self, observation: Mapping[str, np.ndarray], truth: bool | None) -> bool:
         depth = observation[f"{self._spec.side}_depth"]

@@ -9,7 +9,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from alohas2r import config as configs
 from alohas2r.config import check
@@ -25,6 +25,7 @@ from alohas2r.deployment.online.deciders import Learned, Looking
 from alohas2r.deployment.online.demonstrate import PERSON_S, why_stopped
 from alohas2r.deployment.online.director import EVALUATIONS, LearnDirector, Progress, read_progress
 from alohas2r.deployment.online.explorer import LEASH_RAD, Acting, Explorer
+from alohas2r.deployment.online.insert_way import InsertBack
 from alohas2r.deployment.online.inserter import Inserter
 from alohas2r.deployment.online.opened import (
     attended_config,
@@ -90,7 +91,8 @@ def learn(
 
     Returns:
       "task", "arm", "protocol" with its hash, "world_params", "seed", "minutes" of acting, "reset_minutes", "wall_s",
-      "episodes", "successes", "true_successes", "helped", "aborted", "success" (of the last evaluation, by the truth),
+      "episodes", "successes", "true_successes", "helped", "returns" (the robot's own ways back that the simulation
+      judged), "returned" (those that led to a start), "aborted", "success" (of the last evaluation, by the truth),
       "evaluations", "timing", "policy", "out".
 
     Raises:
@@ -192,7 +194,7 @@ class _Played(NamedTuple):
         header["student_hash"] = run.eyes_hash
         return _segment(self.folder, self.progress, run.stepped, header)
 
-    def director(self, learned: Learned, log: LogWriter, back: ResetDraws | None) -> _Numbered:
+    def director(self, learned: Learned, log: LogWriter, back: Drawn | None) -> _Numbered:
         """Returns who says which episodes there are."""
         director = LearnDirector(
             *(self.folder, self.run, learned, self.progress, self.alive),
@@ -235,7 +237,7 @@ def _act_attended(
 ) -> None:
     """Does the same on real arms."""
     run = played.run
-    deploy = attended_config(mode)
+    deploy = attended_config(run.spec, mode)
     with open_rig(seeing(rig, run.spec.cameras), judged=False) as arms:
         learned, acting, back = _cast(run, None, played.coach)
         with played.log(deploy) as log:
@@ -256,16 +258,18 @@ def _act_attended(
 
 def _cast(
     run: AnyRun, truth: Knowing | None, coach: Coach | None
-) -> tuple[Learned, Acting, ResetDraws | None]:
+) -> tuple[Learned, Acting, Drawn | None]:
     """Returns who decides, what acts, and what draws the ways back, where there are any; no truth of real arms."""
     leash_rad = LEASH_RAD if run.real else math.inf
     if isinstance(run, InsertRun):
-        assert truth is not None
+        done = None if truth is None else truth.done
         chosen, base = Learned(run.spec), read_base(run.student)
+        way = InsertBack(run.spec, (run.seed,)) if run.resets == "robot" else None
         if run.reward == TRUTH:
-            return chosen, Inserter(run.spec, chosen, base, truth.done), None
+            return chosen, Inserter(run.spec, chosen, base, done, back=way), way
         reward = InsertReward(read_classifier(run.reward, run.spec))
-        return chosen, Inserter(run.spec, chosen, base, truth.done, SETTLE_S, reward), None
+        inserter = Inserter(run.spec, chosen, base, done, SETTLE_S, reward, way, leash_rad)
+        return chosen, inserter, way
     done = None if truth is None else truth.done
     eyes, *_ = read_eyes(run.student, run.spec.side)
     learned = Looking(run.spec, eyes)
@@ -276,10 +280,16 @@ def _cast(
     return learned, Explorer(run.spec, decider, back, done, PERSON_S, leash_rad), back
 
 
+class Drawn(Protocol):
+    """Ways back that are drawn by the number of their episode."""
+
+    number: int
+
+
 class _Numbered:
     """Tells the ways back which episode it is, so that a resumed run draws the same."""
 
-    def __init__(self, director: LearnDirector, back: ResetDraws | None) -> None:
+    def __init__(self, director: LearnDirector, back: Drawn | None) -> None:
         self._director, self._back = director, back
 
     def next(self) -> Plan | None:
@@ -321,6 +331,8 @@ def _result(
         "successes": progress.successes,
         "true_successes": progress.true_successes,
         "helped": progress.helped,
+        "returns": progress.returns,
+        "returned": progress.returned,
         "aborted": progress.aborted,
         "success": rows[-1]["success"] if rows else None,
         "evaluations": rows,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from alohas2r.core import assets
 from alohas2r.deployment.config import DeployConfig, DriveMode
+from alohas2r.deployment.online.insert_way import arms_of
 from alohas2r.deployment.online.truth import InsertTruth, Knowing, Truth
 from alohas2r.deployment.rig import Rig, RigConfig, Simulation, open_rig
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
@@ -39,7 +40,8 @@ def open_world(spec: OnlineSpec | InsertSpec, rig: RigConfig) -> Iterator[Opened
         assert arms.simulation is not None
         if isinstance(spec, InsertSpec):
             assert arms.trials is not None
-            truth: Knowing = InsertTruth(arms.trials, arms.simulation)
+            objects = [Truth(one, arms.simulation, rig.params) for one in arms_of(spec)]
+            truth: Knowing = InsertTruth(arms.trials, arms.simulation, objects)
         else:
             truth = Truth(spec, arms.simulation, rig.params)
         yield Opened(arms, arms.simulation, truth)
@@ -62,15 +64,20 @@ def stage_config(spec: OnlineSpec | InsertSpec) -> DeployConfig:
         retreat=False,
         frozen_s=0.0,
     )
+    return _as_student(config, spec)
+
+
+def attended_config(spec: OnlineSpec | InsertSpec, mode: DriveMode) -> DeployConfig:
+    """Returns how the control loop runs real arms whose episodes a person attends, at the limits of a mode."""
+    return _as_student(DeployConfig(mode=mode, episodes=10**9, episode_s=EPISODE_S), spec)
+
+
+def _as_student(config: DeployConfig, spec: OnlineSpec | InsertSpec) -> DeployConfig:
+    """Returns settings with the action scale and the switch of the student that is corrected, if there is one."""
     if not isinstance(spec, InsertSpec):
         return config
     student = spec.student
     return dataclasses.replace(config, action_scale=student.action.scale, switch=student.switch)
-
-
-def attended_config(mode: DriveMode) -> DeployConfig:
-    """Returns how the control loop runs real arms whose episodes a person attends, at the limits of a mode."""
-    return DeployConfig(mode=mode, episodes=10**9, episode_s=EPISODE_S)
 
 
 def shipped_base() -> str:

@@ -44,8 +44,8 @@ class LearnConfig:
       task: name of the task. arm: of ARMS; of insert "residual". overrides: "key=value" settings of the arm.
       demos: folders of demonstrations. robot: one of ROBOTS; a person attends real arms.
       stepped: whether time stands still between control steps, and actor and learner wait for each other.
-      resets: "robot", "placed", or "" for the task's own: pick goes back to a start itself, the others are placed, on
-        real arms by a person.
+      resets: "robot", "placed", or "" for the task's own: pick and insert go back to a start by themselves, reach is
+        placed, on real arms by a person.
       seed: of all that is drawn. student: whose eyes the policy has, of insert the exported file that is corrected;
         "": the shipped one.
       offline: folders of earlier runs of the task, whose decisions are learnt from as well.
@@ -78,16 +78,16 @@ class LearnConfig:
         )
         inserts = self.task == TASK
         real = self.robot in REAL
-        check(not (inserts and real), "learn insert needs --robot sim or emulated")
+        check(
+            not (real and self.reward == TRUTH),
+            f"only a simulation knows the truth: learn insert --robot {self.robot} needs --reward FOLDER, which"
+            " alohas2r train-reward makes",
+        )
         check(not (real and self.stepped), f"the time of --robot {self.robot} cannot be stepped")
         check(
             bool(self.reward) == inserts,
             "insert, and no other task, needs --reward: a folder of alohas2r train-reward, or --reward truth, which"
             " only a simulation knows",
-        )
-        check(
-            not (inserts and self.resets == "robot"),
-            "after an insertion the simulation puts everything to a new start: --resets placed",
         )
 
 
@@ -146,7 +146,7 @@ def plan_run(config: LearnConfig) -> AnyRun:
         demos=tuple(str(pathlib.Path(demo).resolve()) for demo in config.demos),
         student=student,
         eyes_hash=student_hash,
-        resets=config.resets or ("robot" if config.task == "pick" else "placed"),
+        resets=config.resets or ("placed" if config.task == "reach" else "robot"),
         offline=tuple(str(pathlib.Path(one).resolve()) for one in config.offline),
         world=config.world,
     )

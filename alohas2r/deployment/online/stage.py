@@ -47,6 +47,7 @@ class Ended(NamedTuple):
       success, truth: whether the task was done, by the reward and by the truth.
       steps: control steps of acting; reset_steps: of the way back. decisions: that were made.
       helped: whether a person put the scene right before it.
+      returned: whether the robot's own way back led to a start; None where nobody knows, or where there was none.
       failures: in a row by now, evaluations left out.
     """
 
@@ -59,6 +60,7 @@ class Ended(NamedTuple):
     decisions: int
     helped: bool
     failures: int
+    returned: bool | None = None
 
 
 class Director(Protocol):
@@ -188,6 +190,7 @@ class Stage:
             one.decisions,
             self._helped,
             self._failures,
+            None if aborted or plan.placed else self._truth.in_region(),
         )
         self._director.ended(ended, self._state or state)
         if self._aborted >= ABORTED:

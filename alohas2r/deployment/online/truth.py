@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import mujoco
@@ -70,16 +71,16 @@ class InsertTruth:
 
     Args:
       trials: starts and judge; every second start is left to evaluations.
-      simulation: the world.
+      simulation: the world. arms: what each arm's object does, left first.
     """
 
-    def __init__(self, trials: Trials, simulation: Simulation) -> None:
-        self._trials, self._simulation = trials, simulation
+    def __init__(self, trials: Trials, simulation: Simulation, arms: Sequence[Truth]) -> None:
+        self._trials, self._simulation, self._arms = trials, simulation, arms
         self._number = 0
 
     def begin(self) -> None:
-        """Begins to judge an episode at the start that was drawn."""
-        self._trials.begin(self._number)
+        """Begins to judge an episode that begins where everything is."""
+        self._trials.follow(self._number)
 
     def state(self) -> Start:
         """Returns the world's present state."""
@@ -91,8 +92,13 @@ class InsertTruth:
         return self._trials.succeeded
 
     def in_region(self) -> bool:
-        """Returns True: every episode is placed."""
-        return True
+        """Returns whether both objects are held up, or lie where the arms can take them, apart and not turned."""
+        held = [arm.aloft() for arm in self._arms]
+        left, right = (arm.object_pos() for arm in self._arms)
+        apart = np.linalg.norm(left - right) > 2 * HALF_LENGTH
+        lie = not any(held) and all(arm.in_region() and arm.faces() for arm in self._arms)
+        taken = all(held) or lie
+        return bool(apart and taken)
 
     def draw(self, draw: np.random.Generator, evaluation: bool = False) -> Start:
         """Draws one of the starts."""
@@ -122,7 +128,7 @@ class Truth:
 
     def begin(self) -> None:
         """Remembers how high the object lies at the start of an episode."""
-        self._lain = float(self._object()[2])
+        self._lain = float(self.object_pos()[2])
 
     def state(self) -> Start:
         """Returns the world's present state."""
@@ -148,6 +154,16 @@ class Truth:
         inside = np.abs(turn.T @ (tip - qpos[self._arm.object_qpos[:3]]))
         return bool((inside < [HALF_LENGTH, SOCKET_HALF + _SPARE_M, SOCKET_HALF + _SPARE_M]).all())
 
+    def aloft(self) -> bool:
+        """Returns whether the object is well above the table."""
+        return bool(self.object_pos()[2] > TABLE_HEIGHT + SOCKET_HALF + _LIFTED_M)
+
+    def faces(self) -> bool:
+        """Returns whether the object's long axis points the way it does in the home pose, not the other."""
+        turns = (self._simulation.state()[0], self._home_qpos)
+        now, home = (quaternion_matrix(one[self._arm.object_qpos[3:]])[:, 0] for one in turns)
+        return bool(now @ home > 0)
+
     def in_region(self) -> bool:
         """Returns whether the object lies flat, on whichever side, where the arm can take it."""
         qpos = self._simulation.state()[0]
@@ -161,7 +177,7 @@ class Truth:
             START.reach[0] - 0.06 < reach < START.reach[1] + 0.02
             and abs(waist - home) < START.direction + 0.15
         )
-        lies = abs(self._object()[2] - TABLE_HEIGHT - SOCKET_HALF) < 0.015
+        lies = abs(self.object_pos()[2] - TABLE_HEIGHT - SOCKET_HALF) < 0.015
         return bool(near and lies and abs(turn[2, 0]) < _TILTED and askew < 0.5)
 
     def draw(self, draw: np.random.Generator, evaluation: bool = False) -> Start:
@@ -182,6 +198,6 @@ class Truth:
         qpos[arm.object_qpos[3:]] = turned
         return Start(qpos, targets)
 
-    def _object(self) -> np.ndarray:
+    def object_pos(self) -> np.ndarray:
         """Returns where the object is in the world [3]."""
         return np.asarray(self._simulation.state()[0])[self._arm.object_qpos[:3]]

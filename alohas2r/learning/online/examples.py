@@ -115,6 +115,8 @@ class _Reader:
         if record.kind == "header":
             self._begin(record.values)
         elif record.kind == "episode":
+            if "qpos" not in record.arrays:
+                return  # of arms whose world nobody knows; the first step says so
             places = np.concatenate([record.arrays["qpos"][one] for one in self._objects])
             self._start = tuple(np.round(places / _PLACE_M).astype(int).tolist())
         elif record.kind == "step" and record.values.get("learning"):
@@ -131,11 +133,11 @@ class _Reader:
         self._header, self.student = header, str(header["student_hash"])
 
     def _step(self, record: Record, said: JsonObject) -> None:
-        if said["evaluation"]:
+        if said["evaluation"] or said.get("source") == "reset":
             return
         if said["truth"] is None:
             raise ArtifactError(
-                f"The log of {self._run} does not say whether the peg was in, as only a simulation's does so far."
+                f"The log of {self._run} does not say whether the peg was in: only a simulation's does."
             )
         if said["truth"] and self._inserted is None:
             self._inserted = len(self._looks)

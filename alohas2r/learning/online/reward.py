@@ -27,7 +27,7 @@ from alohas2r.policies.online.classifier import (
     REWARD,
     ClassifierSpec,
     SuccessClassifier,
-    holding,
+    holds,
     rewarded,
 )
 from alohas2r.policies.onnx.base import insert_spec, read_base
@@ -197,7 +197,7 @@ def _examples(trials: Sequence[Trial]) -> tuple[np.ndarray, np.ndarray]:
     rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for trial in trials:
         for look, there in zip(*trial.examples(), strict=True):
-            if holding(look.proprioception):
+            if holds(look.proprioception).all():
                 rows[not there].append(np.concatenate(look))
     if not all(rows):
         raise ArtifactError(

@@ -149,7 +149,7 @@ class InsertReward(Held):
 
     def update(self, look: Look | None) -> bool:
         """Takes a control step, None where the policy does not insert; returns whether the peg is in."""
-        if look is None or not holding(look.proprioception):
+        if look is None or not holds(look.proprioception).all():
             return self.take(False)
         return self.take(bool(self._classifier.probability(*look) > self._classifier.spec.sure))
 
@@ -160,11 +160,11 @@ def rewarded(classifier: SuccessClassifier, looks: Iterable[Look | None]) -> int
     return next((step for step, look in enumerate(looks) if reward.update(look)), None)
 
 
-def holding(proprioception: np.ndarray) -> bool:
-    """Returns whether both grippers hold something: their fingers stop before they are where they are told to be."""
+def holds(proprioception: np.ndarray) -> np.ndarray:
+    """Returns which grippers hold something [2]: their fingers stop before they are where they are told to be."""
     parts = proprioception.reshape(2, len(SIDES), PER_ARM + 1)
     travel, short = parts[0, :, PER_ARM - 1], parts[1, :, PER_ARM - 1]
-    return bool((travel > EMPTY_TRAVEL_M).all() and (short > STOPPED_M).all())
+    return (travel > EMPTY_TRAVEL_M) & (short > STOPPED_M)
 
 
 def read_classifier(folder: str | os.PathLike[str], spec: InsertSpec) -> SuccessClassifier:

@@ -133,10 +133,15 @@ class Emulator:
         """Advances a stepped emulator; returns its time (s)."""
         return float(self._ask("step", seconds=seconds))
 
-    def place(self, qpos: np.ndarray, qvel: np.ndarray | None = None) -> None:
-        """Puts arms and objects somewhere [nq]; servos with torque hold there."""
-        speeds = None if qvel is None else qvel.tolist()
-        self._ask("place", qpos=qpos.tolist(), qvel=speeds)
+    def place(
+        self,
+        qpos: np.ndarray,
+        qvel: np.ndarray | None = None,
+        goals: np.ndarray | None = None,
+    ) -> None:
+        """Puts arms and objects somewhere [nq]; servos with torque strive for goals [14], or hold there."""
+        speeds, wanted = (None if one is None else one.tolist() for one in (qvel, goals))
+        self._ask("place", qpos=qpos.tolist(), qvel=speeds, goals=wanted)
 
     def set_faults(self, side: str, faults: Faults | None = None) -> None:
         """Disturbs a bus from now on; None ends all disturbances."""

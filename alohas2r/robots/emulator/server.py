@@ -310,9 +310,14 @@ class Server:
         self._advance(round(seconds / self._world.model.opt.timestep))
         return self._world.time_s
 
-    def _place(self, qpos: list[float], qvel: list[float] | None = None) -> None:
-        speeds = None if qvel is None else np.array(qvel)
-        self._world.place(np.array(qpos), speeds)
+    def _place(
+        self,
+        qpos: list[float],
+        qvel: list[float] | None = None,
+        goals: list[float] | None = None,
+    ) -> None:
+        speeds, wanted = (None if one is None else np.array(one) for one in (qvel, goals))
+        self._world.place(np.array(qpos), speeds, wanted)
 
     def _set_faults(self, side: str, **faults: Untyped) -> None:
         if "silent" in faults:

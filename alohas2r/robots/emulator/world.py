@@ -93,15 +93,24 @@ class World:
             servo.reset_turns()
         self.place(self.data.qpos.copy())
 
-    def place(self, qpos: np.ndarray, qvel: np.ndarray | None = None) -> None:
-        """Puts everything somewhere; servos with torque hold there."""
+    def place(
+        self,
+        qpos: np.ndarray,
+        qvel: np.ndarray | None = None,
+        goals: np.ndarray | None = None,
+    ) -> None:
+        """Puts everything somewhere; servos with torque strive for goals [14], or hold there."""
         self.data.qpos[:] = qpos
         self.data.qvel[:] = 0.0 if qvel is None else qvel
         self.data.qacc_warmstart[:] = 0.0
         mujoco.mj_forward(self.model, self.data)
-        for servo in self._all():
-            servo["Goal_Position"] = servo.position()
-        self._reference[:] = self.data.qpos[self.joints]
+        wanted = self.data.qpos[self.joints] if goals is None else goals
+        for side, servos in self.servos.items():
+            for servo in servos:
+                index = SIDES.index(side) * PER_ARM + servo.kind.joint
+                tick = self._tick(servo, index, float(wanted[index]))
+                servo["Goal_Position"] = tick - TICKS_PER_TURN * servo.turns
+        self._reference[:] = wanted
         self._speed[:] = 0.0
         if self._hidden.late:
             self._take_over()

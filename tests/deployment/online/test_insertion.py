@@ -146,8 +146,8 @@ def test_nobody_learns_it_elsewhere_or_takes_over(demos, learnt, tmp_path):
 def test_odd_settings_are_refused(demos, tmp_path):
     with pytest.raises(ConfigError, match="needs --reward"):
         config(demos, reward="")
-    with pytest.raises(ConfigError, match="--resets placed"):
-        config(demos, resets="robot")
+    with pytest.raises(ConfigError, match="only a simulation knows the truth"):
+        config(demos, robot="aloha", stepped=False)
     with pytest.raises(ConfigError, match="no arm 'rlpd' of insert"):
         plan_run(dataclasses.replace(config(demos), arm="rlpd"))
     with pytest.raises(ConfigError, match="nothing is cloned"):

@@ -23,7 +23,7 @@ from alohas2r.policies.online.classifier import (
     InsertReward,
     Look,
     SuccessClassifier,
-    holding,
+    holds,
     read_classifier,
     rewarded,
 )
@@ -34,15 +34,15 @@ N = 4  # numbers of pictures in these tests
 GRIPPERS = np.array([6, 7, 14, 15])
 
 
-def felt(holds: bool = True) -> np.ndarray:
+def felt(held: bool = True) -> np.ndarray:
     values = np.zeros(32, np.float32)
     values[GRIPPERS] = 0.03
-    values[16 + GRIPPERS] = 0.02 if holds else 0.0
+    values[16 + GRIPPERS] = 0.02 if held else 0.0
     return values
 
 
-def look(says: float, holds: bool = True) -> Look:
-    return Look(np.array([says, 0, 0, 0], np.float32), felt(holds))
+def look(says: float, held: bool = True) -> Look:
+    return Look(np.array([says, 0, 0, 0], np.float32), felt(held))
 
 
 def by_the_first() -> SuccessClassifier:
@@ -88,11 +88,11 @@ def record(
 def test_it_takes_a_sure_classifier_and_both_grippers_for_five_steps_in_a_row():
     classifier = by_the_first()
     one, no = look(1.0), look(-1.0)
-    assert holding(felt())
-    assert not holding(felt(False))
+    assert holds(felt()).all()
+    assert not holds(felt(False)).all()
     empty = felt()
     empty[GRIPPERS[2:]] = 0.01  # the right fingers have closed on nothing
-    assert not holding(empty)
+    assert not holds(empty).all()
     assert rewarded(classifier, [no, *[one] * 4, no, *[one] * 5]) == 10
     assert rewarded(classifier, [*[one] * 4, look(1.0, False), *[one] * 4]) is None
     assert rewarded(classifier, [*[one] * 4, None, *[one] * 4]) is None

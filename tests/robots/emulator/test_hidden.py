@@ -10,6 +10,7 @@ from alohas2r.robots.dynamixel.arm import GripperLinkage
 from alohas2r.robots.dynamixel.registers import CENTRE_TICK, RAD_PER_TICK
 from alohas2r.robots.emulator.hidden import HiddenConfig, draw
 from alohas2r.robots.emulator.world import World
+from alohas2r.sim import scene
 from alohas2r.sim.variation import NEUTRAL
 
 ZEROS = dataclasses.replace(NEUTRAL, zero_deg=1.5, travel_m=0.002, travel_scale=(0.95, 1.05))
@@ -89,3 +90,17 @@ def test_what_pictures_would_not_show_is_refused() -> None:
         HiddenConfig(dataclasses.replace(NEUTRAL, table_m=(0.0, 0.02)))
     with pytest.raises(ConfigError, match="command_delay_s = 2"):
         HiddenConfig(command_delay_s=2.0)
+
+
+def test_what_servos_strive_for_comes_along_so_that_they_hold_what_they_held() -> None:
+    insert = scene.load("insert")
+    key = insert.model.key("preinsert")
+    told = key.ctrl[np.concatenate([arm.ctrl for arm in insert.arms])]
+    heights = [arm.object_qpos[2] for arm in insert.arms]
+    for goals, holds in ((told, True), (None, False)):
+        world = powered(HiddenConfig())
+        world.place(np.array(key.qpos), goals=goals)
+        if goals is not None:
+            np.testing.assert_allclose(world.goals(), told, atol=2e-3)  # a servo's ticks
+        world.step(60)
+        assert ((world.data.qpos[heights] > 0.09) == holds).all()
