@@ -34,6 +34,7 @@ KINDS = {
     "online": ("alohas2r.policies.online.policy", "OnlinePolicy"),
     "stereo": ("alohas2r.policies.vision", "StereoPolicy"),
     "residual": ("alohas2r.policies.vision", "ResidualPolicy"),
+    "paced": ("alohas2r.policies.vision", "ResidualPolicy"),
     "encoder": ("alohas2r.policies.encoder", "EncoderArtifact"),
     "reward": ("alohas2r.policies.online.classifier", "SuccessClassifier"),
 }

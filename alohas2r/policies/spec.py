@@ -77,7 +77,8 @@ class PolicySpec:
 OBSERVATIONS = ("rgbd", "depth", "rgb", "stereo", "state")
 # Kinds of policies on pictures: by imitation, by reinforcement, by imitation from pairs; two by reinforcement.
 STUDENT, PIXELS, STEREO, STAGED_PIXELS = "student", "pixels", "stereo", "staged_pixels"
-RESIDUAL = "residual"  # a student whose insertion reinforcement corrected where the robot stands
+# A student whose insertion reinforcement corrected where the robot stands; one whose tempo it set as well.
+RESIDUAL, PACED = "residual", "paced"
 TARGET = "target_in_base"  # where the object is commanded to, in the arm's base frame
 # Of a policy of one arm.
 ONE_ARM_PROPRIOCEPTION = (("joint_pos", 8, "rad, m"), ("joint_pos_minus_target", 8, "rad, m"))
@@ -153,7 +154,7 @@ class StudentSpec:
     """Everything but the weights.
 
     Attributes:
-      kind: STUDENT; RESIDUAL of one with corrections; STEREO of one that sees pairs of pictures; PIXELS of a policy
+      kind: STUDENT; RESIDUAL, PACED of one with corrections; STEREO of one that sees pairs of pictures; PIXELS of a policy
         that observes no switch and sees depth in patches; or STAGED_PIXELS of two such policies.
       phase: name of the task.
       observation: "rgbd", "depth", "rgb", "stereo", or "state" for the teacher's own observation.
@@ -198,8 +199,8 @@ class StudentSpec:
             "two policies from pixels are described by 'staged_pixels' alone",
         )
         check(
-            (self.kind == RESIDUAL) == isinstance(self, ResidualSpec),
-            "a student with corrections is described by 'residual' alone",
+            (self.kind in (RESIDUAL, PACED)) == isinstance(self, ResidualSpec),
+            "a student with corrections is described by 'residual' or 'paced' alone",
         )
 
     @property
@@ -210,7 +211,7 @@ class StudentSpec:
     @property
     def switches(self) -> bool:
         """Whether it observes which stage it is in."""
-        return self.kind in (STUDENT, RESIDUAL, STEREO, STAGED_PIXELS)
+        return self.kind in (STUDENT, RESIDUAL, PACED, STEREO, STAGED_PIXELS)
 
     @property
     def from_pixels(self) -> bool:
@@ -368,6 +369,11 @@ class ResidualSpec(StudentSpec):
     share: float = 0.15
 
     @property
+    def tempo(self) -> bool:
+        """Whether the residual sets the tempo as well."""
+        return self.kind == PACED
+
+    @property
     def student(self) -> StudentSpec:
         """What is corrected."""
         return StudentSpec(**{**_common(self), "kind": STUDENT})
@@ -411,7 +417,8 @@ class StagedPixelsSpec(StudentSpec):
 
 def spec_class(kind: str) -> type[PolicySpec] | type[StudentSpec]:
     """Returns what describes a policy of a kind; of a staged one on the state, its last part."""
-    of_kind = {STEREO: StereoSpec, STAGED_PIXELS: StagedPixelsSpec, RESIDUAL: ResidualSpec}
+    of_kind = {STEREO: StereoSpec, STAGED_PIXELS: StagedPixelsSpec}
+    of_kind |= {RESIDUAL: ResidualSpec, PACED: ResidualSpec}
     return of_kind.get(kind, StudentSpec if kind in (STUDENT, PIXELS) else PolicySpec)
 
 

@@ -99,7 +99,7 @@ class Learned:
         """Returns the base's action [A], zero where there is none, and the wanted one [A] for features [F]."""
         noise = None
         if self._draw is not None:
-            noise = self._draw.normal(size=self._spec.actions).astype(np.float32)
+            noise = self._draw.normal(size=self._spec.outputs).astype(np.float32)
         base, wanted = networks.decide(self._spec, self._weights, features, noise)
         return np.asarray(base, np.float32), np.asarray(wanted, np.float32)
 

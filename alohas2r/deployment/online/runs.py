@@ -20,6 +20,7 @@ from alohas2r.policies.online.config import (
     AnyRun,
     InsertRun,
     OnlineRun,
+    PacedRun,
     SeeingRun,
     find_arm,
 )
@@ -112,12 +113,13 @@ def plan_run(config: LearnConfig) -> AnyRun:
     if config.task == TASK:
         check(not settings.clone_steps, "of insert nothing is cloned: clone_steps must stay 0")
         base = read_base(student)
-        insert = insert_spec(base, settings.hidden, scale, settings.loudest)
+        insert = insert_spec(base, settings.hidden, scale, settings.loudest, settings.tempo)
         reward, told = config.reward, ""
         if reward != TRUTH:
             told = read_classifier(reward, insert).hash
             reward = str(pathlib.Path(reward).resolve())
-        make = functools.partial(InsertRun, spec=insert, reward=reward, classifier_hash=told)
+        run = PacedRun if settings.tempo else InsertRun
+        make = functools.partial(run, spec=insert, reward=reward, classifier_hash=told)
         spec, student_hash = insert, base.policy.hash
     else:
         _, cameras, network = read_eyes(student, "left")

@@ -137,7 +137,7 @@ class OnlineAlgorithm:
             weights |= networks.init_mlp(draw, "base", sizes, 0.1)
         if spec.policy:
             inputs = spec.features + spec.actions * spec.base
-            sizes = (inputs, *spec.hidden, 2 * spec.actions)
+            sizes = (inputs, *spec.hidden, 2 * spec.outputs)
             weights |= networks.init_mlp(draw, "policy", sizes, 0.01)
         return weights
 
@@ -255,7 +255,7 @@ class OnlineAlgorithm:
         """An update of the policy, and of the temperature where that is tuned."""
         spec, config = self._run.spec, self._run.config
         policy, critics, slow, log_temperature, optimizers = learning
-        noise = jax.random.normal(key, last.action.shape)
+        noise = jax.random.normal(key, (*last.action.shape[:-1], spec.outputs))
         temperature: Array = jnp.exp(log_temperature)
         slope, entropy = jax.grad(
             lambda part: losses.policy_loss(
@@ -266,8 +266,8 @@ class OnlineAlgorithm:
         change, policy_memory = self._optimizers[0].update(slope, optimizers[0], policy)
         policy = optax.apply_updates(policy, change)
         third = optimizers[2]
-        if config.tuned:  # towards an entropy of minus the number of actions
-            slope = jnp.exp(log_temperature) * (entropy + spec.actions)
+        if config.tuned:  # towards an entropy of minus the numbers that are drawn
+            slope = jnp.exp(log_temperature) * (entropy + spec.outputs)
             change, third = self._optimizers[2].update(slope, third, log_temperature)
             log_temperature = cast(Array, optax.apply_updates(log_temperature, change))
         figures = {"entropy": entropy, "temperature": jnp.exp(log_temperature)}

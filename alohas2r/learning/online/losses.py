@@ -19,7 +19,7 @@ Weights = Mapping[str, Array]
 
 
 class Drawn(NamedTuple):
-    """What the policy does: [B, A] joined with the base, the logarithm of its density [B], its mean [B, A]."""
+    """What the policy does: [B, A] joined with the base, the logarithm of its density [B], its mean [B, O]."""
 
     action: Array
     log_density: Array
@@ -50,7 +50,7 @@ def values(config: OnlineConfig, critics: Weights, normal: Array, action: Array)
 
 
 def act(spec: LearntSpec, weights: Weights, normal: Array, noise: Array) -> Drawn:
-    """Returns what base and policy do with noise [B, A]."""
+    """Returns what base and policy do with noise [B, O]."""
     base = networks.base_action(spec, weights, normal, jnp)
     mean, log_std = networks.policy_heads(spec, weights, normal, base, jnp)
     drawn = mean + jnp.exp(log_std) * noise
@@ -95,7 +95,7 @@ def target_value(
     """
     noise_key, choice_key = jax.random.split(key)
     normal = networks.normalize(weights, batch.next_features, jnp)
-    noise = jax.random.normal(noise_key, batch.action.shape)
+    noise = jax.random.normal(noise_key, (*batch.action.shape[:-1], spec.outputs))
     drawn = act(spec, weights, normal, noise)
     seen = normal
     if slow_features is not None:
@@ -125,7 +125,7 @@ def policy_loss(
     worth = said.min(0) if config.critics == config.least_of else said.mean(0)
     loss = (temperature * drawn.log_density - worth).mean()
     if config.demo_weight:
-        apart = ((drawn.mean - batch.action) ** 2).mean(-1)
+        apart = ((drawn.mean[..., : spec.actions] - batch.action) ** 2).mean(-1)
         share = batch.demo.astype(jnp.float32)
         loss += config.demo_weight * (apart * share).sum() / jnp.maximum(share.sum(), 1.0)
     return loss, -drawn.log_density.mean()

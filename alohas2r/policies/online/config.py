@@ -14,7 +14,7 @@ from alohas2r.core.types import JsonObject
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.embodiment.robots import REAL, RobotName
 from alohas2r.errors import ArtifactError, ConfigError, did_you_mean
-from alohas2r.policies.online.insertion import TASK, InsertSpec
+from alohas2r.policies.online.insertion import TASK, InsertSpec, PacedSpec
 from alohas2r.policies.online.spec import LearntSpec, OnlineSpec, SeeingSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
@@ -31,6 +31,7 @@ _BEFORE = {
     "together": False,
     "soft": False,
     "normalized": True,
+    "tempo": False,
     "encoder": STUDENT,
     "encoder_steps": 1600,
     "encoder_tau": 0.05,
@@ -61,6 +62,7 @@ class OnlineConfig:
       loudest: largest logarithm of the spread with which the policy explores.
       together: whether demonstrations lie among the own decisions, instead of being half of each batch.
       soft: whether a value counts the entropy to come. normalized: whether layers of the critics are.
+      tempo: of insert, whether the policy sets the tempo of the arms as well, 0.4 to 1.2 in each control step.
       encoder: what looks at pictures. encoder_steps: of learning it beforehand.
       encoder_tau: share of it that its slow copy takes over in an update.
       evaluate_minutes: of acting between evaluations. evaluate_episodes: of each; final_episodes: of the last.
@@ -91,6 +93,7 @@ class OnlineConfig:
     together: bool = False
     soft: bool = False
     normalized: bool = True
+    tempo: bool = False
     encoder: str = STUDENT
     encoder_steps: int = 1600
     encoder_tau: float = 0.05
@@ -207,6 +210,7 @@ def find_arm(name: str, overrides: tuple[str, ...] = (), task: str = "") -> Onli
         task != TASK or config.encoder == STUDENT,
         f"an insertion is seen by the student that is corrected: the encoder must stay {STUDENT}",
     )
+    check(task == TASK or not config.tempo, f"only a policy of {TASK} sets its tempo")
     return config
 
 
@@ -280,6 +284,13 @@ class InsertRun(LearnRun):
     classifier_hash: str = ""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PacedRun(InsertRun):
+    """One of a residual that sets the tempo as well."""
+
+    spec: PacedSpec
+
+
 AnyRun: TypeAlias = OnlineRun | InsertRun
 
 
@@ -305,7 +316,8 @@ def parse_online_run(content: bytes, name: str) -> AnyRun:
         of: type[AnyRun] = OnlineRun
         earlier: JsonObject = {"world": to_dict(NOMINAL)}  # before runs said so
         if described["spec"]["task"] == TASK:
-            of, earlier = InsertRun, {**earlier, "classifier_hash": ""}
+            of = PacedRun if described["config"].get("tempo") else InsertRun
+            earlier = {**earlier, "classifier_hash": ""}
         elif "encoder" in described["spec"]:
             of = SeeingRun
         settings = {**_BEFORE, **described["config"]}

@@ -13,7 +13,14 @@ from alohas2r.embodiment.joints import PER_ARM, SIDES
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.spec import Inputs, LearntSpec
 from alohas2r.policies.online.tasks import TASKS
-from alohas2r.policies.spec import RESIDUAL, STUDENT, CameraSpec, ResidualSpec, StudentSpec
+from alohas2r.policies.spec import (
+    PACED,
+    RESIDUAL,
+    STUDENT,
+    CameraSpec,
+    ResidualSpec,
+    StudentSpec,
+)
 
 TASK = "insert"
 _ARM = PER_ARM - 1  # joints of an arm; its gripper is left to the student
@@ -42,7 +49,7 @@ class InsertSpec(LearntSpec):
         network = self.student.network
         sees = self.student.observation == "rgbd" and network.places and network.patches
         check(
-            bool(sees) and self.student.kind in (STUDENT, RESIDUAL),
+            bool(sees) and self.student.kind in (STUDENT, RESIDUAL, PACED),
             "what is corrected must be a student on colour and depth, with places and patches",
         )
         check(self.task == TASK, f"task must be {TASK}, not '{self.task}'")
@@ -99,6 +106,16 @@ class InsertSpec(LearntSpec):
         return f"is of another student ({found[:12]}) than --base ({self.student_hash[:12]})"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PacedSpec(InsertSpec):
+    """A residual that sets the tempo as well, by which the arms' movements of a control step are multiplied."""
+
+    @property
+    def outputs(self) -> int:
+        """The joints, and the tempo."""
+        return self.actions + 1
+
+
 def _targets(proprioception: Array) -> Array:
     """Returns the last targets [..., 12] of both arms' joints."""
     size = proprioception.shape[:-1]
@@ -149,7 +166,7 @@ def shapes_of(spec: ResidualSpec) -> dict[str, tuple[int, ...]]:
 def residual_spec(spec: InsertSpec) -> ResidualSpec:
     """Returns what describes student and residual as one policy."""
     fields = {one.name: getattr(spec.student, one.name) for one in dataclasses.fields(StudentSpec)}
-    fields["kind"] = RESIDUAL
+    fields["kind"] = PACED if isinstance(spec, PacedSpec) else RESIDUAL
     return ResidualSpec(**fields, corrections=spec.hidden, share=spec.scale)
 
 
@@ -161,4 +178,5 @@ def joined_weights(
 
 
 def _learnt(spec: ResidualSpec) -> InsertSpec:
-    return InsertSpec(student=spec, student_hash="", hidden=spec.corrections, scale=spec.share)
+    make = PacedSpec if spec.tempo else InsertSpec
+    return make(student=spec, student_hash="", hidden=spec.corrections, scale=spec.share)

@@ -10,7 +10,7 @@ import numpy as np
 
 from alohas2r.core.types import Array
 from alohas2r.embodiment.camera import preprocess
-from alohas2r.policies.online.spec import LearntSpec, SeeingSpec
+from alohas2r.policies.online.spec import TEMPOS, LearntSpec, SeeingSpec
 from alohas2r.policies.spec import CameraSpec, StudentNetworkConfig
 
 # Side and stride of the student's convolutions, see policies.networks.vision, whose weights these functions take.
@@ -175,17 +175,27 @@ def base_action(
 def policy_heads(
     spec: LearntSpec, weights: Mapping[str, Array], normal: Array, base: Array, xp: Array = np
 ) -> tuple[Array, Array]:
-    """Returns mean and logarithm of the spread [..., A] of the policy's action before tanh."""
+    """Returns mean and logarithm of the spread [..., O] of what the policy draws, before tanh."""
     inputs = xp.concatenate([normal, base], -1) if spec.base else normal
     outputs = mlp(weights, "policy", inputs, len(spec.hidden), xp)
-    mean, spread = outputs[..., : spec.actions], outputs[..., spec.actions :]
+    mean, spread = outputs[..., : spec.outputs], outputs[..., spec.outputs :]
     low, high = LOG_STD, spec.loudest
     return mean, low + 0.5 * (high - low) * (xp.tanh(spread) + 1.0)
 
 
 def joined(spec: LearntSpec, base: Array, action: Array, xp: Array = np) -> Array:
-    """Returns what base and policy [..., A] in [-1, 1] ask for together."""
-    return xp.clip(base + spec.scale * action, -1.0, 1.0)
+    """Returns what base [..., A] and policy [..., O] in [-1, 1] ask for together, [..., A]."""
+    both = xp.clip(base + spec.scale * action[..., : spec.actions], -1.0, 1.0)
+    if spec.outputs == spec.actions:
+        return both
+    return xp.clip(tempo(action[..., spec.actions :], xp) * both, -1.0, 1.0)
+
+
+def tempo(action: Array, xp: Array = np) -> Array:
+    """Returns the factor of movements that a policy asks for by a number in [-1, 1]: 1 at 0, TEMPOS at the ends."""
+    slowest, fastest = TEMPOS
+    faster, slower = xp.maximum(action, 0.0), xp.minimum(action, 0.0)
+    return 1.0 + (fastest - 1.0) * faster + (1.0 - slowest) * slower
 
 
 def decide(
@@ -200,7 +210,7 @@ def decide(
     Args:
       spec: the policy. weights: all of them.
       features: [..., F].
-      noise: [..., A] normal numbers, to explore; None: the most likely action.
+      noise: [..., O] normal numbers, to explore; None: the most likely action.
       xp: the array namespace.
     """
     normal = normalize(weights, features, xp)
@@ -221,7 +231,7 @@ def shapes(spec: LearntSpec) -> dict[str, tuple[int, ...]]:
         wanted |= mlp_shapes("base", (spec.features, *spec.hidden, spec.actions))
     if spec.policy:
         inputs = spec.features + spec.actions * spec.base
-        wanted |= mlp_shapes("policy", (inputs, *spec.hidden, 2 * spec.actions))
+        wanted |= mlp_shapes("policy", (inputs, *spec.hidden, 2 * spec.outputs))
     return wanted
 
 

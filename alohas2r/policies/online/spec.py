@@ -76,6 +76,11 @@ class LearntSpec(abc.ABC):
         """Numbers of an action."""
 
     @property
+    def outputs(self) -> int:
+        """Numbers that the policy draws of an action: one more than it has where it sets the tempo as well."""
+        return self.actions
+
+    @property
     @abc.abstractmethod
     def features(self) -> int:
         """Numbers that the networks get of an observation."""

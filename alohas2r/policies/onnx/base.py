@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alohas2r.errors import ArtifactError
-from alohas2r.policies.online.insertion import TASK, InsertSpec
+from alohas2r.policies.online.insertion import TASK, InsertSpec, PacedSpec
 from alohas2r.policies.online.tasks import TASKS
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.container import unseal
@@ -34,18 +34,21 @@ def insert_spec(
     hidden: tuple[int, ...] = (256, 256),
     scale: float | None = None,
     loudest: float = -1.0,
+    tempo: bool = False,
 ) -> InsertSpec:
     """Returns what a residual of a student is.
 
     Args:
       base: the student.
       hidden, scale, loudest: see `LearntSpec`; None: the task's scale.
+      tempo: whether it sets the tempo as well.
 
     Raises:
       ConfigError: a number out of range, or the student lacks what a residual sees by.
     """
     share = TASKS[TASK].scale if scale is None else scale
-    return InsertSpec(
+    make = PacedSpec if tempo else InsertSpec
+    return make(
         student=base.spec,
         student_hash=base.policy.hash,
         hidden=hidden,

@@ -10,6 +10,7 @@ from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.online.policy import NOT_EVALUATED, ONLINE
 from alohas2r.policies.onnx.runtime import OnnxPolicy
 from alohas2r.policies.spec import (
+    PACED,
     PIXELS,
     RESIDUAL,
     STAGED_PIXELS,
@@ -27,7 +28,7 @@ class ExportedPolicy:
 
     Attributes:
       file: the policy.
-      kind: "state", "staged", "student", "residual", "stereo", "pixels" or "staged_pixels".
+      kind: "state", "staged", "student", "residual", "paced", "stereo", "pixels" or "staged_pixels".
       spec: of the artifact; of the insertion policy, if it is staged.
     """
 
@@ -53,7 +54,8 @@ def load(path: str | os.PathLike[str]) -> ExportedPolicy:
         described = file.description["parts"]["insert"] if kind == "staged" else file.description
         if kind == ONLINE:
             raise ArtifactError(NOT_EVALUATED.format(path=path, task=described["phase"]))
-        if kind not in ("state", "staged", STUDENT, RESIDUAL, STEREO, PIXELS, STAGED_PIXELS):
+        students = (STUDENT, RESIDUAL, PACED, STEREO, PIXELS, STAGED_PIXELS)
+        if kind not in ("state", "staged", *students):
             raise ValueError(f"kind '{kind}'")
         of = spec_class(kind)
         fields = {field.name: described[field.name] for field in dataclasses.fields(of)}

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import numpy as np
+import onnx_cases
 import pytest
 
 from alohas2r.core.records import RecordReader
@@ -23,9 +24,10 @@ from alohas2r.learning.online import worker
 from alohas2r.learning.online.experience import Chains, Closed, Row
 from alohas2r.learning.online.mirror import Mirror
 from alohas2r.policies import artifact
-from alohas2r.policies.online import published
-from alohas2r.policies.online.config import InsertRun, read_online_run
-from alohas2r.policies.onnx.base import read_base
+from alohas2r.policies.online import networks, published
+from alohas2r.policies.online.config import InsertRun, find_arm, read_online_run
+from alohas2r.policies.onnx import exported
+from alohas2r.policies.onnx.base import insert_spec, read_base
 from alohas2r.policies.spec import ResidualSpec
 from alohas2r.policies.vision import ResidualPolicy
 
@@ -49,13 +51,16 @@ def config(demos: pathlib.Path, **changes) -> LearnConfig:
     return LearnConfig("insert", "residual", (str(demos),), **{**usual, **changes})
 
 
-@pytest.fixture(scope="module")
-def learnt(demos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run whose robot did what the student showed."""
+@pytest.fixture(scope="module", params=["", "tempo=true"])
+def learnt(
+    demos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> pathlib.Path:
+    """A run whose robot did what the student showed, of a residual alone and of one that sets the tempo."""
     folder = tmp_path_factory.mktemp("insert") / "run"
     (folder / "log").mkdir(parents=True)
     (folder / "log" / "0000.run").write_bytes((demos / "log" / "0000.run").read_bytes())
-    plan_run(config(demos)).write(folder)
+    more = (request.param,) if request.param else ()
+    plan_run(config(demos, overrides=(*SMALL, *more))).write(folder)
     assert worker.learn(folder, False)["finished"]
     return folder
 
@@ -94,6 +99,8 @@ def test_the_policy_learns_and_its_base_does_not(demos, learnt):
     for name, value in student.weights.items():
         np.testing.assert_array_equal(policy.weights[name], value)
     assert isinstance(policy.spec, ResidualSpec)
+    assert policy.spec.kind == ("paced" if run.config.tempo else "residual")
+    assert run.spec.outputs == run.spec.actions + run.config.tempo == 12 + run.config.tempo
     assert policy.spec.student == student.spec
     trained = dict(policy.trained)
     assert "learn insert --arm residual" in trained.pop("corrections")["command"]
@@ -126,7 +133,39 @@ def test_actor_and_artifact_do_the_same(learnt):
             np.testing.assert_allclose(mine, student, atol=1e-5)
         else:
             apart.append(np.abs(mine - student).max())
-    assert 0.1 < max(apart) <= run.spec.scale + 1e-5
+    most = run.spec.scale + 0.6 * run.config.tempo
+    assert 0.1 < max(apart) <= most + 1e-5
+
+
+def test_the_exported_file_does_the_same(learnt, tmp_path):
+    run = read_online_run(learnt)
+    policy = artifact.load(learnt / "policy", ResidualPolicy)
+    draw = np.random.default_rng(0)
+    shapes = {name: value.shape for name, value in policy.weights.items() if "/policy/" in name}
+    other = {name: draw.normal(0, 0.2, shape) for name, shape in shapes.items()}
+    both = ResidualPolicy(policy.spec, {**policy.weights, **other}, {})
+    examples = read_base(run.student).policy.examples()
+    rows = {name: np.stack([one[name] for one in examples]) for name in policy.spec.inputs}
+    artifact.save(both, tmp_path / "policy", rows)
+    onnx_cases.export(tmp_path / "policy", tmp_path / "policy.onnx", 16)
+    read = exported.load(tmp_path / "policy.onnx")
+    assert read.kind == both.spec.kind
+    for seen in examples:
+        np.testing.assert_allclose(read.file.act(seen), both.act(seen), atol=1e-5)
+
+
+def test_a_tempo_slows_all_arm_joints_alike():
+    base = read_base(opened.shipped_base())
+    spec = insert_spec(base, (8,), tempo=True)
+    wanted, actions = np.full(12, 0.5, np.float32), np.zeros((5, 13), np.float32)
+    actions[:, -1] = (-1, -0.5, 0, 0.5, 1)
+    joined = networks.joined(spec, wanted, actions)
+    np.testing.assert_allclose(
+        joined, 0.5 * np.array([[0.4], [0.7], [1], [1.1], [1.2]]) + np.zeros(12)
+    )
+    assert networks.joined(spec, np.ones(12), actions).max() == 1
+    with pytest.raises(ConfigError, match="only a policy of insert sets its tempo"):
+        find_arm("residual", ("tempo=true",), "reach")
 
 
 def test_nobody_learns_it_elsewhere_or_takes_over(demos, learnt, tmp_path):

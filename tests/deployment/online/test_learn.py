@@ -352,7 +352,7 @@ def test_bad_input_is_said_in_a_line(demos, tmp_path):
         LearnConfig("reach", "bc", ())
     with pytest.raises(ConfigError, match="cannot be stepped"):
         config(robot="aloha")
-    with pytest.raises(ConfigError, match="learn insert needs --robot sim or emulated"):
+    with pytest.raises(ConfigError, match="only a simulation knows the truth"):
         LearnConfig("insert", "residual", (str(demos),), robot="aloha", reward="truth")
     with pytest.raises(ConfigError, match="robot must be one of aloha, aloha-ros, emulated, sim"):
         config(robot="alhoa")
