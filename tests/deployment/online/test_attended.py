@@ -21,11 +21,13 @@ from alohas2r.deployment import rig as rigs
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
+from alohas2r.deployment.online import opened
 from alohas2r.deployment.online.deciders import Scripted
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
 from alohas2r.deployment.online.explorer import LEASH_RAD, Explorer
 from alohas2r.deployment.online.keyboard import Keyboard
 from alohas2r.deployment.online.learn import learn
+from alohas2r.deployment.online.opened import shipped_base
 from alohas2r.deployment.online.runs import LearnConfig
 from alohas2r.deployment.online.stage import Attended, Ended, Plan, ResetDraws
 from alohas2r.deployment.online.truth import Start
@@ -38,8 +40,10 @@ from alohas2r.embodiment.observation import proprioception as joint_values
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.online.experience import Closed, read_all
 from alohas2r.policies import artifact
+from alohas2r.policies.online.config import LOGS
 from alohas2r.policies.online.demonstrations import ABOUT, check_demos
 from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.policies.onnx.base import read_base
 from alohas2r.rendering import registry as renderers
 from alohas2r.robots.emulator.cameras import EmulatedCameras
 from alohas2r.robots.emulator.client import Emulator
@@ -333,6 +337,50 @@ def test_real_arms_learn_with_a_person_beside(
     said = [one.values["learning"] for rows in segments for one in rows if "learning" in one.values]
     assert {one["truth"] for one in said if one} == {None}
     assert artifact.load(tmp_path / "run" / "policy", OnlinePolicy)
+
+
+@pytest.mark.alone
+@pytest.mark.long
+def test_real_arms_insert_with_a_person_beside(
+    terminal: tuple[int, object],
+    tmp_path: pathlib.Path,
+    busy: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a classifier that takes what is held for inserted; arms go back by themselves."""
+    monkeypatch.setattr(opened, "STARTS", 2)
+    shown = demonstrate(
+        DemoConfig("insert", "student", 1), RigConfig("sim", stepped=True), tmp_path / "demos"
+    )
+    online_cases.written(online_cases.always(read_base(shipped_base())), tmp_path / "told")
+    settings = ("minutes=0.01", "chunk=5", "warmup=5", "batch=16", "hidden=(16, 16)")
+    config = LearnConfig(
+        *("insert", "residual", (str(shown["out"]),)),
+        (*settings, "final_episodes=1"),
+        robot="aloha",
+        reward=str(tmp_path / "told"),
+    )
+    begun = next(
+        one
+        for one in RecordReader(tmp_path / "demos" / LOGS / "0000.run").poll()
+        if one.kind == "episode"
+    )
+    with Emulator(EmulatorConfig(set_up=True)) as emulator, Hand(*terminal, b"", b"n") as hand:
+        emulator.place(begun.arrays["qpos"])  # where the student has shown that it can
+        rig = RigConfig("aloha", ports=emulator.ports, serials=("1", "2"))
+        renderer = renderers.make("raycast", scene.load("insert"), width=32, height=32, batch=1)
+        drawn = EmulatedCameras(emulator, renderer).cameras()
+        monkeypatch.setattr(rigs, "_cameras", lambda config: drawn)  # nothing is plugged in here
+        result = learn(config, tmp_path / "run", rig=rig, mode="full", pause=hand.pause)
+        assert not emulator.state().torque.any()
+    assert result["protocol"] == "learn-insert-v1+modified+aloha"
+    assert result["successes"] >= 1
+    assert result["reset_minutes"] > 0
+    assert result["evaluations"][-1]["final"]
+    segments = [RecordReader(path).poll() for path in (tmp_path / "run" / "log").iterdir()]
+    said = [one.values["learning"] for rows in segments for one in rows if "learning" in one.values]
+    assert {"base", "policy", "reset"} <= {one["source"] for one in said if one}
+    assert {one["truth"] for one in said if one} == {None}
 
 
 def test_a_pause_without_another_try_knows_two_keys(terminal: tuple[int, object]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import numpy as np
+import online_cases
 import pytest
 
 from alohas2r.config import to_dict
@@ -22,11 +23,8 @@ from alohas2r.deployment.online.stage import Ended
 from alohas2r.deployment.rig import RigConfig
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.online import worker
-from alohas2r.policies import artifact
-from alohas2r.policies.online import networks, published
+from alohas2r.policies.online import published
 from alohas2r.policies.online.classifier import (
-    REWARD,
-    ClassifierSpec,
     InsertReward,
     SuccessClassifier,
 )
@@ -41,17 +39,6 @@ def base():
     return read_base(shipped_base())
 
 
-def always(base, hidden: int = 2, sure: float = 20.0) -> SuccessClassifier:
-    """A classifier that is as sure of all that it sees."""
-    spec = insert_spec(base)
-    of = ClassifierSpec(student_hash=spec.student_hash, pictures=spec.pictures, hidden=(hidden,))
-    shapes = networks.mlp_shapes(REWARD, of.sizes)
-    weights = {name: np.zeros(shape) for name, shape in shapes.items()}
-    weights["reward/layer1/bias"][:] = sure
-    scales = {"mean": np.zeros(of.features), "std": np.ones(of.features)}
-    return SuccessClassifier(of, weights | scales, {})
-
-
 def observed(base) -> dict[str, np.ndarray]:
     """Returns what is seen while a student inserts and both grippers hold something."""
     seen = next(one for one in base.policy.examples() if one["switched"])
@@ -63,7 +50,7 @@ def observed(base) -> dict[str, np.ndarray]:
 def acted(base, evaluation: bool, truth_from: int, sure: float = 20.0, steps: int = 20):
     """Returns what acted, and what it said in each step, with the peg in from a step on."""
     spec, steps_so_far = insert_spec(base), iter(range(1000))
-    reward = InsertReward(always(base, sure=sure))
+    reward = InsertReward(online_cases.always(base, sure=sure))
     one = Inserter(
         *(spec, Alone(spec), base, lambda: next(steps_so_far) >= truth_from, 0.25, reward)
     )
@@ -129,28 +116,20 @@ def config(demos, reward, **changes) -> LearnConfig:
     return LearnConfig("insert", "residual", (str(demos),), **{**usual, **changes})
 
 
-def written(classifier: SuccessClassifier, folder) -> None:
-    rows = {
-        "pictures": np.zeros((1, classifier.spec.pictures)),
-        "proprioception": np.zeros((1, 32)),
-    }
-    artifact.save(classifier, folder, rows)
-
-
 def test_a_run_says_by_which_classifier_it_is_rewarded(base, tmp_path):
     demos, told, run = tmp_path / "demos", tmp_path / "told", tmp_path / "run"
     demos.mkdir()
     about = {"task": "insert", "spec": to_dict(insert_spec(base))}
     (demos / "demonstrations.json").write_text(json.dumps(about))
-    written(always(base), told)
+    online_cases.written(online_cases.always(base), told)
     plan = plan_run(config(demos, told))
     assert isinstance(plan, InsertRun)
-    assert (plan.reward, plan.classifier_hash) == (str(told), always(base).hash)
+    assert (plan.reward, plan.classifier_hash) == (str(told), online_cases.always(base).hash)
     assert f"--reward {told}" in worker.command_of(plan)
     run.mkdir()
     plan.write(run)
     assert read_online_run(run) == plan
-    written(always(base, hidden=3), told)
+    online_cases.written(online_cases.always(base, hidden=3), told)
     with pytest.raises(ConfigError, match="another configuration: classifier_hash"):
         learn(config(demos, told), run, resume=True)
     with pytest.raises(ConfigError, match="another configuration: reward"):
@@ -159,9 +138,9 @@ def test_a_run_says_by_which_classifier_it_is_rewarded(base, tmp_path):
         plan_run(config(demos, tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="no other task, needs --reward"):
         LearnConfig("reach", "residual", (str(demos),), reward=str(told))
-    foreign = always(base)
+    foreign = online_cases.always(base)
     spec = dataclasses.replace(foreign.spec, student_hash="0" * 64)
-    written(SuccessClassifier(spec, foreign.weights, {}), told)
+    online_cases.written(SuccessClassifier(spec, foreign.weights, {}), told)
     with pytest.raises(ConfigError, match="another student"):
         plan_run(config(demos, told))
 
@@ -190,7 +169,7 @@ def test_a_stepped_run_comes_to_the_same_bits_also_if_it_is_resumed(base, tmp_pa
     rig = RigConfig("sim", stepped=True)
     shown = demonstrate(DemoConfig("insert", "student", tries=1), rig, demos)
     assert (shown["tries"], shown["episodes"]) == (1, 1)
-    written(always(base), told)  # it rewards whatever is held
+    online_cases.written(online_cases.always(base), told)  # it rewards whatever is held
     whole = learn(config(demos, told), tmp_path / "whole")
     assert whole["successes"] == whole["episodes"] > 1
     assert whole["true_successes"] == 0
@@ -223,4 +202,4 @@ def test_a_stepped_run_comes_to_the_same_bits_also_if_it_is_resumed(base, tmp_pa
     assert sum(said["terminated"] for said in steps if not said["evaluation"]) == whole["episodes"]
     (first,) = (tmp_path / "whole" / "policy").glob("policy.json")
     parents = json.loads(first.read_text())["trained"]["corrections"]["parents"]
-    assert parents["reward"] == always(base).hash
+    assert parents["reward"] == online_cases.always(base).hash
