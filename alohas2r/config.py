@@ -210,10 +210,11 @@ def _apply(config: Config, changes: _Changes, prefix: str) -> Config:
 
 
 def overrides(prefix: str, config: object) -> tuple[str, ...]:
-    """Returns "prefix.key=value" for each key of a flat configuration, as `override` takes them."""
+    """Returns "prefix.key=value" for each key of a flat configuration, as `override` takes them; "" for no prefix."""
     assert dataclasses.is_dataclass(config)
+    lead = f"{prefix}." if prefix else ""
     return tuple(
-        f"{prefix}.{field.name}={_text(getattr(config, field.name))}"
+        f"{lead}{field.name}={_text(getattr(config, field.name))}"
         for field in dataclasses.fields(config)
     )
 

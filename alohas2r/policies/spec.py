@@ -154,8 +154,8 @@ class StudentSpec:
     """Everything but the weights.
 
     Attributes:
-      kind: STUDENT; RESIDUAL, PACED of one with corrections; STEREO of one that sees pairs of pictures; PIXELS of a policy
-        that observes no switch and sees depth in patches; or STAGED_PIXELS of two such policies.
+      kind: STUDENT; RESIDUAL, PACED of one with corrections; STEREO of one that sees pairs of pictures; PIXELS of a
+        policy that observes no switch and sees depth in patches; or STAGED_PIXELS of two such policies.
       phase: name of the task.
       observation: "rgbd", "depth", "rgb", "stereo", or "state" for the teacher's own observation.
       cameras: what the pictures are like.

@@ -48,7 +48,6 @@ from alohas2r.policies.online.config import (
     TRUTH,
     AnyRun,
     InsertRun,
-    OnlineRun,
     read_online_run,
 )
 from alohas2r.policies.online.eyes import read_eyes
@@ -102,8 +101,8 @@ def learn(
       RobotFault: three episodes in a row were ended by the guard.
     """
     check(
-        config.task != TASK or (coach is None and not learner),
-        "learn insert learns beside its simulation, and nobody can take its arms over: leave out --learner and --coach",
+        config.task != TASK or coach is None,
+        "nobody can take over the arms of learn insert: leave out --coach",
     )
     check(
         coach is None or not config.stepped,
@@ -115,7 +114,6 @@ def learn(
         progress, state = read_progress(folder) if resume else (Progress(), None)
         begun_s = time.monotonic()
         if learner:
-            assert isinstance(run, OnlineRun)
             from alohas2r.deployment.online.link import remote_learner
 
             learning = remote_learner(folder, run, learner, api_key)

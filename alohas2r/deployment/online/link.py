@@ -14,8 +14,7 @@ from alohas2r.core.types import Untyped
 from alohas2r.errors import Alohas2rError, ArtifactError, BackendUnavailable, ConfigError
 from alohas2r.policies import artifact
 from alohas2r.policies.online import published, remote
-from alohas2r.policies.online.config import LOGS, POLICY, PUBLISHED, SETTINGS, OnlineRun
-from alohas2r.policies.online.policy import OnlinePolicy
+from alohas2r.policies.online.config import LOGS, POLICY, PUBLISHED, SETTINGS, AnyRun
 from alohas2r.policies.remote.connection import Connection
 from alohas2r.policies.remote.messages import decode, encode
 
@@ -27,7 +26,7 @@ _POLL_S, _STEPPED_POLL_S = 0.1, 0.02
 
 @contextlib.contextmanager
 def remote_learner(
-    folder: pathlib.Path, run: OnlineRun, url: str, api_key: str
+    folder: pathlib.Path, run: AnyRun, url: str, api_key: str
 ) -> Iterator[Callable[[], bool]]:
     """Lets another machine learn; gives whether it still does, which raises if it failed or is gone for long.
 
@@ -59,7 +58,7 @@ class Link:
       folder, run, url, api_key: as `remote_learner`.
     """
 
-    def __init__(self, folder: pathlib.Path, run: OnlineRun, url: str, api_key: str) -> None:
+    def __init__(self, folder: pathlib.Path, run: AnyRun, url: str, api_key: str) -> None:
         self._folder, self._spec, self._url, self._key = folder, run.spec, url, api_key
         self._poll_s = _STEPPED_POLL_S if run.stepped else _POLL_S
         self._inputs = remote.inputs(run)
@@ -198,7 +197,7 @@ class Link:
         def write(path: pathlib.Path) -> None:
             for name in remote.POLICY_FILES:
                 (path / name).write_bytes(files[name])
-            artifact.load(path, OnlinePolicy)
+            artifact.load(path)
 
         write_folder_atomic(self._folder / POLICY, write)
         self._done = True

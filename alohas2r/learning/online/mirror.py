@@ -16,7 +16,6 @@ from alohas2r.policies.online.config import (
     POLICY,
     PUBLISHED,
     SETTINGS,
-    OnlineRun,
     parse_online_run,
     read_online_run,
 )
@@ -50,13 +49,9 @@ class Mirror:
           Of each file that is here its bytes and their digest.
 
         Raises:
-          ConfigError: the run here has other settings. ArtifactError: it is no run, or the folder cannot be written.
+          ArtifactError: it is no run, or the folder cannot be written. ConfigError: the run here has other settings.
         """
         run = parse_online_run(described, SETTINGS)
-        if not isinstance(run, OnlineRun):
-            raise ConfigError(
-                "An insertion is learnt beside its simulation, not on another machine."
-            )
         try:
             told = {str(name): int(size) for name, size in json.loads(sizes).items()}
         except (ValueError, TypeError, AttributeError) as error:

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 
+from alohas2r.config import overrides
 from alohas2r.core.types import Json, JsonObject
 from alohas2r.errors import Alohas2rError, ArtifactError
 from alohas2r.learning.online.algorithm import OnlineAlgorithm
@@ -20,6 +21,7 @@ from alohas2r.policies.online.config import (
     AnyRun,
     InsertRun,
     SeeingRun,
+    find_arm,
     read_online_run,
 )
 from alohas2r.policies.online.eyes import read_eyes
@@ -27,6 +29,7 @@ from alohas2r.policies.online.remote import at_hand
 from alohas2r.policies.onnx.base import read_base
 from alohas2r.sim.changed import NOMINAL
 
+_OPTIONS = ("minutes", "encoder")  # settings that commands have options for
 REFUSED = 3  # exit status where what went wrong is said in one line
 
 
@@ -82,6 +85,10 @@ def command_of(run: AnyRun) -> str:
         words += ["--encoder", run.config.encoder]
     for demo in run.demos:
         words += ["--demos", demo]
+    usual = overrides("", find_arm(run.config.arm, (), run.spec.task))
+    for setting in overrides("", run.config):
+        if setting not in usual and setting.partition("=")[0] not in _OPTIONS:
+            words += ["--set", setting]
     words += ["--minutes", f"{run.config.minutes:g}", "--robot", run.robot, "--resets", run.resets]
     if run.world != NOMINAL:
         words += ["--world-params", str(run.world)]

@@ -17,7 +17,7 @@ import hashlib
 import pathlib
 import re
 
-from alohas2r.policies.online.config import LOGS, AnyRun, OnlineRun
+from alohas2r.policies.online.config import LOGS, AnyRun, InsertRun
 from alohas2r.policies.online.demonstrations import ABOUT
 
 VERSION = 1  # of the messages
@@ -27,10 +27,11 @@ MOST_BYTES = 1 << 26  # of a message
 WAITS, LEARNS, DONE, FAILED = "waits", "learns", "done", "failed"
 POLICY_FILES = ("policy.json", "weights.npz", "check.npz")
 _STUDENT = ("policy.json", "weights.npz")
+_EXPORTED = "policy.onnx"  # the student that is corrected
 _RUN = r"[\w-]{1,64}\.run"
 _NAMES = re.compile(
     rf"{LOGS}/{_RUN}|{INPUTS}/(demos|offline)/\d{{1,4}}/({re.escape(ABOUT)}|{LOGS}/{_RUN})"
-    rf"|{INPUTS}/student/({'|'.join(map(re.escape, _STUDENT))})",
+    rf"|{INPUTS}/student/({'|'.join(map(re.escape, (*_STUDENT, _EXPORTED)))})",
     re.ASCII,
 )
 
@@ -40,9 +41,12 @@ def is_name(name: object) -> bool:
     return isinstance(name, str) and _NAMES.fullmatch(name) is not None
 
 
-def inputs(run: OnlineRun) -> dict[str, pathlib.Path]:
+def inputs(run: AnyRun) -> dict[str, pathlib.Path]:
     """Returns what a run learns from beside its log: names for the other side, and the files here."""
-    found = {f"{INPUTS}/student/{name}": pathlib.Path(run.student) / name for name in _STUDENT}
+    student = pathlib.Path(run.student)
+    found = {f"{INPUTS}/student/{name}": student / name for name in _STUDENT}
+    if isinstance(run, InsertRun):
+        found = {f"{INPUTS}/student/{_EXPORTED}": student}
     for kind, folders in (("demos", run.demos), ("offline", run.offline)):
         for number, folder in enumerate(map(pathlib.Path, folders)):
             paths = [folder / ABOUT] if kind == "demos" else []
@@ -58,7 +62,7 @@ def at_hand(run: AnyRun, folder: pathlib.Path) -> AnyRun:
         return run
     return dataclasses.replace(
         run,
-        student=str(here / "student"),
+        student=str(here / "student" / (_EXPORTED if isinstance(run, InsertRun) else "")),
         demos=tuple(str(here / "demos" / str(number)) for number in range(len(run.demos))),
         offline=tuple(str(here / "offline" / str(number)) for number in range(len(run.offline))),
     )

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import numpy as np
+import online_cases
 import onnx_cases
 import pytest
 
@@ -16,13 +17,13 @@ from alohas2r.deployment.online.deciders import Learned
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
 from alohas2r.deployment.online.inserter import Inserter
 from alohas2r.deployment.online.learn import learn
+from alohas2r.deployment.online.link import remote_learner
 from alohas2r.deployment.online.runs import LearnConfig, plan_run
 from alohas2r.deployment.rig import RigConfig
 from alohas2r.embodiment.joints import IS_GRIPPER
 from alohas2r.errors import ConfigError
 from alohas2r.learning.online import worker
 from alohas2r.learning.online.experience import Chains, Closed, Row
-from alohas2r.learning.online.mirror import Mirror
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks, published
 from alohas2r.policies.online.config import InsertRun, find_arm, read_online_run
@@ -168,18 +169,32 @@ def test_a_tempo_slows_all_arm_joints_alike():
         find_arm("residual", ("tempo=true",), "reach")
 
 
-def test_nobody_learns_it_elsewhere_or_takes_over(demos, learnt, tmp_path):
-    with pytest.raises(ConfigError, match="leave out --learner and --coach"):
-        learn(config(demos), tmp_path / "run", learner="ws://127.0.0.1:1")
+def test_another_machine_learns_the_same(demos, learnt, tmp_path):
+    robot, run = tmp_path / "robot", read_online_run(learnt)
+    (robot / "log").mkdir(parents=True)
+    for name in ("online.json", "log/0000.run"):
+        (robot / name).write_bytes((learnt / name).read_bytes())
+    with (
+        online_cases.LearnerServer(tmp_path / "there") as server,
+        remote_learner(robot, run, server.url, "") as alive,
+    ):
+        online_cases.wait_for(lambda: not alive())
+    there, here = (artifact.describe(one / "policy") for one in (robot, learnt))
+    assert there["hash"] == here["hash"]
+    commands = [one["trained"]["corrections"]["command"] for one in (there, here)]
+    assert commands[0] == commands[1]
+    assert ("--set tempo=true" in commands[0]) == run.config.tempo
+    assert "--set 'hidden=(16,16)'" in commands[0]
+
+
+def test_nobody_takes_over(demos, tmp_path):
     leader, follower = os.openpty()
     with (
         os.fdopen(leader, "w"),
         os.fdopen(follower) as stream,
-        pytest.raises(ConfigError, match="leave out --learner and --coach"),
+        pytest.raises(ConfigError, match="leave out --coach"),
     ):
         learn(config(demos, stepped=False), tmp_path / "run", coach=Coach(print, stream))
-    with pytest.raises(ConfigError, match="beside its simulation"):
-        Mirror(tmp_path / "there").meet((learnt / "online.json").read_bytes(), b"{}")
 
 
 def test_odd_settings_are_refused(demos, tmp_path):

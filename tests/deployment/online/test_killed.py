@@ -77,11 +77,10 @@ def _acts(process: subprocess.Popen[bytes], logs: pathlib.Path, before: int) -> 
     return process.poll() is not None or len(list(logs.glob("*.run"))) > before
 
 
-# An insertion is learnt beside its simulation alone.
 @pytest.mark.parametrize(
     ("task", "elsewhere"),
-    [("pick", False), ("pick", True), ("insert", False)],
-    ids=["pick-beside", "pick-elsewhere", "insert-beside"],
+    [("pick", False), ("pick", True), ("insert", False), ("insert", True)],
+    ids=["pick-beside", "pick-elsewhere", "insert-beside", "insert-elsewhere"],
     indirect=["task"],
     scope="module",
 )
