@@ -18,8 +18,7 @@ from alohas2r.policies.online.spec import HOLD, OnlineSpec
 from alohas2r.policies.online.tasks import START, find_online_task, make_spec
 from alohas2r.sim import scene
 
-# By how much another start differs from the one before, half ranges: to all sides (m), in pitch (rad).
-# Source: none; chosen.
+# By how much starts differ from where insertions begin, half ranges: to all sides (m), in pitch (rad). Source: chosen.
 ELSEWHERE_M, ELSEWHERE_RAD = 0.02, np.deg2rad(5.0)
 _HIGHER_M = 0.06  # than the keyframe "preinsert": high enough for the student's switch, wherever it is drawn
 # Where the grippers may be led on the way, about the waist's home (rad): an insertion leaves the box of picking.

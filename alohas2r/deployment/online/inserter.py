@@ -17,7 +17,7 @@ from alohas2r.policies.online import insertion, networks
 from alohas2r.policies.online.classifier import InsertReward, Look
 from alohas2r.policies.online.eyes import eyes_of
 from alohas2r.policies.online.insertion import InsertSpec
-from alohas2r.policies.online.tasks import Held
+from alohas2r.policies.online.tasks import Held, find_online_task
 from alohas2r.policies.onnx.base import Base
 from alohas2r.policies.protocol import Notes, select
 
@@ -40,6 +40,7 @@ class Inserter(Acting):
       reward: what tells success; None: the truth.
       back: goes back to a start after an episode of acting; None: the scene is put right otherwise.
       leash_rad: how far from where their joints are the arms' targets may be led.
+      slower: how many times as long as else everything may take, where arms are not as fast as the student wants.
     """
 
     def __init__(
@@ -52,8 +53,11 @@ class Inserter(Acting):
         reward: InsertReward | None = None,
         back: InsertBack | None = None,
         leash_rad: float = math.inf,
+        slower: float = 1.0,
     ) -> None:
-        super().__init__(spec, chooser, reward or Held(spec.task), truth)
+        seconds = slower * find_online_task(spec.task).seconds
+        super().__init__(spec, chooser, reward or Held(spec.task), truth, seconds)
+        self._patience = round(slower * _INSERTING)
         self._spec, self._reward, self._back = spec, reward, back
         self._leash_rad, self._arms = leash_rad, arms_of(spec)
         self._chooser, self._base = chooser, base
@@ -123,7 +127,7 @@ class Inserter(Acting):
         return {"features": self._features} if self._switched else {}
 
     def _overdue(self) -> bool:
-        return self._back is not None and not self._evaluation and self._since > _INSERTING
+        return self._back is not None and not self._evaluation and self._since > self._patience
 
     def _leave(self, observation: Mapping[str, np.ndarray]) -> Phase:
         if self._evaluation:

@@ -31,6 +31,7 @@ from alohas2r.deployment.online.opened import (
     attended_config,
     open_world,
     seeing,
+    slower_by,
     stage_config,
 )
 from alohas2r.deployment.online.runs import LearnConfig, plan_run
@@ -54,6 +55,7 @@ from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.insertion import TASK
 from alohas2r.policies.online.learner import LearnerProcess
 from alohas2r.policies.online.protocol import protocol_of
+from alohas2r.policies.online.tasks import find_online_task
 from alohas2r.policies.onnx.base import read_base
 
 _LEARNER_END_S = 600.0
@@ -237,7 +239,7 @@ def _act_attended(
     run = played.run
     deploy = attended_config(run.spec, mode)
     with open_rig(seeing(rig, run.spec.cameras), judged=False) as arms:
-        learned, acting, back = _cast(run, None, played.coach)
+        learned, acting, back = _cast(run, None, played.coach, slower_by(run.spec, mode))
         with played.log(deploy) as log:
             director = played.director(learned, log, back)
             attended = Attended(acting, director, log, played.progress.failures)
@@ -255,9 +257,13 @@ def _act_attended(
 
 
 def _cast(
-    run: AnyRun, truth: Knowing | None, coach: Coach | None
+    run: AnyRun, truth: Knowing | None, coach: Coach | None, slower: float = 1.0
 ) -> tuple[Learned, Acting, Drawn | None]:
-    """Returns who decides, what acts, and what draws the ways back, where there are any; no truth of real arms."""
+    """Returns who decides, what acts, and what draws the ways back, where there are any; no truth of real arms.
+
+    Args:
+      run: what it is. truth, coach: what is known, who helps. slower: how many times as long as else episodes may last.
+    """
     leash_rad = LEASH_RAD if run.real else math.inf
     if isinstance(run, InsertRun):
         done = None if truth is None else truth.done
@@ -266,14 +272,15 @@ def _cast(
         if run.reward == TRUTH:
             return chosen, Inserter(run.spec, chosen, base, done, back=way), way
         reward = InsertReward(read_classifier(run.reward, run.spec))
-        inserter = Inserter(run.spec, chosen, base, done, SETTLE_S, reward, way, leash_rad)
+        inserter = Inserter(run.spec, chosen, base, done, SETTLE_S, reward, way, leash_rad, slower)
         return chosen, inserter, way
     done = None if truth is None else truth.done
     eyes, *_ = read_eyes(run.student, run.spec.side)
     learned = Looking(run.spec, eyes)
     back = ResetDraws(run.spec, (run.seed,), run.resets == "robot")
     if coach is None:
-        return learned, Explorer(run.spec, learned, back, done, None, leash_rad), back
+        seconds = slower * find_online_task(run.spec.task).seconds
+        return learned, Explorer(run.spec, learned, back, done, seconds, leash_rad), back
     decider = Coached(run.spec, learned, coach)
     return learned, Explorer(run.spec, decider, back, done, PERSON_S, leash_rad), back
 

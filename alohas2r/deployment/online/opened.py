@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from alohas2r.core import assets
-from alohas2r.deployment.config import DeployConfig, DriveMode
+from alohas2r.deployment.config import LIMITS, DeployConfig, DriveMode
 from alohas2r.deployment.online.insert_way import arms_of
 from alohas2r.deployment.online.truth import InsertTruth, Knowing, Truth
 from alohas2r.deployment.rig import Rig, RigConfig, Simulation, open_rig
+from alohas2r.embodiment.control import ACTION_SCALE
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.policies.online.insertion import TASK, InsertSpec
 from alohas2r.policies.online.spec import OnlineSpec
@@ -70,6 +71,12 @@ def stage_config(spec: OnlineSpec | InsertSpec) -> DeployConfig:
 def attended_config(spec: OnlineSpec | InsertSpec, mode: DriveMode) -> DeployConfig:
     """Returns how the control loop runs real arms whose episodes a person attends, at the limits of a mode."""
     return _as_student(DeployConfig(mode=mode, episodes=10**9, episode_s=EPISODE_S), spec)
+
+
+def slower_by(spec: OnlineSpec | InsertSpec, mode: DriveMode) -> float:
+    """Returns how many times slower than a policy wants arms may have to be at the limits of a mode."""
+    scale = spec.student.action.scale if isinstance(spec, InsertSpec) else ACTION_SCALE
+    return max(1.0, scale / CONTROL_PERIOD_S / LIMITS[mode].max_speed)
 
 
 def _as_student(config: DeployConfig, spec: OnlineSpec | InsertSpec) -> DeployConfig:

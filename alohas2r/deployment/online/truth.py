@@ -81,6 +81,7 @@ class InsertTruth:
     def begin(self) -> None:
         """Begins to judge an episode that begins where everything is."""
         self._trials.follow(self._number)
+        self._number = 0  # until another start is drawn, so that a resumed run judges alike
 
     def state(self) -> Start:
         """Returns the world's present state."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from alohas2r.core.records import RecordReader
+from alohas2r.deployment.config import DriveMode
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.online import opened
@@ -15,7 +16,12 @@ from alohas2r.deployment.online.deciders import Alone
 from alohas2r.deployment.online.explorer import LEASH_RAD, Phase
 from alohas2r.deployment.online.insert_way import ELSEWHERE_M, InsertBack, arms_of
 from alohas2r.deployment.online.inserter import Inserter
-from alohas2r.deployment.online.opened import open_world, shipped_base, stage_config
+from alohas2r.deployment.online.opened import (
+    open_world,
+    shipped_base,
+    slower_by,
+    stage_config,
+)
 from alohas2r.deployment.online.stage import Ended, Plan, Stage
 from alohas2r.deployment.online.truth import InsertTruth, Start, Truth
 from alohas2r.deployment.rig import RigConfig, Simulation
@@ -196,6 +202,23 @@ def test_where_nobody_knows_the_truth_the_reward_ends_evaluations_too(base: Base
         assert one.success
         assert not one.true_success
         assert one.notes().values["truth"] is None
+
+
+@pytest.mark.parametrize("mode", ["slow", "full"])
+def test_slow_arms_have_as_much_longer(base: Base, mode: DriveMode) -> None:
+    spec = insert_spec(base)
+    slower = slower_by(spec, mode)
+    assert slower == pytest.approx({"slow": 0.4 / 0.15, "full": 1.0}[mode])
+    lasted = []
+    for switched in (True, False):
+        back = InsertBack(spec, (0,))
+        one = Inserter(spec, Alone(spec), base, lambda: False, back=back, slower=slower)
+        one.begin((0,), False, False)
+        seen = {**base.policy.examples()[0], "switched": np.array(switched)}
+        while one.phase is Phase.ACT:
+            one.act(seen)
+        lasted.append(one.steps)
+    assert lasted == [round(80 * slower), round(200 * slower)]
 
 
 def test_what_counts_as_a_start() -> None:
