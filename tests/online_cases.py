@@ -16,6 +16,9 @@ import numpy as np
 
 from alohas2r.core import assets
 from alohas2r.core.records import RecordReader
+from alohas2r.deployment.online.insert_way import InsertBack
+from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws
+from alohas2r.deployment.online.truth import Start
 from alohas2r.embodiment.joints import two_fingers
 from alohas2r.embodiment.observation import proprioception as joint_values
 from alohas2r.policies import artifact
@@ -91,6 +94,28 @@ def written(classifier: SuccessClassifier, folder: pathlib.Path) -> None:
         "proprioception": np.zeros((1, 32)),
     }
     artifact.save(classifier, folder, rows)
+
+
+class Unplaced:
+    """So many episodes, of which only the first is placed, since nothing was before it: `Director`.
+
+    Args:
+      back: ways back that are drawn by the number of their episode. episodes: how many.
+    """
+
+    def __init__(self, back: InsertBack | ResetDraws, episodes: int) -> None:
+        self.over: list[Ended] = []
+        self._back, self._episodes = back, episodes
+
+    def next(self) -> Plan | None:
+        """Returns the next episode."""
+        self._back.number = number = len(self.over)
+        plan = Plan(number, (0, number), False, False, False)
+        return plan if number < self._episodes else None
+
+    def ended(self, episode: Ended, state: Start | None) -> None:
+        """Keeps it."""
+        self.over.append(episode)
 
 
 class LearnerServer:

@@ -194,7 +194,7 @@ class _Played(NamedTuple):
         header["student_hash"] = run.eyes_hash
         return _segment(self.folder, self.progress, run.stepped, header)
 
-    def director(self, learned: Learned, log: LogWriter, back: Drawn | None) -> _Numbered:
+    def director(self, learned: Learned, log: LogWriter, back: _DrawnWays | None) -> _Numbered:
         """Returns who says which episodes there are."""
         director = LearnDirector(
             *(self.folder, self.run, learned, self.progress, self.alive),
@@ -258,7 +258,7 @@ def _act_attended(
 
 def _cast(
     run: AnyRun, truth: Knowing | None, coach: Coach | None, slower: float = 1.0
-) -> tuple[Learned, Acting, Drawn | None]:
+) -> tuple[Learned, Acting, _DrawnWays | None]:
     """Returns who decides, what acts, and what draws the ways back, where there are any; no truth of real arms.
 
     Args:
@@ -285,7 +285,7 @@ def _cast(
     return learned, Explorer(run.spec, decider, back, done, PERSON_S, leash_rad), back
 
 
-class Drawn(Protocol):
+class _DrawnWays(Protocol):
     """Ways back that are drawn by the number of their episode."""
 
     number: int
@@ -294,7 +294,7 @@ class Drawn(Protocol):
 class _Numbered:
     """Tells the ways back which episode it is, so that a resumed run draws the same."""
 
-    def __init__(self, director: LearnDirector, back: Drawn | None) -> None:
+    def __init__(self, director: LearnDirector, back: _DrawnWays | None) -> None:
         self._director, self._back = director, back
 
     def next(self) -> Plan | None:

@@ -304,6 +304,14 @@ def test_real_arms_are_led_from_serial_ports_and_what_succeeded_is_kept(
     check_demos(tmp_path / "demos", online_cases.spec("reach", hidden=(256, 256)))
 
 
+def seeing_rig(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> RigConfig:
+    """Real arms at an emulator's ports, whose cameras are drawn: nothing is plugged in here."""
+    renderer = renderers.make("raycast", scene.load("insert"), width=32, height=32, batch=1)
+    drawn = EmulatedCameras(emulator, renderer).cameras()
+    monkeypatch.setattr(rigs, "_cameras", lambda config: drawn)
+    return RigConfig("aloha", ports=emulator.ports, serials=("1", "2"))
+
+
 @pytest.mark.alone
 @pytest.mark.long
 def test_real_arms_learn_with_a_person_beside(
@@ -323,10 +331,7 @@ def test_real_arms_learn_with_a_person_beside(
         resets="robot",
     )
     with Emulator(EmulatorConfig(set_up=True)) as emulator, Hand(*terminal, b"", b"n") as hand:
-        rig = RigConfig("aloha", ports=emulator.ports, serials=("1", "2"))
-        renderer = renderers.make("raycast", scene.load("insert"), width=32, height=32, batch=1)
-        drawn = EmulatedCameras(emulator, renderer).cameras()
-        monkeypatch.setattr(rigs, "_cameras", lambda config: drawn)  # nothing is plugged in here
+        rig = seeing_rig(emulator, monkeypatch)
         result = learn(config, tmp_path / "run", rig=rig, mode="full", pause=hand.pause)
         assert not emulator.state().torque.any()
     assert result["protocol"] == "learn-v1+modified+aloha"
@@ -367,10 +372,7 @@ def test_real_arms_insert_with_a_person_beside(
     )
     with Emulator(EmulatorConfig(set_up=True)) as emulator, Hand(*terminal, b"", b"n") as hand:
         emulator.place(begun.arrays["qpos"])  # where the student has shown that it can
-        rig = RigConfig("aloha", ports=emulator.ports, serials=("1", "2"))
-        renderer = renderers.make("raycast", scene.load("insert"), width=32, height=32, batch=1)
-        drawn = EmulatedCameras(emulator, renderer).cameras()
-        monkeypatch.setattr(rigs, "_cameras", lambda config: drawn)  # nothing is plugged in here
+        rig = seeing_rig(emulator, monkeypatch)
         result = learn(config, tmp_path / "run", rig=rig, mode="full", pause=hand.pause)
         assert not emulator.state().torque.any()
     assert result["protocol"] == "learn-insert-v1+modified+aloha"

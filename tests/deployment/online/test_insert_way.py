@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
+import online_cases
 import pytest
 
 from alohas2r.core.records import RecordReader
@@ -22,7 +23,7 @@ from alohas2r.deployment.online.opened import (
     slower_by,
     stage_config,
 )
-from alohas2r.deployment.online.stage import Ended, Plan, Stage
+from alohas2r.deployment.online.stage import Stage
 from alohas2r.deployment.online.truth import InsertTruth, Start, Truth
 from alohas2r.deployment.rig import RigConfig, Simulation
 from alohas2r.deployment.trials import Trials
@@ -258,21 +259,6 @@ def test_what_counts_as_a_start() -> None:
 EPISODES = 4
 
 
-class Director:
-    """So many episodes, of which the first is placed, since nothing was before it."""
-
-    def __init__(self, back: InsertBack) -> None:
-        self.over: list[Ended] = []
-        self._back = back
-
-    def next(self) -> Plan | None:
-        self._back.number = number = len(self.over)
-        return Plan(number, (0, number), False, False, False) if number < EPISODES else None
-
-    def ended(self, episode: Ended, state: Start | None) -> None:
-        self.over.append(episode)
-
-
 @pytest.mark.compiles
 def test_a_student_inserts_again_and_again(
     base: Base, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
@@ -283,7 +269,7 @@ def test_a_student_inserts_again_and_again(
     back = InsertBack(spec, (0,))
     path = tmp_path / LOGS / "0000.run"
     path.parent.mkdir()
-    director = Director(back)
+    director = online_cases.Unplaced(back, EPISODES)
     with (
         open_world(spec, RigConfig("sim", stepped=True)) as (arms, simulation, truth),
         LogWriter(path, {"task": "insert", "student_hash": spec.student_hash}) as log,

@@ -10,7 +10,7 @@ from alohas2r.deployment.online.deciders import Scripted
 from alohas2r.deployment.online.explorer import Explorer
 from alohas2r.deployment.online.opened import stage_config
 from alohas2r.deployment.online.scripts import ScriptedExpert
-from alohas2r.deployment.online.stage import Ended, Plan, ResetDraws, Stage
+from alohas2r.deployment.online.stage import ResetDraws, Stage
 from alohas2r.deployment.online.truth import Truth
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.learning.online.experience import Closed, read_all
@@ -20,26 +20,10 @@ from alohas2r.sim import scene
 EPISODES = 3
 
 
-class Director:
-    """So many episodes, of which only the first is placed."""
-
-    def __init__(self, back: ResetDraws) -> None:
-        self.over: list[Ended] = []
-        self._back = back
-
-    def next(self) -> Plan | None:
-        self._back.number = number = len(self.over)
-        plan = Plan(number, (0, number), False, False, False)
-        return plan if number < EPISODES else None
-
-    def ended(self, episode, state) -> None:
-        self.over.append(episode)
-
-
 def test_the_robot_goes_back_to_a_start_by_itself(tmp_path):
     spec = online_cases.spec("pick")
     back = ResetDraws(spec, (0,), True)
-    director = Director(back)
+    director = online_cases.Unplaced(back, EPISODES)
     rig = RigConfig(
         "sim", stepped=True, stub_cameras=True
     )  # the reward of picking needs no picture
