@@ -321,3 +321,7 @@ class RealSenseCamera:
         if pipeline is not None:
             with contextlib.suppress(Exception):  # the device may be gone already
                 pipeline.stop()
+                if self._recording is not None:
+                    # Returns once the player's thread has nothing left to do. Without it that thread
+                    # may outlive the player and crash the process.
+                    self._device.as_playback().pause()

@@ -1,5 +1,7 @@
 """The camera on recordings that librealsense itself writes and plays."""
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -110,6 +112,24 @@ def test_a_repeating_recording_goes_on(recording):
     with RealSenseCamera("left", recording=recording, realtime=False, repeat=True) as camera:
         numbers = [camera.read(1.0).number for _ in range(2 * COUNT)]
     assert numbers.count(3) >= 2
+
+
+CLOSES_OFTEN = """
+import sys
+from alohas2r.robots.realsense.camera import RealSenseCamera
+
+for _ in range(60):
+    with RealSenseCamera("left", recording=sys.argv[1], realtime=False, repeat=True) as camera:
+        for _ in range(6):
+            camera.read(1.0)
+"""
+
+
+def test_a_repeating_recording_that_is_closed_while_it_plays_does_not_crash(recording):
+    """In a process of its own: a crash of librealsense would end the whole run of tests."""
+    command = [sys.executable, "-c", CLOSES_OFTEN, str(recording)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_missing_and_broken_sources_are_named(tmp_path, recording):
