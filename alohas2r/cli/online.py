@@ -43,7 +43,7 @@ Robot = Annotated[
     RobotName,
     typer.Option(
         help="sim: simulated arms; emulated: the arms' own driver on emulated servos, with drawn cameras; aloha,"
-        " aloha-ros: real arms, of reach and pick; the left one acts."
+        " aloha-ros: real arms; of reach and pick the left one acts."
     ),
 ]
 Mode = Annotated[
@@ -82,6 +82,13 @@ def demonstrate(
             " after success: what train-reward learns from.",
         ),
     ] = 0,
+    judge: Annotated[
+        bool,
+        typer.Option(
+            "--judge",
+            help="Of insert, you say what succeeded, by keys in this terminal: on real arms nobody else knows.",
+        ),
+    ] = False,
     robot: Robot = "sim",
     stepped: Stepped = False,
     world_params: Changed = "",
@@ -96,11 +103,14 @@ def demonstrate(
     """Record demonstrations of a task in the log that `learn` reads.
 
     Whether one succeeded is judged by the reward that the robot computes itself; of insert by what only a simulation
-    knows. Real arms set down what they hold and fold up after each, and let go until you press a key: read
-    docs/safety.md first. See docs/online.md.
+    knows, or by you (--judge). Real arms set down what they hold and fold up after each, and let go until you press a
+    key: read docs/safety.md first. See docs/online.md.
     """
     demos, rigs = library("deployment.online.demonstrate"), library("deployment.rig")
     check(base is None or task == "insert", "--base goes with insert, which that policy shows")
+    check(
+        not judge or task == "insert", "--judge goes with insert: a robot judges the others itself"
+    )
     by = by or ("student" if task == "insert" else "script")
     config = demos.DemoConfig(task, by, episodes, seed, tries)
     params = library("sim.changed").parse(world_params)
@@ -109,12 +119,15 @@ def demonstrate(
     rig = rigs.RigConfig(robot, stepped=stepped, params=params, **settings)
     with contextlib.ExitStack() as stack:
         person = on_step = pause = None
-        if real and by in demos.PERSONS:
+        if real and (judge or by in demos.PERSONS):
             pause = library("deployment.pause").KeyPause(_say(), again=False)
         if by in demos.PERSONS:
             hand = library("deployment.online.hands").find_hand(by, robot_file)
             keys = library("deployment.online.keyboard").Keyboard(_say(), None, hand)
             person = stack.enter_context(keys)
+        elif judge:
+            judging = library("deployment.online.coach").Judge(_say())
+            person = stack.enter_context(judging)
         else:
             on_step = stack.enter_context(live(tries or episodes, False))
         result = demos.demonstrate(config, rig, out, base, on_step, person, mode or "slow", pause)
@@ -167,9 +180,9 @@ def learn(
     reward: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER|truth",
-            help="Of insert --arm residual, which needs it: a classifier of alohas2r train-reward; truth: whether the"
-            " peg is in, as only a simulation knows.",
+            metavar="FOLDER|person|truth",
+            help="Of insert --arm residual, which needs it: a classifier of alohas2r train-reward; person: you say what"
+            " succeeded, by the keys of --coach; truth: whether the peg is in, as only a simulation knows.",
         ),
     ] = None,
     tempo: Annotated[
@@ -278,8 +291,7 @@ def learn(
         if rig is not None:
             pause = library("deployment.pause").KeyPause(_say(), again=False)
         if coach is not None:
-            hand = library("deployment.online.hands").find_hand(coach, robot_file)
-            keys = library("deployment.online.coach").Coach(_say(), None, hand)
+            keys = _coach(coach, task, robot_file)
             person = stack.enter_context(keys)
         tell = stack.enter_context(_episodes())
         key = os.environ.get(API_KEY, "")
@@ -291,6 +303,16 @@ def learn(
         {} if as_json else {"evaluations": "; ".join(map(_said, result["evaluations"])) or "none"}
     )
     show({**result, **rows}, f"Learnt {task} in {folder}", as_json)
+
+
+def _coach(by: str, task: str, robot_file: pathlib.Path | None) -> Untyped:
+    """Returns the person who helps, with what their hand moves: of an insertion one for each arm."""
+    hands = library("deployment.online.hands")
+    if task != "insert":
+        hand = hands.find_hand(by, robot_file)
+        return library("deployment.online.coach").Coach(_say(), None, hand)
+    both = [hands.find_hand(by, robot_file, side) for side in ("left", "right")]
+    return library("deployment.online.insert_coach").InsertCoach(_say(), None, both)
 
 
 @command("train-reward")

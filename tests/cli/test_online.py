@@ -80,6 +80,13 @@ def test_demonstrate_and_learn_from_it(tmp_path, capsys):
         ),
         (["demonstrate", "insert", "--by", "leader", "--out", "d"], "--by must be student"),
         (["learner", "--out", "there", "--host", "0.0.0.0"], "needs a key"),
+        (["demonstrate", "reach", "--judge", "--out", "d"], "--judge goes with insert"),
+        (["demonstrate", "insert", "--judge", "--out", "d"], "--judge needs a terminal"),
+        (["learn", "insert", "--demos", "x", "--reward", "person"], "person needs --coach"),
+        (
+            *(["learn", "insert", "--demos", "x", "--reward", "person", "--coach", "leader"],),
+            "--coach leader needs a terminal",
+        ),
     ],
 )
 def test_bad_input_is_one_line(words, text, tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import numpy as np
 
-from alohas2r.deployment.online.deciders import Looking, Seen, Verdict
+from alohas2r.deployment.online.deciders import Looking, Seen, Source, Verdict
 from alohas2r.deployment.online.hands import Hand
 from alohas2r.deployment.online.keyboard import GRIP, Keyboard
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
@@ -28,6 +28,7 @@ class Coach(Keyboard):
       hand: what the person moves beside the keys, once they have taken over; None: nothing.
 
     Attributes:
+      takes: whether `c` takes over.
       leads: whether the person leads the arm.
       shut: whether the fingers are closed, of which the person's first space is the opposite.
 
@@ -39,12 +40,13 @@ class Coach(Keyboard):
         "c takes over and gives back; y success, n failure, u takes that back within a second; while you lead: w s"
         " reach, a d waist, r f height, t g pitch, space opens and closes. Ctrl-C ends."
     )
-    option, buttons = "--coach", (GRIP, TAKE)
+    option, buttons = "--coach {}", (GRIP, TAKE)
 
     def __init__(
         self, say: Callable[[str], None], stream: TextIO | None = None, hand: Hand | None = None
     ) -> None:
         super().__init__(say, stream, hand)
+        self.takes = True
         self.leads = self.shut = False
         self._moves = ""
         self._mark, self._since = Verdict.NONE, 0
@@ -63,7 +65,8 @@ class Coach(Keyboard):
             return Verdict.FAILURE
         for key in keys:
             if key == TAKE:
-                self._take()
+                if self.takes:
+                    self._take()
             elif key in _MARKS:
                 self._mark, self._since = _MARKS[key], 0
                 self._say(f"{self._mark.value}; u takes it back")
@@ -100,30 +103,40 @@ class Coach(Keyboard):
         self._say("You lead." if self.leads else "The policy leads.")
 
 
-class Coached:
-    """Decides by a policy that learns, or by the person who has taken over: `Decider`.
+class Judge(Coach):
+    """Keys of a person who says what succeeded, and nothing else; see `Coach`."""
+
+    lines = "y success, n failure, u takes that back within a second. Ctrl-C ends."
+    option, buttons = "--judge", ()
+
+    def _take(self) -> None:
+        """Leaves the arms to who acts."""
+
+
+class Aided:
+    """Who acts, or the person who has taken over: `Source`.
 
     The policy has as long for an episode as without a person; evaluations are unaided.
 
     Args:
-      spec: the policy. learned: its weights at work. coach: the person.
+      source: who acts. coach: the person. limit: control steps that it has.
+      judged: whether the person says what succeeded in evaluations as well, where nobody else knows.
     """
 
-    def __init__(self, spec: OnlineSpec, learned: Looking, coach: Coach) -> None:
-        self._spec, self._learned, self._coach = spec, learned, coach
-        coach.use(spec)
-        self._limit = find_online_task(spec.task).steps
+    def __init__(self, source: Source, coach: Coach, limit: int, judged: bool = False) -> None:
+        self._acting, self._coach = source, coach
+        self._limit, self._judged = limit, judged
         self._aided, self._led = False, 0
 
     @property
     def source(self) -> str:
         """Who leads."""
-        return "human" if self._coach.leads else self._learned.source
+        return "human" if self._coach.leads else self._acting.source
 
     @property
     def version(self) -> int:
         """Of the policy's weights."""
-        return self._learned.version
+        return self._acting.version
 
     @property
     def gave_up(self) -> bool:
@@ -132,9 +145,29 @@ class Coached:
 
     def begin(self, seed: Sequence[int], explores: bool) -> None:
         """Starts an episode; one in which nothing is explored is an evaluation."""
-        self._learned.begin(seed, explores)
+        self._acting.begin(seed, explores)
         self._coach.begin(seed)
-        self._aided, self._led = explores, 0
+        self._coach.takes = explores
+        self._aided, self._led = explores or self._judged, 0
+
+    def judge(self) -> Verdict:
+        """Takes the person's keys, in evaluations none but marks."""
+        verdict = self._coach.judge() if self._aided else Verdict.NONE
+        self._led += not self._coach.leads and verdict is Verdict.NONE
+        return verdict
+
+
+class Coached(Aided):
+    """Decides by a policy that learns, or by the person who has taken over: `Decider`.
+
+    Args:
+      spec: the policy. learned: its weights at work. coach: the person.
+    """
+
+    def __init__(self, spec: OnlineSpec, learned: Looking, coach: Coach) -> None:
+        super().__init__(learned, coach, find_online_task(spec.task).steps)
+        self._spec, self._learned = spec, learned
+        coach.use(spec)
 
     def decide(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
         """Looks and decides; the base is the policy's own, whoever leads."""
@@ -143,9 +176,3 @@ class Coached:
             self._coach.shut = bool(self._spec.targets(seen.proprioception)[-1] < _SHUT_M)
             wanted = self._coach.act(seen.proprioception)
         return base, wanted
-
-    def judge(self) -> Verdict:
-        """Takes the person's keys, in evaluations none."""
-        verdict = self._coach.judge() if self._aided else Verdict.NONE
-        self._led += not self._coach.leads and verdict is Verdict.NONE
-        return verdict

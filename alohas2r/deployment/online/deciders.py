@@ -95,8 +95,8 @@ class Learned:
         """Nobody is there."""
         return Verdict.NONE
 
-    def choose(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the base's action [A], zero where there is none, and the wanted one [A] for features [F]."""
+    def choose(self, features: np.ndarray, felt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the base's action [A], zero where there is none, and the wanted one [A]; see `Chooser`."""
         noise = None
         if self._draw is not None:
             noise = self._draw.normal(size=self._spec.outputs).astype(np.float32)
@@ -123,7 +123,8 @@ class Looking(Learned):
         """Looks and decides."""
         pictures = look(self._own, self._weights, seen.rgb[None], seen.depth[None])[0]
         felt = (self._own.own(seen.proprioception), seen.recent.ravel())
-        return self.choose(np.concatenate([pictures, *felt]).astype(np.float32))
+        features = np.concatenate([pictures, *felt]).astype(np.float32)
+        return self.choose(features, seen.proprioception)
 
 
 class Rule(Protocol):
@@ -178,8 +179,8 @@ class Scripted:
 class Chooser(Source, Protocol):
     """Who decides by features."""
 
-    def choose(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the base's action [A] and the wanted one [A] for features [F]."""
+    def choose(self, features: np.ndarray, felt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the base's action [A] and the wanted one [A] for features [F], and what both arms feel [32]."""
         ...
 
 
@@ -204,7 +205,7 @@ class Alone:
         """Leaves it to the reward."""
         return Verdict.NONE
 
-    def choose(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, features: np.ndarray, felt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the base's action twice."""
         base = features[-self._actions :]
         return base, base

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,15 +18,18 @@ from alohas2r.deployment.config import LIMITS
 from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
+from alohas2r.deployment.online.coach import Judge
 from alohas2r.deployment.online.deciders import Alone, Scripted
 from alohas2r.deployment.online.explorer import LEASH_RAD, Acting, Explorer
-from alohas2r.deployment.online.inserter import Inserter
+from alohas2r.deployment.online.insert_coach import CoachedInsertion
+from alohas2r.deployment.online.inserter import LOOK_S, Inserter, Unsaid
 from alohas2r.deployment.online.keyboard import Keyboard, Shown
 from alohas2r.deployment.online.opened import (
     attended_config,
     open_world,
     seeing,
     shipped_student,
+    slower_by,
     stage_config,
 )
 from alohas2r.deployment.online.scripts import ScriptedExpert
@@ -40,7 +44,7 @@ from alohas2r.policies.online.demonstrations import ABOUT
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.insertion import TASK, InsertSpec
 from alohas2r.policies.online.spec import OnlineSpec
-from alohas2r.policies.online.tasks import make_spec
+from alohas2r.policies.online.tasks import find_online_task, make_spec
 from alohas2r.policies.onnx.base import Base, insert_spec, read_base
 
 _TRIES = 5  # episodes for each that is wanted, before it is given up
@@ -122,7 +126,7 @@ def demonstrate(
       out: a new folder for the log.
       student: whose eyes learning will have; of an insertion the exported file that shows it; the shipped one if None.
       on_step: called after each control step.
-      person: who shows it, if not a script, with keys and what their hand moves.
+      person: who shows it, if not a script, with keys and what their hand moves; of an insertion, who judges it.
       mode: at whose speed limits real arms move. pause: what is waited for between their episodes.
 
     Returns:
@@ -130,11 +134,11 @@ def demonstrate(
       of acting, "stopped" (why there are fewer than were asked for; "" if there are not), "out".
 
     Raises:
-      ConfigError: real arms, which no script knows how to lead, or a setting out of range.
+      ConfigError: real arms, which no script knows how to lead, and no simulation to judge, or a setting out of range.
       RobotFault: an arm or a camera is missing, or not as expected.
       ArtifactError: the folder holds something already, or no episode succeeded.
     """
-    _check_rig(rig, person)
+    _check_rig(config, rig, person)
     eyes = student or shipped_student(config.task)
     base = read_base(eyes) if config.task == TASK else None
     spec = insert_spec(base) if base else make_spec(config.task, *read_eyes(eyes, "left")[1:])
@@ -158,11 +162,8 @@ def demonstrate(
     path = folder / LOGS / "0000.run"
     with contextlib.ExitStack() as stack:
         if rig.real:
-            assert isinstance(spec, OnlineSpec)
-            assert person is not None
             arms = stack.enter_context(open_rig(seeing(rig, spec.cameras), judged=False))
-            shown = Shown(spec, person)
-            acting = Explorer(spec, shown, lambda felt: None, None, PERSON_S, LEASH_RAD)
+            acting = _attended(spec, base, person, slower_by(spec, mode))
             log, hooks = stack.enter_context(LogWriter(path, header)), None
             attendant = Attended(acting, director, log)
         else:
@@ -211,7 +212,14 @@ def _acting(
     """Returns what acts: a student, a script or a person."""
     if isinstance(spec, InsertSpec):
         assert base is not None
-        return Inserter(spec, Alone(spec), base, truth.done, PAST_S if config.tries else 0.0)
+        past_s = PAST_S if config.tries else 0.0
+        if isinstance(person, Judge):
+            judged = _judged(spec, person)
+            seconds = find_online_task(TASK).seconds + LOOK_S
+            return Inserter(
+                *(spec, judged, base, truth.done, past_s, Unsaid(TASK)), seconds=seconds
+            )
+        return Inserter(spec, Alone(spec), base, truth.done, past_s)
     assert isinstance(truth, Truth)
     back = ResetDraws(spec, (config.seed,), False)
     if person is None:
@@ -219,12 +227,43 @@ def _acting(
     return Explorer(spec, Shown(spec, person), back, truth.done, PERSON_S)
 
 
-def _check_rig(rig: RigConfig, person: Keyboard | None) -> None:
+def _attended(
+    spec: OnlineSpec | InsertSpec, base: Base | None, person: Keyboard | None, slower: float
+) -> Acting:
+    """Returns what acts on real arms, slower than it wants by so many times: a person, or a student that one judges."""
+    if isinstance(spec, InsertSpec):
+        assert base is not None
+        assert isinstance(person, Judge)
+        judged, reward = _judged(spec, person), Unsaid(TASK)
+        seconds = slower * find_online_task(TASK).seconds + LOOK_S
+        return Inserter(
+            *(spec, judged, base, None),
+            reward=reward,
+            leash_rad=LEASH_RAD,
+            slower=slower,
+            seconds=seconds,
+        )
+    assert person is not None
+    return Explorer(spec, Shown(spec, person), lambda felt: None, None, PERSON_S, LEASH_RAD)
+
+
+def _judged(spec: InsertSpec, person: Judge) -> CoachedInsertion:
+    """Returns the student alone, whose episodes a person judges; how long they last is said elsewhere."""
+    return CoachedInsertion(spec, Alone(spec), person, sys.maxsize)
+
+
+def _check_rig(config: DemoConfig, rig: RigConfig, person: Keyboard | None) -> None:
     """Raises ConfigError if what demonstrates cannot do so on these arms."""
     check(
         person is None or not rig.stepped,
-        "a person cannot show anything while time stands still: leave out --stepped",
+        "a person cannot show or judge anything while time stands still: leave out --stepped",
     )
+    if config.task == TASK:
+        check(
+            isinstance(person, Judge) or not rig.real,
+            f"only a simulation knows whether the peg is in: with --robot {rig.robot} you say so, by keys (--judge)",
+        )
+        return
     check(
         person is not None or not rig.real,
         "a script knows where objects are in a simulation only: use --robot sim or emulated, or lead real arms"

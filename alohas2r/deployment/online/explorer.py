@@ -110,13 +110,16 @@ class Acting(abc.ABC):
         done = self._judge(observation, truth)
         late = self.steps - self._waited >= self._limit or self._source.gave_up or self._overdue()
         verdict = self._source.judge()
+        marked: JsonObject = {}
         if verdict is not Verdict.NONE:
             done, late = verdict is Verdict.SUCCESS, verdict is not Verdict.WAIT
+            marked = {"marked": verdict.value}
         said: JsonObject = {
             **self._said(self._source.source, truth),
             "reward": float(done),
             "terminated": done,
             "truncated": late and not done,
+            **marked,
         }
         if done or late:
             self.success, self.true_success = done, bool(truth)
@@ -127,6 +130,7 @@ class Acting(abc.ABC):
         if verdict is Verdict.WAIT:
             self._waited += 1
             self._joints = np.zeros(len(JOINTS))
+            arrays = self._last_seen(observation)
         else:
             arrays = self._decide(observation)
         if "wanted" in arrays:
@@ -149,7 +153,7 @@ class Acting(abc.ABC):
         return False
 
     def _last_seen(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns what the log keeps of the last observation of an episode."""
+        """Returns what the log keeps of an observation of which nothing is decided."""
         return {}
 
     def _leave(self, observation: Mapping[str, np.ndarray]) -> Phase:

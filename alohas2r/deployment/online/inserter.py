@@ -24,6 +24,15 @@ from alohas2r.policies.protocol import Notes, select
 # Control steps since the switch after which the robot goes back without an insertion: a student needs 20 to 40; what it
 # pushes in vain for longer slips in the fingers.
 _INSERTING = 80
+LOOK_S = 5.0  # that an episode goes on for, where a person has to look whether the peg is in
+
+
+class Unsaid(Held):
+    """The reward where a person alone gives it, by keys: nothing else does."""
+
+    def update(self, look: Look | None) -> bool:
+        """Takes a control step; returns that it is not done."""
+        return self.take(False)
 
 
 class Inserter(Acting):
@@ -41,6 +50,7 @@ class Inserter(Acting):
       back: goes back to a start after an episode of acting; None: the scene is put right otherwise.
       leash_rad: how far from where their joints are the arms' targets may be led.
       slower: how many times as long as else everything may take, where arms are not as fast as the student wants.
+      seconds: how long an episode lasts at most, a person's leading included; None: as long as the task says.
     """
 
     def __init__(
@@ -50,14 +60,16 @@ class Inserter(Acting):
         base: Base,
         truth: Callable[[], bool] | None,
         past_s: float = 0.0,
-        reward: InsertReward | None = None,
+        reward: InsertReward | Unsaid | None = None,
         back: InsertBack | None = None,
         leash_rad: float = math.inf,
         slower: float = 1.0,
+        seconds: float | None = None,
     ) -> None:
-        seconds = slower * find_online_task(spec.task).seconds
-        super().__init__(spec, chooser, reward or Held(spec.task), truth, seconds)
-        self._patience = round(slower * _INSERTING)
+        most = slower * find_online_task(spec.task).seconds if seconds is None else seconds
+        super().__init__(spec, chooser, reward or Held(spec.task), truth, most)
+        looks_s = LOOK_S if isinstance(reward, Unsaid) else 0.0
+        self._patience = round(slower * _INSERTING + looks_s / CONTROL_PERIOD_S)
         self._spec, self._reward, self._back = spec, reward, back
         self._leash_rad, self._arms = leash_rad, arms_of(spec)
         self._chooser, self._base = chooser, base
@@ -67,7 +79,7 @@ class Inserter(Acting):
         self._features = np.zeros(spec.features, np.float32)
         self._switched = False
         self._past, self._settled = round(past_s / CONTROL_PERIOD_S), 0
-        self._since = 0  # control steps since the switch
+        self._since = 0  # control steps since the switch that no person led
         self._rewarded = False
 
     def begin(self, seed: Sequence[int], explores: bool, evaluation: bool) -> None:
@@ -94,7 +106,7 @@ class Inserter(Acting):
     def _judge(self, observation: Mapping[str, np.ndarray], truth: bool | None) -> bool:
         spec, felt = self._base.spec, np.asarray(observation["proprioception"], np.float32)
         self._switched = bool(observation["switched"])
-        self._since += self._switched
+        self._since += self._switched and self._chooser.source != "human"
         if self._back is not None:
             self._back.note(felt, self._switched)
         self._actions = self._base.policy.act(select(self._base.policy, observation))
@@ -119,7 +131,8 @@ class Inserter(Acting):
         if not self._switched:
             self._joints = self._actions
             return {}
-        base, wanted = self._chooser.choose(self._features)
+        felt = np.asarray(observation["proprioception"])
+        base, wanted = self._chooser.choose(self._features, felt)
         self._joints = insertion.with_joints(self._actions, wanted)
         return {"base": base, "wanted": wanted, **self._last_seen(observation)}
 
@@ -131,7 +144,8 @@ class Inserter(Acting):
 
     def _leave(self, observation: Mapping[str, np.ndarray]) -> Phase:
         if self._evaluation:
-            self.success = self._rewarded if self._reward is not None else self.success
+            if self._reward is not None and self._truth is not None:
+                self.success = self._rewarded
             return Phase.IDLE
         waits = self.success and self._past and self._truth is not None
         return Phase.SETTLE if waits else self._going_back()

@@ -51,14 +51,14 @@ class Keyboard:
       ConfigError: there is no terminal.
     """
 
-    lines, option = HELP, "--by"
+    lines, option = HELP, "--by {}"
     buttons = (GRIP, GIVE_UP)  # the keys that a hand's buttons are
 
     def __init__(
         self, say: Callable[[str], None], stream: TextIO | None = None, hand: Hand | None = None
     ) -> None:
         name = "keyboard" if hand is None else hand.name
-        self._keys = Keys(f"{self.option} {name} needs a terminal to press keys in.", stream)
+        self._keys = Keys(f"{self.option.format(name)} needs a terminal to press keys in.", stream)
         self._say, self._hand = say, hand
         self._spec: OnlineSpec | None = None
         self._lost, self._tries_s = False, 0.0

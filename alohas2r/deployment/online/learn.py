@@ -21,12 +21,13 @@ from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.online.coach import Coach, Coached
-from alohas2r.deployment.online.deciders import Learned, Looking
+from alohas2r.deployment.online.deciders import Chooser, Learned, Looking
 from alohas2r.deployment.online.demonstrate import PERSON_S, why_stopped
 from alohas2r.deployment.online.director import EVALUATIONS, LearnDirector, Progress, read_progress
 from alohas2r.deployment.online.explorer import LEASH_RAD, Acting, Explorer
+from alohas2r.deployment.online.insert_coach import CoachedInsertion, InsertCoach
 from alohas2r.deployment.online.insert_way import InsertBack
-from alohas2r.deployment.online.inserter import Inserter
+from alohas2r.deployment.online.inserter import LOOK_S, Inserter, Unsaid
 from alohas2r.deployment.online.opened import (
     attended_config,
     open_world,
@@ -41,10 +42,12 @@ from alohas2r.deployment.pause import Pause
 from alohas2r.deployment.report import Outcome, Report
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.deployment.timing import Tally
+from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies.online.classifier import InsertReward, read_classifier
 from alohas2r.policies.online.config import (
     LOGS,
+    PERSON,
     POLICY,
     TRUTH,
     AnyRun,
@@ -102,9 +105,14 @@ def learn(
       BackendUnavailable: there is no learner where it should be, or it refuses the key.
       RobotFault: three episodes in a row were ended by the guard.
     """
+    inserts = isinstance(coach, InsertCoach)
     check(
-        config.task != TASK or coach is None,
-        "nobody can take over the arms of learn insert: leave out --coach",
+        coach is None or inserts == (config.task == TASK),
+        f"who helps with {config.task} is {'a Coach' if inserts else 'an InsertCoach'}",
+    )
+    check(
+        config.reward != PERSON or coach is not None,
+        "--reward person needs --coach: by its keys you say what succeeded",
     )
     check(
         coach is None or not config.stepped,
@@ -269,10 +277,22 @@ def _cast(
         done = None if truth is None else truth.done
         chosen, base = Learned(run.spec), read_base(run.student)
         way = InsertBack(run.spec, (run.seed,)) if run.resets == "robot" else None
-        if run.reward == TRUTH:
-            return chosen, Inserter(run.spec, chosen, base, done, back=way), way
-        reward = InsertReward(read_classifier(run.reward, run.spec))
-        inserter = Inserter(run.spec, chosen, base, done, SETTLE_S, reward, way, leash_rad, slower)
+        chooser: Chooser = chosen
+        seconds: float | None = None
+        if isinstance(coach, InsertCoach):
+            looks_s = LOOK_S if run.reward == PERSON else 0.0
+            limit = round(slower * find_online_task(TASK).steps + looks_s / CONTROL_PERIOD_S)
+            chooser = CoachedInsertion(run.spec, chosen, coach, limit, judged=truth is None)
+            seconds = max(PERSON_S, slower * find_online_task(TASK).seconds)
+        reward: InsertReward | Unsaid | None = None
+        past_s = 0.0
+        if run.reward == PERSON:
+            reward = Unsaid(TASK)
+        elif run.reward != TRUTH:
+            reward, past_s = InsertReward(read_classifier(run.reward, run.spec)), SETTLE_S
+        inserter = Inserter(
+            run.spec, chooser, base, done, past_s, reward, way, leash_rad, slower, seconds
+        )
         return chosen, inserter, way
     done = None if truth is None else truth.done
     eyes, *_ = read_eyes(run.student, run.spec.side)

@@ -14,6 +14,7 @@ from alohas2r.embodiment.robots import REAL, ROBOTS, RobotName
 from alohas2r.policies import artifact
 from alohas2r.policies.online.classifier import read_classifier
 from alohas2r.policies.online.config import (
+    PERSON,
     REAL_TIME,
     STUDENT,
     TRUTH,
@@ -51,7 +52,8 @@ class LearnConfig:
         "": the shipped one.
       offline: folders of earlier runs of the task, whose decisions are learnt from as well.
       world: what is otherwise in the world than in the nominal one, for learning and evaluations.
-      reward: of insert, the folder of a classifier, or "truth", which only a simulation knows; "": the task's own.
+      reward: of insert, the folder of a classifier, "person", who says it by keys, or "truth", which only a simulation
+        knows; "": the task's own.
       encoder: what looks at pictures; "": the arm's own.
     """
 
@@ -82,13 +84,13 @@ class LearnConfig:
         check(
             not (real and self.reward == TRUTH),
             f"only a simulation knows the truth: learn insert --robot {self.robot} needs --reward FOLDER, which"
-            " alohas2r train-reward makes",
+            " alohas2r train-reward makes, or --reward person",
         )
         check(not (real and self.stepped), f"the time of --robot {self.robot} cannot be stepped")
         check(
             bool(self.reward) == inserts,
-            "insert, and no other task, needs --reward: a folder of alohas2r train-reward, or --reward truth, which"
-            " only a simulation knows",
+            "insert, and no other task, needs --reward: a folder of alohas2r train-reward, --reward person, who says it"
+            " by keys, or --reward truth, which only a simulation knows",
         )
 
 
@@ -115,7 +117,7 @@ def plan_run(config: LearnConfig) -> AnyRun:
         base = read_base(student)
         insert = insert_spec(base, settings.hidden, scale, settings.loudest, settings.tempo)
         reward, told = config.reward, ""
-        if reward != TRUTH:
+        if reward not in (TRUTH, PERSON):
             told = read_classifier(reward, insert).hash
             reward = str(pathlib.Path(reward).resolve())
         run = PacedRun if settings.tempo else InsertRun

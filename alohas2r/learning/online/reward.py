@@ -19,7 +19,7 @@ from alohas2r.core import stats
 from alohas2r.core.files import make_folder
 from alohas2r.core.types import Array, JsonObject, PyTree
 from alohas2r.errors import ArtifactError
-from alohas2r.learning.online.examples import SURE, Trial, read_trials
+from alohas2r.learning.online.examples import Trial, read_trials
 from alohas2r.learning.run import manifest
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
@@ -166,15 +166,15 @@ def measure(classifier: SuccessClassifier, trials: Sequence[Trial]) -> JsonObjec
       "failed": episodes in which the peg was never in; "false": of these with the reward, "false_rate"; "undecided":
       left out of both, as the reward came in the last steps, too late for the truth, which needs some, to say so.
       "succeeded": the others; "true": of these with the reward once the peg was in, "true_rate"; "early": with the
-      reward in control steps of which in none the peg was known to be in.
+      reward in control steps of which in none the peg can have been in.
     """
     failed = wrong = undecided = true = early = succeeded = 0
     for one in trials:
         when = rewarded(classifier, one.looks)
         if one.inserted is not None:
             succeeded += 1
-            early += when is not None and when <= one.inserted - SURE
-            true += when is not None and when > one.inserted - SURE
+            early += when is not None and when < one.open
+            true += when is not None and when >= one.open
         elif when is not None and when >= one.told:
             undecided += 1
         else:

@@ -19,7 +19,8 @@ from alohas2r.policies.online.spec import LearntSpec, OnlineSpec, SeeingSpec
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
 SETTINGS = "online.json"
-TRUTH = "truth"  # the reward of an insertion that only a simulation knows
+# Rewards of an insertion: what only a simulation knows; what a person says.
+TRUTH, PERSON = "truth", "person"
 LOGS, PUBLISHED, LEARNER, POLICY = "log", "published", "learner", "policy"
 # What looks at pictures: a student's first layers, or an encoder of its own. Of an arm that learns it on, that is what
 # it begins with; the others leave it as it is.
@@ -275,8 +276,9 @@ class InsertRun(LearnRun):
     """One of a residual of the insertion.
 
     Attributes:
-      reward: "truth": what only a simulation knows, whether the peg is in; else the folder of a classifier.
-      classifier_hash: of that; "" with the truth.
+      reward: "truth": what only a simulation knows, whether the peg is in; "person": what one says by keys; else the
+        folder of a classifier.
+      classifier_hash: of that; "" where there is none.
     """
 
     spec: InsertSpec

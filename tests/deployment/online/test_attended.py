@@ -22,6 +22,7 @@ from alohas2r.deployment.deploy import log_header
 from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.loop import Deployment
 from alohas2r.deployment.online import opened
+from alohas2r.deployment.online.coach import Judge
 from alohas2r.deployment.online.deciders import Scripted
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
 from alohas2r.deployment.online.explorer import LEASH_RAD, Explorer
@@ -38,12 +39,13 @@ from alohas2r.embodiment.control import ACTION_SCALE
 from alohas2r.embodiment.joints import two_fingers
 from alohas2r.embodiment.observation import proprioception as joint_values
 from alohas2r.errors import ArtifactError, ConfigError
+from alohas2r.learning.online.examples import read_trials
 from alohas2r.learning.online.experience import Closed, read_all
 from alohas2r.policies import artifact
 from alohas2r.policies.online.config import LOGS
 from alohas2r.policies.online.demonstrations import ABOUT, check_demos
 from alohas2r.policies.online.policy import OnlinePolicy
-from alohas2r.policies.onnx.base import read_base
+from alohas2r.policies.onnx.base import insert_spec, read_base
 from alohas2r.rendering import registry as renderers
 from alohas2r.robots.emulator.cameras import EmulatedCameras
 from alohas2r.robots.emulator.client import Emulator
@@ -383,6 +385,64 @@ def test_real_arms_insert_with_a_person_beside(
     said = [one.values["learning"] for rows in segments for one in rows if "learning" in one.values]
     assert {"base", "policy", "reset"} <= {one["source"] for one in said if one}
     assert {one["truth"] for one in said if one} == {None}
+
+
+class Watching(Hand):
+    """A person who says so when the peg is in, and goes on while torque is off."""
+
+    def __init__(self, hand: int, stream: object, emulator: Emulator) -> None:
+        super().__init__(hand, stream, b"y", b"n")
+        self._emulator = emulator
+        self._objects = [arm.object_qpos[:3] for arm in scene.load("insert").arms]
+
+    def _press(self) -> None:
+        while not self._over.wait(0.1):
+            if any("Torque is off" in line for line in self.said):
+                os.write(self._hand, self._resting)
+            elif self.apart() < 0.09:  # each is 12 cm long
+                os.write(self._hand, self._acting)
+                return
+
+    def apart(self) -> float:
+        """Returns how far apart the middles of peg and socket are (m)."""
+        peg, socket = (self._emulator.state().qpos[one] for one in self._objects)
+        return float(np.linalg.norm(peg - socket))
+
+
+@pytest.mark.alone
+@pytest.mark.long
+def test_a_person_judges_insertions_of_real_arms(
+    terminal: tuple[int, object],
+    tmp_path: pathlib.Path,
+    busy: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(opened, "STARTS", 2)
+    shown = demonstrate(
+        DemoConfig("insert", "student", 1), RigConfig("sim", stepped=True), tmp_path / "sim"
+    )
+    begun = next(
+        one
+        for one in RecordReader(tmp_path / "sim" / LOGS / "0000.run").poll()
+        if one.kind == "episode"
+    )
+    assert shown["episodes"] == 1
+    with Emulator(EmulatorConfig(set_up=True)) as emulator, Watching(*terminal, emulator) as hand:
+        emulator.place(begun.arrays["qpos"])
+        rig = seeing_rig(emulator, monkeypatch)
+        with Judge(hand.said.append, hand.stream) as person:  # pyright: ignore[reportArgumentType]
+            result = demonstrate(
+                *(DemoConfig("insert", "student", tries=1), rig, tmp_path / "demos"),
+                person=person,
+                mode="full",
+                pause=hand.pause,
+            )
+        assert not emulator.state().torque.any()
+    assert (result["episodes"], result["tries"], result["true_successes"]) == (1, 1, None)
+    check_demos(tmp_path / "demos", insert_spec(read_base(shipped_base())))
+    (trial,) = read_trials([tmp_path / "demos"], 384).trials
+    assert trial.inserted is not None
+    assert sum(trial.examples()[1]) >= 20
 
 
 def test_a_pause_without_another_try_knows_two_keys(terminal: tuple[int, object]) -> None:

@@ -1,7 +1,6 @@
 """A residual of the insertion: shown by the student, learnt from the log; robot and artifact do the same."""
 
 import dataclasses
-import os
 import pathlib
 
 import numpy as np
@@ -15,6 +14,7 @@ from alohas2r.deployment.online import opened
 from alohas2r.deployment.online.coach import Coach
 from alohas2r.deployment.online.deciders import Learned
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
+from alohas2r.deployment.online.insert_coach import InsertCoach
 from alohas2r.deployment.online.inserter import Inserter
 from alohas2r.deployment.online.learn import learn
 from alohas2r.deployment.online.link import remote_learner
@@ -187,14 +187,15 @@ def test_another_machine_learns_the_same(demos, learnt, tmp_path):
     assert "--set 'hidden=(16,16)'" in commands[0]
 
 
-def test_nobody_takes_over(demos, tmp_path):
-    leader, follower = os.openpty()
-    with (
-        os.fdopen(leader, "w"),
-        os.fdopen(follower) as stream,
-        pytest.raises(ConfigError, match="leave out --coach"),
-    ):
-        learn(config(demos, stepped=False), tmp_path / "run", coach=Coach(print, stream))
+def test_who_helps_must_fit_the_task(demos, tmp_path, terminal):
+    _, stream = terminal
+    real_time = config(demos, stepped=False)
+    with pytest.raises(ConfigError, match="who helps with insert is an InsertCoach"):
+        learn(real_time, tmp_path / "run", coach=Coach(print, stream))
+    with pytest.raises(ConfigError, match="while time stands still"):
+        learn(config(demos), tmp_path / "run", coach=InsertCoach(print, stream))
+    with pytest.raises(ConfigError, match="--reward person needs --coach"):
+        learn(config(demos, stepped=False, reward="person"), tmp_path / "run")
 
 
 def test_odd_settings_are_refused(demos, tmp_path):

@@ -13,7 +13,7 @@ from alohas2r.deployment.log import LogWriter
 from alohas2r.deployment.online.opened import shipped_base
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.online import reward
-from alohas2r.learning.online.examples import Trial, read_trials
+from alohas2r.learning.online.examples import REACTION, SURE, Trial, read_trials
 from alohas2r.learning.online.reward import RewardConfig, measure, split, train_reward
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
@@ -122,6 +122,19 @@ def test_figures_by_hand():
     assert told["false_rate"]["low"] < 1 / 3 < told["false_rate"]["high"]
 
 
+def test_of_the_steps_before_a_key_nobody_knows():
+    says = [None, *[-1.0] * 4, *[1.0] * 8]
+    marked = trial(says, 6 + SURE - 1)._replace(unsure=3)  # the key came in the seventh step
+    looks, there = marked.examples()
+    assert there == [False] * 2 + [True] * 7
+    assert [one.pictures[0] for one in looks] == [-1.0] * 2 + [1.0] * 7
+    for begun, figures in ((0, (1, 0)), (1, (0, 1)), (6, (0, 1))):  # rewarded four steps later
+        says = [*[-1.0] * begun, *[1.0] * (13 - begun)]
+        one = trial(says, marked.inserted)._replace(unsure=1)  # it may have been in from step 5 on
+        told = measure(by_the_first(), [one])
+        assert (told["early"], told["true"]) == figures
+
+
 def test_the_steps_that_the_truth_counted_are_examples_of_insertion():
     says = [None, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     looks, there = trial(says, 7).examples()
@@ -161,13 +174,42 @@ def test_what_is_read_of_a_log(tmp_path):
         read_trials([record(tmp_path / "c", episodes, {"task": "pick"})], N)
     with pytest.raises(ConfigError, match="another student"):
         read_trials([run, record(tmp_path / "d", episodes, {"student_hash": "t"})], N)
-    with pytest.raises(ArtifactError, match="whether the peg was in"):
+    with pytest.raises(ArtifactError, match="you do, by the keys of --judge"):
         read_trials([record(tmp_path / "e", episodes, truth=None)], N)
     with pytest.raises(ArtifactError, match="holds no log"):
         read_trials([tmp_path / "nowhere"], N)
     cut = run / "log" / "0000.run"
     cut.write_bytes(cut.read_bytes()[:-40])  # killed while it wrote: the last episode is left out
     assert len(read_trials([run], N).trials) == 2
+
+
+def test_what_a_person_said_of_real_arms_is_read(tmp_path):
+    """Nobody knows where anything lay: no two episodes begin alike. One without a key is left out."""
+    seen = [look(-1.0 + 0.01 * step) for step in range(50)]
+    with LogWriter(
+        tmp_path / "log" / "0000.run", {"task": "insert", "student_hash": "s", "world_params": ""}
+    ) as log:
+        for number, mark in enumerate(("success", "failure", "")):
+            log.write("episode", {"number": number}, {})
+            for step, one in enumerate(seen):
+                last = step == len(seen) - 1
+                learning = {"evaluation": False, "truth": None, "terminated": False}
+                learning["truncated"] = last and mark != "success"
+                learning["terminated"] = last and mark == "success"
+                if mark and (step >= 40 or step == 20):  # the first was taken back
+                    learning["marked"] = mark if last else "wait"
+                arrays = {"learning/features": np.append(one.pictures, number)[: N + 1]}
+                arrays["observation/proprioception"] = one.proprioception + 0.001 * number
+                said = {"step": step, "episode": number, "learning": learning}
+                log.write("step", said, arrays)
+    trials, _, repeats = read_trials([tmp_path], N)
+    assert (len(trials), repeats) == (2, 0)
+    assert [one.inserted is None for one in trials] == [False, True]
+    assert trials[0].start != trials[1].start
+    _, there = trials[0].examples()
+    assert (sum(there), len(there)) == (10, 50 - REACTION)
+    assert trials[0].open == 40 - REACTION
+    assert not any(trials[1].examples()[1])
 
 
 @pytest.fixture(scope="module")
