@@ -9,8 +9,8 @@ from alohas2r.robots.emulator.client import Emulator
 from alohas2r.sim import scene
 
 
-def put(emulator: Emulator, pose: np.ndarray) -> None:
-    """Moves the left leader by hand: [7] rad; m of the emulated fingers."""
+def put(emulator: Emulator, pose: np.ndarray, side: int = 0) -> None:
+    """Moves a leader by hand, the left one or the right: [7] rad; m of the emulated fingers."""
     qpos = emulator.state().qpos
-    qpos[scene.load("insert").arms[0].qpos[:PER_ARM]] = pose
+    qpos[scene.load("insert").arms[side].qpos[:PER_ARM]] = pose
     emulator.place(qpos)

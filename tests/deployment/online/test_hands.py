@@ -17,8 +17,9 @@ from alohas2r.deployment.online.coach import Coach, Coached
 from alohas2r.deployment.online.deciders import Looking, Verdict
 from alohas2r.deployment.online.explorer import Explorer, Phase
 from alohas2r.deployment.online.hands import LeaderHand, SpaceMouseHand, find_hand
+from alohas2r.deployment.online.insert_coach import InsertCoach
 from alohas2r.deployment.online.keyboard import Keyboard, Shown
-from alohas2r.deployment.online.opened import open_world, stage_config
+from alohas2r.deployment.online.opened import open_world, shipped_base, stage_config
 from alohas2r.deployment.online.scripts import ScriptedExpert
 from alohas2r.deployment.online.stage import Ended, Plan, Stage
 from alohas2r.deployment.online.truth import Truth
@@ -31,6 +32,7 @@ from alohas2r.policies.online import networks
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.published import Published
 from alohas2r.policies.online.spec import HOLD
+from alohas2r.policies.onnx.base import insert_spec, read_base
 from alohas2r.robots.dynamixel.arm import GripperLinkage
 from alohas2r.robots.dynamixel.leader import GRIPPER_TRAVEL_RAD, LeaderArm
 from alohas2r.robots.emulator.bus import SYNC_READ
@@ -277,6 +279,37 @@ def test_a_coach_takes_over_with_a_leader_and_loses_it(leaders, terminal):
         assert actions.any()
         assert coaching.explorer.phase is Phase.ACT
         assert "The policy leads on; c looks for it again" in said[-1]
+
+
+def test_each_leader_leads_its_own_arm_of_an_insertion(leaders, terminal):
+    person, stream = terminal
+    said: list[str] = []
+    leader_cases.put(leaders, ELSEWHERE, 1)
+    hands = [LeaderHand(LeaderArm(port, reply_timeout_s=0.1), 0.9) for port in leaders.ports]
+    felt = online_cases.proprioception(np.tile(online_cases.HOME, 2))
+    moved = ELSEWHERE.copy()
+    moved[0] += 0.05
+    with InsertCoach(said.append, stream, hands) as coach:
+        coach.use_both(insert_spec(read_base(shipped_base())))
+        coach.begin((0,))
+        for side, key in enumerate((b"c", b"2")):
+            os.write(person, key)
+            for at, wanted in ((ELSEWHERE, 0.0), (moved, 0.5)):
+                leader_cases.put(leaders, at, side)
+                coach.judge()
+                own, other = (coach.lead(felt).reshape(2, 6)[one] for one in (side, 1 - side))
+                assert own[0] >= wanted
+                assert (own[0] == 0) == (wanted == 0)
+                assert not other.any()
+        assert said[-1] == "You lead the right arm."
+        leaders.unplug("left")
+        os.write(person, b"1")
+        coach.judge()
+        coach.lead(felt)
+        assert "no serial port" in said[-2]
+        assert coach.judge() is Verdict.FAILURE
+        assert not coach.leads
+    leaders.plug("left")
 
 
 def push(writes: int, *values: int) -> None:
