@@ -14,6 +14,9 @@ JOINTS = tuple(f"{side}/{joint}" for side in SIDES for joint in (*ARM_JOINTS, "g
 PER_ARM = len(ARM_JOINTS) + 1
 GRIPPERS = tuple(index for index, joint in enumerate(JOINTS) if joint.endswith("/gripper"))
 IS_GRIPPER = np.array([joint.endswith("/gripper") for joint in JOINTS])
+# A gripper holds something if its fingers stand this much wider apart than they were told to (m of travel each). An
+# empty one follows its target to less than 1 mm.
+HELD_GAP_M = 0.002
 
 
 def two_fingers(values: np.ndarray) -> np.ndarray:

@@ -8,13 +8,9 @@ import mujoco
 import numpy as np
 
 from alohas2r.embodiment import joints
-from alohas2r.embodiment.joints import ARM_JOINTS, IS_GRIPPER, PER_ARM, SIDES
+from alohas2r.embodiment.joints import ARM_JOINTS, HELD_GAP_M, IS_GRIPPER, PER_ARM, SIDES
 from alohas2r.safety.config import SLOW, SafetyConfig
 from alohas2r.sim import scene
-
-# A gripper holds something if its fingers stand this much wider apart than they were told to (m of travel each). An
-# empty one follows its target to less than 1 mm.
-HELD_GAP_M = 0.002
 
 
 def holding(command: np.ndarray, measured: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from alohas2r import config
 from alohas2r.config import check
 from alohas2r.core.files import digest
 from alohas2r.core.types import JsonObject
-from alohas2r.embodiment.joints import PER_ARM, SIDES
+from alohas2r.embodiment.joints import HELD_GAP_M, PER_ARM, SIDES
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
@@ -23,7 +23,6 @@ from alohas2r.policies.online.tasks import Held
 from alohas2r.policies.switch import EMPTY_TRAVEL_M
 
 REWARD = "reward"
-STOPPED_M = 0.002  # that fingers stay further apart than they are told to where they hold something
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +163,7 @@ def holds(proprioception: np.ndarray) -> np.ndarray:
     """Returns which grippers hold something [2]: their fingers stop before they are where they are told to be."""
     parts = proprioception.reshape(2, len(SIDES), PER_ARM + 1)
     travel, short = parts[0, :, PER_ARM - 1], parts[1, :, PER_ARM - 1]
-    return (travel > EMPTY_TRAVEL_M) & (short > STOPPED_M)
+    return (travel > EMPTY_TRAVEL_M) & (short > HELD_GAP_M)
 
 
 def read_classifier(folder: str | os.PathLike[str], spec: InsertSpec) -> SuccessClassifier:
