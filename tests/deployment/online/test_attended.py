@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from alohas2r.deployment.online.coach import Judge
 from alohas2r.deployment.online.deciders import Scripted
 from alohas2r.deployment.online.demonstrate import DemoConfig, demonstrate
 from alohas2r.deployment.online.explorer import LEASH_RAD, Explorer
+from alohas2r.deployment.online.insert_coach import InsertCoach
 from alohas2r.deployment.online.keyboard import Keyboard
 from alohas2r.deployment.online.learn import learn
 from alohas2r.deployment.online.opened import shipped_base
@@ -346,15 +348,43 @@ def test_real_arms_learn_with_a_person_beside(
     assert artifact.load(tmp_path / "run" / "policy", OnlinePolicy)
 
 
+class Watching(Hand):
+    """A person who says so when the peg is in, and goes on while torque is off."""
+
+    def __init__(self, hand: int, stream: object, emulator: Emulator) -> None:
+        super().__init__(hand, stream, b"y", b"n")
+        self._emulator = emulator
+        self._objects = [arm.object_qpos[:3] for arm in scene.load("insert").arms]
+
+    def _press(self) -> None:
+        pressed = False
+        while not self._over.wait(0.1):
+            if not self._emulator.state().torque.any():
+                os.write(self._hand, self._resting)
+                pressed = False
+            elif self.apart() > 0.1:
+                pressed = False
+            elif self.apart() < 0.09 and not pressed:  # each is 12 cm long
+                os.write(self._hand, self._acting)
+                pressed = True
+
+    def apart(self) -> float:
+        """Returns how far apart the middles of peg and socket are (m)."""
+        peg, socket = (self._emulator.state().qpos[one] for one in self._objects)
+        return float(np.linalg.norm(peg - socket))
+
+
 @pytest.mark.alone
 @pytest.mark.long
+@pytest.mark.parametrize("by", ["classifier", "person"])
 def test_real_arms_insert_with_a_person_beside(
     terminal: tuple[int, object],
     tmp_path: pathlib.Path,
     busy: None,
     monkeypatch: pytest.MonkeyPatch,
+    by: str,
 ) -> None:
-    """By a classifier that takes what is held for inserted; arms go back by themselves."""
+    """By a classifier that takes what is held for inserted, or by a person's keys; arms go back by themselves."""
     monkeypatch.setattr(opened, "STARTS", 2)
     shown = demonstrate(
         DemoConfig("insert", "student", 1), RigConfig("sim", stepped=True), tmp_path / "demos"
@@ -365,17 +395,23 @@ def test_real_arms_insert_with_a_person_beside(
         *("insert", "residual", (str(shown["out"]),)),
         (*settings, "final_episodes=1"),
         robot="aloha",
-        reward=str(tmp_path / "told"),
+        reward="person" if by == "person" else str(tmp_path / "told"),
     )
     begun = next(
         one
         for one in RecordReader(tmp_path / "demos" / LOGS / "0000.run").poll()
         if one.kind == "episode"
     )
-    with Emulator(EmulatorConfig(set_up=True)) as emulator, Hand(*terminal, b"", b"n") as hand:
+    with Emulator(EmulatorConfig(set_up=True)) as emulator, contextlib.ExitStack() as stack:
         emulator.place(begun.arrays["qpos"])  # where the student has shown that it can
-        rig = seeing_rig(emulator, monkeypatch)
-        result = learn(config, tmp_path / "run", rig=rig, mode="full", pause=hand.pause)
+        rig, coach = seeing_rig(emulator, monkeypatch), None
+        watching = Watching(*terminal, emulator)
+        hand = stack.enter_context(Hand(*terminal, b"", b"n") if by == "classifier" else watching)
+        if by == "person":
+            coach = stack.enter_context(InsertCoach(hand.said.append, hand.stream))  # pyright: ignore[reportArgumentType]
+        result = learn(
+            *(config, tmp_path / "run"), coach=coach, rig=rig, mode="full", pause=hand.pause
+        )
         assert not emulator.state().torque.any()
     assert result["protocol"] == "learn-insert-v1+modified+aloha"
     assert result["successes"] >= 1
@@ -385,28 +421,8 @@ def test_real_arms_insert_with_a_person_beside(
     said = [one.values["learning"] for rows in segments for one in rows if "learning" in one.values]
     assert {"base", "policy", "reset"} <= {one["source"] for one in said if one}
     assert {one["truth"] for one in said if one} == {None}
-
-
-class Watching(Hand):
-    """A person who says so when the peg is in, and goes on while torque is off."""
-
-    def __init__(self, hand: int, stream: object, emulator: Emulator) -> None:
-        super().__init__(hand, stream, b"y", b"n")
-        self._emulator = emulator
-        self._objects = [arm.object_qpos[:3] for arm in scene.load("insert").arms]
-
-    def _press(self) -> None:
-        while not self._over.wait(0.1):
-            if any("Torque is off" in line for line in self.said):
-                os.write(self._hand, self._resting)
-            elif self.apart() < 0.09:  # each is 12 cm long
-                os.write(self._hand, self._acting)
-                return
-
-    def apart(self) -> float:
-        """Returns how far apart the middles of peg and socket are (m)."""
-        peg, socket = (self._emulator.state().qpos[one] for one in self._objects)
-        return float(np.linalg.norm(peg - socket))
+    marks = {one.get("marked") for one in said if one}
+    assert ("success" in marks) == (by == "person")
 
 
 @pytest.mark.alone
