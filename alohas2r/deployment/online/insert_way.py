@@ -152,7 +152,6 @@ class InsertBack:
             self._arms, np.split(self._home, len(SIDES)), held, strict=True
         ):
             now, home = arm.arm.polar(arm.targets(felt)), arm.arm.polar(joints)
-            home[-1] = min(home[-1], 0.036)
             ways.append(way_back(arm, home, now, bool(own), draw, START))
         return ways
 

@@ -116,6 +116,7 @@ def way_back(
       draw: source of the places. region: where episodes start.
     """
     start = home.copy()
+    start[-1] = min(start[-1], _OPEN_M)
     start[0] += draw.uniform(-region.waist, region.waist)
     reach = draw.uniform(*region.reach) - 0.02
     direction = home[0] + draw.uniform(-region.direction, region.direction)

@@ -280,7 +280,6 @@ class ResetDraws:
         insert = scene.load("insert")
         arm = insert.arms[SIDES.index(spec.side)]
         home = spec.arm.polar(insert.home_ctrl[arm.ctrl])
-        home[4] = min(home[4], 0.036)
         own = spec.own(felt)
         holds = spec.task == "pick" and spec.targets(felt)[-1] < 0.02 < own[PER_ARM - 1] + 0.006
         draw = np.random.default_rng([*self._seed, self.number, 3])
