@@ -498,7 +498,7 @@ def test_what_real_arms_cannot_be_told_is_said_in_a_line(
     assert not (tmp_path / "demos").exists()
 
 
-def test_nobody_shows_an_insertion_on_real_arms(tmp_path: pathlib.Path) -> None:
+def test_of_real_arms_a_person_judges_an_insertion(tmp_path: pathlib.Path) -> None:
     rig = RigConfig("aloha", serials=("1", "2"))
-    with pytest.raises(ConfigError, match="simulation only"):
+    with pytest.raises(ConfigError, match="only a simulation knows whether the peg is in"):
         demonstrate(DemoConfig("insert", "student"), rig, tmp_path / "demos")
