@@ -308,6 +308,15 @@ def test_real_arms_are_led_from_serial_ports_and_what_succeeded_is_kept(
     check_demos(tmp_path / "demos", online_cases.spec("reach", hidden=(256, 256)))
 
 
+def inserted_from(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """Records an insertion that the student shows in simulation; returns the world's state [Q] at its start."""
+    monkeypatch.setattr(opened, "STARTS", 2)
+    rig = RigConfig("sim", stepped=True)
+    assert demonstrate(DemoConfig("insert", "student", 1), rig, folder)["episodes"] == 1
+    records = RecordReader(folder / LOGS / "0000.run").poll()
+    return next(one.arrays["qpos"] for one in records if one.kind == "episode")
+
+
 def seeing_rig(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> RigConfig:
     """Real arms at an emulator's ports, whose cameras are drawn: nothing is plugged in here."""
     renderer = renderers.make("raycast", scene.load("insert"), width=32, height=32, batch=1)
@@ -385,25 +394,17 @@ def test_real_arms_insert_with_a_person_beside(
     by: str,
 ) -> None:
     """By a classifier that takes what is held for inserted, or by a person's keys; arms go back by themselves."""
-    monkeypatch.setattr(opened, "STARTS", 2)
-    shown = demonstrate(
-        DemoConfig("insert", "student", 1), RigConfig("sim", stepped=True), tmp_path / "demos"
-    )
+    begun = inserted_from(tmp_path / "demos", monkeypatch)
     online_cases.written(online_cases.always(read_base(shipped_base())), tmp_path / "told")
     settings = ("minutes=0.01", "chunk=5", "warmup=5", "batch=16", "hidden=(16, 16)")
     config = LearnConfig(
-        *("insert", "residual", (str(shown["out"]),)),
+        *("insert", "residual", (str(tmp_path / "demos"),)),
         (*settings, "final_episodes=1"),
         robot="aloha",
         reward="person" if by == "person" else str(tmp_path / "told"),
     )
-    begun = next(
-        one
-        for one in RecordReader(tmp_path / "demos" / LOGS / "0000.run").poll()
-        if one.kind == "episode"
-    )
     with Emulator(EmulatorConfig(set_up=True)) as emulator, contextlib.ExitStack() as stack:
-        emulator.place(begun.arrays["qpos"])  # where the student has shown that it can
+        emulator.place(begun)  # where the student has shown that it can
         rig, coach = seeing_rig(emulator, monkeypatch), None
         watching = Watching(*terminal, emulator)
         hand = stack.enter_context(Hand(*terminal, b"", b"n") if by == "classifier" else watching)
@@ -433,18 +434,9 @@ def test_a_person_judges_insertions_of_real_arms(
     busy: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(opened, "STARTS", 2)
-    shown = demonstrate(
-        DemoConfig("insert", "student", 1), RigConfig("sim", stepped=True), tmp_path / "sim"
-    )
-    begun = next(
-        one
-        for one in RecordReader(tmp_path / "sim" / LOGS / "0000.run").poll()
-        if one.kind == "episode"
-    )
-    assert shown["episodes"] == 1
+    begun = inserted_from(tmp_path / "sim", monkeypatch)
     with Emulator(EmulatorConfig(set_up=True)) as emulator, Watching(*terminal, emulator) as hand:
-        emulator.place(begun.arrays["qpos"])
+        emulator.place(begun)
         rig = seeing_rig(emulator, monkeypatch)
         with Judge(hand.said.append, hand.stream) as person:  # pyright: ignore[reportArgumentType]
             result = demonstrate(
