@@ -22,7 +22,7 @@ from alohas2r.deployment.online.coach import Judge
 from alohas2r.deployment.online.deciders import Alone, Scripted
 from alohas2r.deployment.online.explorer import LEASH_RAD, Acting, Explorer
 from alohas2r.deployment.online.insert_coach import CoachedInsertion
-from alohas2r.deployment.online.inserter import LOOK_S, Inserter, Unsaid
+from alohas2r.deployment.online.inserter import Inserter, Unsaid
 from alohas2r.deployment.online.keyboard import Keyboard, Shown
 from alohas2r.deployment.online.opened import (
     attended_config,
@@ -44,7 +44,7 @@ from alohas2r.policies.online.demonstrations import ABOUT
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.insertion import TASK, InsertSpec
 from alohas2r.policies.online.spec import OnlineSpec
-from alohas2r.policies.online.tasks import find_online_task, make_spec
+from alohas2r.policies.online.tasks import make_spec
 from alohas2r.policies.onnx.base import Base, insert_spec, read_base
 
 _TRIES = 5  # episodes for each that is wanted, before it is given up
@@ -214,11 +214,8 @@ def _acting(
         assert base is not None
         past_s = PAST_S if config.tries else 0.0
         if isinstance(person, Judge):
-            judged = _judged(spec, person)
-            seconds = find_online_task(TASK).seconds + LOOK_S
-            return Inserter(
-                *(spec, judged, base, truth.done, past_s, Unsaid(TASK)), seconds=seconds
-            )
+            judged, reward = _judged(spec, person), Unsaid(TASK)
+            return Inserter(spec, judged, base, truth.done, past_s, reward)
         return Inserter(spec, Alone(spec), base, truth.done, past_s)
     assert isinstance(truth, Truth)
     back = ResetDraws(spec, (config.seed,), False)
@@ -235,14 +232,7 @@ def _attended(
         assert base is not None
         assert isinstance(person, Judge)
         judged, reward = _judged(spec, person), Unsaid(TASK)
-        seconds = slower * find_online_task(TASK).seconds + LOOK_S
-        return Inserter(
-            *(spec, judged, base, None),
-            reward=reward,
-            leash_rad=LEASH_RAD,
-            slower=slower,
-            seconds=seconds,
-        )
+        return Inserter(spec, judged, base, None, reward=reward, leash_rad=LEASH_RAD, slower=slower)
     assert person is not None
     return Explorer(spec, Shown(spec, person), lambda felt: None, None, PERSON_S, LEASH_RAD)
 

@@ -50,7 +50,8 @@ class Inserter(Acting):
       back: goes back to a start after an episode of acting; None: the scene is put right otherwise.
       leash_rad: how far from where their joints are the arms' targets may be led.
       slower: how many times as long as else everything may take, where arms are not as fast as the student wants.
-      seconds: how long an episode lasts at most, a person's leading included; None: as long as the task says.
+      seconds: how long an episode lasts at most, a person's leading included; None: as long as the task says, and
+        `LOOK_S` more where a person judges.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class Inserter(Acting):
         slower: float = 1.0,
         seconds: float | None = None,
     ) -> None:
-        most = slower * find_online_task(spec.task).seconds if seconds is None else seconds
-        super().__init__(spec, chooser, reward or Held(spec.task), truth, most)
         looks_s = LOOK_S if isinstance(reward, Unsaid) else 0.0
+        most = (
+            slower * find_online_task(spec.task).seconds + looks_s if seconds is None else seconds
+        )
+        super().__init__(spec, chooser, reward or Held(spec.task), truth, most)
         self._patience = round(slower * _INSERTING + looks_s / CONTROL_PERIOD_S)
         self._spec, self._reward, self._back = spec, reward, back
         self._leash_rad, self._arms = leash_rad, arms_of(spec)

@@ -171,15 +171,20 @@ class Keyboard:
         """Looks, once in a while or now, whether the hand is there again."""
         if self._hand is None or not (now or time.monotonic() >= self._tries_s):
             return not self._lost
+        return self._reached(self._hand, says=now)
+
+    def _reached(self, hand: Hand, says: bool = True) -> bool:
+        """Connects a hand, which leads from where it is; returns whether it is there, or says why not."""
         self._tries_s = time.monotonic() + _AGAIN_S
         try:
-            self._hand.open()
+            hand.open()
         except RobotFault as fault:
-            if now:
+            self._lost = True
+            if says:
                 self._say(str(fault))
             return False
         self._lost = False
-        self._hand.begin()
+        hand.begin()
         return True
 
 
