@@ -272,28 +272,9 @@ def _cast(
     Args:
       run: what it is. truth, coach: what is known, who helps. slower: how many times as long as else episodes may last.
     """
-    leash_rad = LEASH_RAD if run.real else math.inf
     if isinstance(run, InsertRun):
-        done = None if truth is None else truth.done
-        chosen, base = Learned(run.spec), read_base(run.student)
-        way = InsertBack(run.spec, (run.seed,)) if run.resets == "robot" else None
-        chooser: Chooser = chosen
-        seconds: float | None = None
-        if isinstance(coach, InsertCoach):
-            looks_s = LOOK_S if run.reward == PERSON else 0.0
-            limit = round(slower * find_online_task(TASK).steps + looks_s / CONTROL_PERIOD_S)
-            chooser = CoachedInsertion(run.spec, chosen, coach, limit, judged=truth is None)
-            seconds = max(PERSON_S, slower * find_online_task(TASK).seconds)
-        reward: InsertReward | Unsaid | None = None
-        past_s = 0.0
-        if run.reward == PERSON:
-            reward = Unsaid(TASK)
-        elif run.reward != TRUTH:
-            reward, past_s = InsertReward(read_classifier(run.reward, run.spec)), SETTLE_S
-        inserter = Inserter(
-            run.spec, chooser, base, done, past_s, reward, way, leash_rad, slower, seconds
-        )
-        return chosen, inserter, way
+        return _cast_insertion(run, truth, coach, slower)
+    leash_rad = LEASH_RAD if run.real else math.inf
     done = None if truth is None else truth.done
     eyes, *_ = read_eyes(run.student, run.spec.side)
     learned = Looking(run.spec, eyes)
@@ -303,6 +284,40 @@ def _cast(
         return learned, Explorer(run.spec, learned, back, done, seconds, leash_rad), back
     decider = Coached(run.spec, learned, coach)
     return learned, Explorer(run.spec, decider, back, done, PERSON_S, leash_rad), back
+
+
+def _cast_insertion(
+    run: InsertRun, truth: Knowing | None, coach: Coach | None, slower: float
+) -> tuple[Learned, Inserter, InsertBack | None]:
+    """Returns likewise who corrects a student's insertion; see `_cast`."""
+    chosen = Learned(run.spec)
+    chooser: Chooser = chosen
+    seconds: float | None = None
+    if isinstance(coach, InsertCoach):
+        looks_s = LOOK_S if run.reward == PERSON else 0.0
+        limit = round(slower * find_online_task(TASK).steps + looks_s / CONTROL_PERIOD_S)
+        chooser = CoachedInsertion(run.spec, chosen, coach, limit, judged=truth is None)
+        seconds = max(PERSON_S, slower * find_online_task(TASK).seconds)
+    reward: InsertReward | Unsaid | None = None
+    past_s = 0.0
+    if run.reward == PERSON:
+        reward = Unsaid(TASK)
+    elif run.reward != TRUTH:
+        reward, past_s = InsertReward(read_classifier(run.reward, run.spec)), SETTLE_S
+    way = InsertBack(run.spec, (run.seed,)) if run.resets == "robot" else None
+    inserter = Inserter(
+        run.spec,
+        chooser,
+        read_base(run.student),
+        None if truth is None else truth.done,
+        past_s,
+        reward,
+        way,
+        leash_rad=LEASH_RAD if run.real else math.inf,
+        slower=slower,
+        seconds=seconds,
+    )
+    return chosen, inserter, way
 
 
 class _DrawnWays(Protocol):
