@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -81,6 +82,7 @@ class Learned:
         self._spec = spec
         self._weights: dict[str, np.ndarray] = {}
         self._draw: np.random.Generator | None = None
+        self._noise: np.ndarray | None = None  # of the last decision of an episode that explores
         self.version = -1
 
     def use(self, published: Published) -> None:
@@ -90,6 +92,7 @@ class Learned:
     def begin(self, seed: Sequence[int], explores: bool) -> None:
         """Starts an episode."""
         self._draw = np.random.default_rng(seed) if explores else None
+        self._noise = None
 
     def judge(self) -> Verdict:
         """Nobody is there."""
@@ -97,9 +100,14 @@ class Learned:
 
     def choose(self, features: np.ndarray, felt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the base's action [A], zero where there is none, and the wanted one [A]; see `Chooser`."""
-        noise = None
         if self._draw is not None:
-            noise = self._draw.normal(size=self._spec.outputs).astype(np.float32)
+            fresh = self._draw.normal(size=self._spec.outputs)
+            earlier, steady = self._noise, self._spec.steady
+            # A first-order autoregression, whose spread stays that of the normal distribution.
+            self._noise = (
+                fresh if earlier is None else steady * earlier + math.sqrt(1 - steady**2) * fresh
+            )
+        noise = None if self._noise is None else self._noise.astype(np.float32)
         base, wanted = networks.decide(self._spec, self._weights, features, noise)
         return np.asarray(base, np.float32), np.asarray(wanted, np.float32)
 

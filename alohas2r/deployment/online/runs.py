@@ -115,7 +115,9 @@ def plan_run(config: LearnConfig) -> AnyRun:
     if config.task == TASK:
         check(not settings.clone_steps, "of insert nothing is cloned: clone_steps must stay 0")
         base = read_base(student)
-        insert = insert_spec(base, settings.hidden, scale, settings.loudest, settings.tempo)
+        insert = insert_spec(
+            base, settings.hidden, scale, settings.loudest, settings.tempo, settings.steady
+        )
         reward, told = config.reward, ""
         if reward not in (TRUTH, PERSON):
             told = read_classifier(reward, insert).hash
@@ -135,6 +137,7 @@ def plan_run(config: LearnConfig) -> AnyRun:
             policy=settings.learns,
             scale=scale,
             loudest=settings.loudest,
+            steady=settings.steady,
             encoder=EncoderSpec(crop=round(CROP * cameras.size)) if seeing else None,
         )
         of = SeeingRun if isinstance(polar, SeeingSpec) else OnlineRun

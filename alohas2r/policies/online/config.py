@@ -61,6 +61,7 @@ class OnlineConfig:
       hidden: layers of all networks.
       scale: how much of a policy's action is added to the base's; 0: the task's own.
       loudest: largest logarithm of the spread with which the policy explores.
+      steady: how much of a decision's exploration is that of the one before it, 0 to 1; 0: each is drawn anew.
       together: whether demonstrations lie among the own decisions, instead of being half of each batch.
       soft: whether a value counts the entropy to come. normalized: whether layers of the critics are.
       tempo: of insert, whether the policy sets the tempo of the arms as well, 0.4 to 1.2 in each control step.
@@ -91,6 +92,7 @@ class OnlineConfig:
     hidden: tuple[int, ...] = (256, 256)
     scale: float = 0.0
     loudest: float = -1.0
+    steady: float = 0.0
     together: bool = False
     soft: bool = False
     normalized: bool = True
