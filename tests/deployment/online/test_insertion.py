@@ -215,3 +215,29 @@ def test_odd_settings_are_refused(demos, tmp_path):
     )
     with pytest.raises(ConfigError, match="is of another student"):
         plan_run(config(other))
+
+
+@pytest.mark.parametrize("steady", [0.0, 0.9])
+def test_exploration_is_as_steady_as_said_and_forgets_between_episodes(steady):
+    spec = dataclasses.replace(insert_spec(read_base(opened.shipped_base()), (8,)), steady=steady)
+    learned, features = Learned(spec), np.zeros(spec.features, np.float32)
+    shapes = networks.shapes(spec)
+    learned.use(
+        published.Published(
+            0, {name: np.full(one, float(name == "std")) for name, one in shapes.items()}
+        )
+    )
+
+    def wanted(seed: int, steps: int) -> np.ndarray:
+        learned.begin((seed,), explores=True)
+        return np.array([learned.choose(features, np.zeros(32))[1] for _ in range(steps)])
+
+    noise = np.arctanh(np.clip(wanted(3, 2000) / spec.scale, -1 + 1e-6, 1 - 1e-6))
+    after = np.mean([np.corrcoef(one[:-1], one[1:])[0, 1] for one in noise.T])
+    assert after == pytest.approx(steady, abs=0.05)
+    np.testing.assert_allclose(noise.std(0), noise.std(), rtol=0.25)  # spread as without
+    np.testing.assert_array_equal(wanted(3, 5), wanted(3, 2000)[:5])
+    first = np.array([wanted(seed, 1)[0, 0] for seed in range(50)])
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.35
+    learned.begin((3,), explores=False)
+    np.testing.assert_array_equal(learned.choose(features, np.zeros(32))[1], np.zeros(12))
