@@ -68,7 +68,7 @@ class InsertCoach(Coach):
             self._hand.close()
         self._hand, self._spec = self._hands[side], self._arms[side]
         if self._hand is not None:
-            self._reached(self._hand)
+            self._connected(self._hand)
         self._say(f"You lead the {SIDES[side]} arm.")
 
     def _moved(self, keys: str) -> np.ndarray:

@@ -171,9 +171,9 @@ class Keyboard:
         """Looks, once in a while or now, whether the hand is there again."""
         if self._hand is None or not (now or time.monotonic() >= self._tries_s):
             return not self._lost
-        return self._reached(self._hand, says=now)
+        return self._connected(self._hand, says=now)
 
-    def _reached(self, hand: Hand, says: bool = True) -> bool:
+    def _connected(self, hand: Hand, says: bool = True) -> bool:
         """Connects a hand, which leads from where it is; returns whether it is there, or says why not."""
         self._tries_s = time.monotonic() + _AGAIN_S
         try:

@@ -116,7 +116,12 @@ def plan_run(config: LearnConfig) -> AnyRun:
         check(not settings.clone_steps, "of insert nothing is cloned: clone_steps must stay 0")
         base = read_base(student)
         insert = insert_spec(
-            base, settings.hidden, scale, settings.loudest, settings.tempo, settings.steady
+            base,
+            settings.hidden,
+            scale,
+            loudest=settings.loudest,
+            tempo=settings.tempo,
+            steady=settings.steady,
         )
         reward, told = config.reward, ""
         if reward not in (TRUTH, PERSON):
