@@ -37,7 +37,9 @@ SIGNS = {
     "a server": ("--server",),
     "as many worlds as workers, which no quick training has": ("--fleet",),
     "demonstrations": ("--demos",),
-    "a policy that was learnt on a robot": ("online-reach", "reach.onnx", "residual"),
+    "a policy that was learnt on a robot": (
+        *("online-reach", "online-robot", "reach.onnx", "residual", "runs/tempo"),
+    ),
     "logs of insertions": ("train-reward", "--tries"),
     "an evaluation that was interrupted": ("runs/long --resume",),
     "a file of the reader's": (
@@ -68,7 +70,15 @@ SMALL = {
     "bench-render": {"--envs": "16", "--seconds": "0.2", "--no-ratios": "", "--no-physics": ""},
 }
 WRITES = ("--out", "--report")  # options that name what is written
-TRAINED = {"pick": "pick", "insert": "teacher", "student": "student", "encoder": "encoder"}
+# What a reader has trained by its name's part, and the shipped policy for it.
+TRAINED = {
+    "pixels-pick": "pixels-pick",
+    "pick": "pick",
+    "insert": "teacher",
+    "TEACHER": "teacher",
+    "student": "student",
+    "encoder": "encoder",
+}
 
 
 def where_else(words: tuple[str, ...]) -> str | None:
@@ -78,6 +88,13 @@ def where_else(words: tuple[str, ...]) -> str | None:
         if words[0] in names:
             return need
     return next((need for need, signs in SIGNS.items() if any(s in line for s in signs)), None)
+
+
+def stand_in(path: str, words: tuple[str, ...]) -> str:
+    """Returns the shipped policy for one that a reader has trained, by the preset transfer or else."""
+    name = next(TRAINED[kind] for kind in TRAINED if kind in path)
+    other = f"params/transfer/{name}"
+    return other if "transfer" in words and (ROOT / other).exists() else f"params/{name}"
 
 
 def small(words: tuple[str, ...]) -> list[str]:
@@ -96,8 +113,8 @@ def small(words: tuple[str, ...]) -> list[str]:
         elif word == "--grid":
             kept += [word, "1x1"]
             left.pop(0)
-        elif word.startswith("runs/") and kept[-1] not in WRITES:
-            kept.append("params/" + next(TRAINED[kind] for kind in TRAINED if kind in word))
+        elif (word.startswith("runs/") or word == "TEACHER") and kept[-1] not in WRITES:
+            kept.append(stand_in(word, words))
         else:
             kept.append(word)
     return kept + [word for option in options.items() for word in option if word]
