@@ -11,8 +11,6 @@ import docs_cases
 import pytest
 from docs_cases import ROOT, Command
 
-pytestmark = pytest.mark.long
-
 # What keeps a command from being run here, by its first word or by a sign in it; anything else is run.
 ELSEWHERE = {
     "a robot": (
@@ -133,6 +131,15 @@ def test_most_commands_are_run() -> None:
     assert len(runnable()) > 30
 
 
+def test_what_stands_in_for_a_policy_is_here() -> None:
+    words = [word for command in runnable() for word in small(command.arguments)]
+    policies = {word for word in words if word.startswith("params/")}
+    assert len(policies) > 5
+    assert not [one for one in policies if not (ROOT / one).exists()]
+    assert not {"TEACHER", "POLICY", "FILE"} & {*words}
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("command", runnable(), ids=lambda c: f"{c.where} {' '.join(c.arguments)}")
 def test_a_documented_command_runs(command: Command, tmp_path: pathlib.Path) -> None:
     run = subprocess.run(
