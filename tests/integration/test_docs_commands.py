@@ -68,7 +68,7 @@ SMALL = {
     "bench-render": {"--envs": "16", "--seconds": "0.2", "--no-ratios": "", "--no-physics": ""},
 }
 WRITES = ("--out", "--report")  # options that name what is written
-# What a reader has trained by its name's part, and the shipped policy for it.
+# What a reader has trained, by a part of its path, and the shipped policy for it; the first part found counts.
 TRAINED = {
     "pixels-pick": "pixels-pick",
     "pick": "pick",
@@ -89,7 +89,7 @@ def where_else(words: tuple[str, ...]) -> str | None:
 
 
 def stand_in(path: str, words: tuple[str, ...]) -> str:
-    """Returns the shipped policy for one that a reader has trained, by the preset transfer or else."""
+    """Returns the shipped policy for one that a reader has trained; commands of the preset transfer get its own."""
     name = next(TRAINED[kind] for kind in TRAINED if kind in path)
     other = f"params/transfer/{name}"
     return other if "transfer" in words and (ROOT / other).exists() else f"params/{name}"

@@ -73,13 +73,14 @@ class Learned:
 
     Args:
       spec: the policy.
+      steady: how much of a decision's exploration is that of the one before it; see `OnlineConfig`.
     """
 
     source = "policy"
     gave_up = False
 
-    def __init__(self, spec: LearntSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: LearntSpec, steady: float = 0.0) -> None:
+        self._spec, self._steady = spec, steady
         self._weights: dict[str, np.ndarray] = {}
         self._draw: np.random.Generator | None = None
         self._noise: np.ndarray | None = None  # of the last decision of an episode that explores
@@ -102,7 +103,7 @@ class Learned:
         """Returns the base's action [A], zero where there is none, and the wanted one [A]; see `Chooser`."""
         if self._draw is not None:
             fresh = self._draw.normal(size=self._spec.outputs)
-            earlier, steady = self._noise, self._spec.steady
+            earlier, steady = self._noise, self._steady
             # A first-order autoregression, whose spread stays that of the normal distribution.
             self._noise = (
                 fresh if earlier is None else steady * earlier + math.sqrt(1 - steady**2) * fresh
@@ -117,10 +118,13 @@ class Looking(Learned):
 
     Args:
       spec: the policy. eyes: the student's, "eyes/..."; eyes of its own are published with the other weights.
+      steady: see `Learned`.
     """
 
-    def __init__(self, spec: OnlineSpec, eyes: Mapping[str, np.ndarray]) -> None:
-        super().__init__(spec)
+    def __init__(
+        self, spec: OnlineSpec, eyes: Mapping[str, np.ndarray], steady: float = 0.0
+    ) -> None:
+        super().__init__(spec, steady)
         self._own, self._eyes = spec, eyes
 
     def use(self, published: Published) -> None:

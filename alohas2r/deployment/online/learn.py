@@ -277,7 +277,7 @@ def _cast(
     leash_rad = LEASH_RAD if run.real else math.inf
     done = None if truth is None else truth.done
     eyes, *_ = read_eyes(run.student, run.spec.side)
-    learned = Looking(run.spec, eyes)
+    learned = Looking(run.spec, eyes, run.config.steady)
     back = ResetDraws(run.spec, (run.seed,), run.resets == "robot")
     if coach is None:
         seconds = slower * find_online_task(run.spec.task).seconds
@@ -290,7 +290,7 @@ def _cast_insertion(
     run: InsertRun, truth: Knowing | None, coach: Coach | None, slower: float
 ) -> tuple[Learned, Inserter, InsertBack | None]:
     """Returns likewise who corrects a student's insertion; see `_cast`."""
-    chosen = Learned(run.spec)
+    chosen = Learned(run.spec, run.config.steady)
     chooser: Chooser = chosen
     seconds: float | None = None
     if isinstance(coach, InsertCoach):

@@ -115,14 +115,7 @@ def plan_run(config: LearnConfig) -> AnyRun:
     if config.task == TASK:
         check(not settings.clone_steps, "of insert nothing is cloned: clone_steps must stay 0")
         base = read_base(student)
-        insert = insert_spec(
-            base,
-            settings.hidden,
-            scale,
-            loudest=settings.loudest,
-            tempo=settings.tempo,
-            steady=settings.steady,
-        )
+        insert = insert_spec(base, settings.hidden, scale, settings.loudest, settings.tempo)
         reward, told = config.reward, ""
         if reward not in (TRUTH, PERSON):
             told = read_classifier(reward, insert).hash
@@ -142,7 +135,6 @@ def plan_run(config: LearnConfig) -> AnyRun:
             policy=settings.learns,
             scale=scale,
             loudest=settings.loudest,
-            steady=settings.steady,
             encoder=EncoderSpec(crop=round(CROP * cameras.size)) if seeing else None,
         )
         of = SeeingRun if isinstance(polar, SeeingSpec) else OnlineRun

@@ -32,6 +32,7 @@ _BEFORE = {
     "together": False,
     "soft": False,
     "normalized": True,
+    "steady": 0.0,
     "tempo": False,
     "encoder": STUDENT,
     "encoder_steps": 1600,
@@ -122,6 +123,7 @@ class OnlineConfig:
         check(self.temperature >= 0, "temperature must not be negative")
         check(self.warmup >= 0, "warmup must not be negative")
         check(self.clone_steps >= 0, "clone_steps must not be negative")
+        check(0 <= self.steady <= 1, f"steady must lie in 0..1, not {self.steady}")
         check(0 <= self.scale <= 1, f"scale must lie in 0..1, not {self.scale}")
         known = FERM_ENCODERS if self.arm == FERM else ENCODERS
         check(

@@ -40,7 +40,6 @@ class LearntSpec(abc.ABC):
       policy: whether there is a policy that learns by reward.
       scale: how much of a policy's action is added to the base's.
       loudest: largest logarithm of the spread with which the policy explores, before tanh.
-      steady: how much of a decision's exploration is that of the one before it, 0 to 1; 0: each is drawn anew.
     """
 
     task: str
@@ -49,13 +48,11 @@ class LearntSpec(abc.ABC):
     policy: bool = True
     scale: float = 0.4
     loudest: float = -1.0
-    steady: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         check(0 < self.scale <= 1, f"scale must lie in (0, 1], not {self.scale}")
         check(-4 <= self.loudest <= 2, f"loudest must lie in -4..2, not {self.loudest}")
-        check(0 <= self.steady <= 1, f"steady must lie in 0..1, not {self.steady}")
         check(bool(self.hidden) and min(self.hidden) >= 1, "hidden needs layers of 1 or more")
 
     @property

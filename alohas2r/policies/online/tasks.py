@@ -104,14 +104,13 @@ def make_spec(
     scale: float | None = None,
     tempo: float = 1.0,
     loudest: float = -1.0,
-    steady: float = 0.0,
     encoder: EncoderSpec | None = None,
 ) -> OnlineSpec:
     """Returns what a policy for a task is.
 
     Args:
       task: its name. cameras, network: of the student whose eyes it has.
-      side: the arm that learns. hidden: layers. base, policy, scale, tempo, loudest, steady: see OnlineSpec;
+      side: the arm that learns. hidden: layers. base, policy, scale, tempo, loudest: see OnlineSpec;
         None: the task's scale. encoder: eyes of its own; None: the student's.
 
     Raises:
@@ -139,7 +138,6 @@ def make_spec(
         scale=(chosen.scale if base else 1.0) if scale is None else scale,
         tempo=tempo,
         loudest=loudest,
-        steady=steady,
     )
 
 

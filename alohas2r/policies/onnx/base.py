@@ -35,13 +35,12 @@ def insert_spec(
     scale: float | None = None,
     loudest: float = -1.0,
     tempo: bool = False,
-    steady: float = 0.0,
 ) -> InsertSpec:
     """Returns what a residual of a student is.
 
     Args:
       base: the student.
-      hidden, scale, loudest, steady: see `LearntSpec`; None: the task's scale.
+      hidden, scale, loudest: see `LearntSpec`; None: the task's scale.
       tempo: whether it sets the tempo as well.
 
     Raises:
@@ -55,7 +54,6 @@ def insert_spec(
         hidden=hidden,
         scale=share,
         loudest=loudest,
-        steady=steady,
     )
 
 

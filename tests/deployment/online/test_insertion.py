@@ -1,6 +1,7 @@
 """A residual of the insertion: shown by the student, learnt from the log; robot and artifact do the same."""
 
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -26,7 +27,13 @@ from alohas2r.learning.online import worker
 from alohas2r.learning.online.experience import Chains, Closed, Row
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks, published
-from alohas2r.policies.online.config import InsertRun, find_arm, read_online_run
+from alohas2r.policies.online.config import (
+    SETTINGS,
+    InsertRun,
+    find_arm,
+    parse_online_run,
+    read_online_run,
+)
 from alohas2r.policies.onnx import exported
 from alohas2r.policies.onnx.base import insert_spec, read_base
 from alohas2r.policies.spec import ResidualSpec
@@ -83,6 +90,12 @@ def test_what_the_student_shows_is_learnt_from_once_it_inserts(demos, learnt):
     away = np.abs(executed - np.array(asked)[:, ~IS_GRIPPER])
     assert np.median(away) < 1e-4  # the guard lets nearly all of it through
     assert np.abs(executed).max() <= 1
+
+
+def test_a_run_from_before_exploration_could_be_steady_is_read(learnt):
+    described = json.loads((learnt / SETTINGS).read_text())
+    assert described["config"].pop("steady") == 0
+    assert parse_online_run(json.dumps(described).encode(), "earlier") == read_online_run(learnt)
 
 
 def test_the_policy_learns_and_its_base_does_not(demos, learnt):
@@ -219,8 +232,8 @@ def test_odd_settings_are_refused(demos, tmp_path):
 
 @pytest.mark.parametrize("steady", [0.0, 0.9])
 def test_exploration_is_as_steady_as_said_and_forgets_between_episodes(steady):
-    spec = dataclasses.replace(insert_spec(read_base(opened.shipped_base()), (8,)), steady=steady)
-    learned, features = Learned(spec), np.zeros(spec.features, np.float32)
+    spec = insert_spec(read_base(opened.shipped_base()), (8,))
+    learned, features = Learned(spec, steady), np.zeros(spec.features, np.float32)
     shapes = networks.shapes(spec)
     learned.use(
         published.Published(
