@@ -62,6 +62,11 @@ def act(spec: LearntSpec, weights: Weights, normal: Array, noise: Array) -> Draw
     return Drawn(action, (gauss - change).sum(-1), jnp.tanh(mean))
 
 
+def _judged(spec: LearntSpec, config: OnlineConfig, features: Array, action: Array) -> Array:
+    """Returns of actions [B, A] what critics are asked about."""
+    return spec.possible(features, action, jnp) if config.possible else action
+
+
 def critic_loss(
     config: OnlineConfig,
     critics: Weights,
@@ -97,10 +102,11 @@ def target_value(
     normal = networks.normalize(weights, batch.next_features, jnp)
     noise = jax.random.normal(noise_key, (*batch.action.shape[:-1], spec.outputs))
     drawn = act(spec, weights, normal, noise)
+    action = _judged(spec, config, batch.next_features, drawn.action)
     seen = normal
     if slow_features is not None:
         seen = networks.normalize(weights, slow_features, jnp)
-    said = values(config, slow, seen, drawn.action)
+    said = values(config, slow, seen, action)
     chosen = jax.random.permutation(choice_key, config.critics)[: config.least_of]
     worth = said[chosen].min(0)
     if config.soft:
@@ -121,7 +127,8 @@ def policy_loss(
     """Returns the policy's loss and the mean entropy."""
     normal = networks.normalize(weights, batch.features, jnp)
     drawn = act(spec, {**weights, **policy}, normal, noise)
-    said = values(config, critics, normal, drawn.action)
+    action = _judged(spec, config, batch.features, drawn.action)
+    said = values(config, critics, normal, action)
     worth = said.min(0) if config.critics == config.least_of else said.mean(0)
     loss = (temperature * drawn.log_density - worth).mean()
     if config.demo_weight:

@@ -34,6 +34,7 @@ _BEFORE = {
     "normalized": True,
     "steady": 0.0,
     "tempo": False,
+    "possible": False,
     "encoder": STUDENT,
     "encoder_steps": 1600,
     "encoder_tau": 0.05,
@@ -65,6 +66,7 @@ class OnlineConfig:
       steady: how much of a decision's exploration is that of the one before it, 0 to 1; 0: each is drawn anew.
       together: whether demonstrations lie among the own decisions, instead of being half of each batch.
       soft: whether a value counts the entropy to come. normalized: whether layers of the critics are.
+      possible: whether critics judge of a policy's action what the arm could execute; they learn of no other.
       tempo: of insert, whether the policy sets the tempo of the arms as well, 0.4 to 1.2 in each control step.
       encoder: what looks at pictures. encoder_steps: of learning it beforehand.
       encoder_tau: share of it that its slow copy takes over in an update.
@@ -97,6 +99,7 @@ class OnlineConfig:
     together: bool = False
     soft: bool = False
     normalized: bool = True
+    possible: bool = False
     tempo: bool = False
     encoder: str = STUDENT
     encoder_steps: int = 1600
@@ -168,6 +171,7 @@ ARMS = {
         temperature=0.1,
         tuned=True,
         loudest=2.0,
+        possible=True,
         clone_steps=0,
     ),
     FERM: OnlineConfig(
@@ -181,6 +185,7 @@ ARMS = {
         temperature=0.1,
         tuned=True,
         loudest=2.0,
+        possible=True,
         clone_steps=0,
         hidden=(1024, 1024),
         together=True,

@@ -94,9 +94,22 @@ class LearntSpec(abc.ABC):
     def executed(self, before: Array, after: Array) -> Array:
         """Returns the action [..., A] that was executed between the proprioception [..., 32] of two decisions."""
 
+    def possible(self, features: Array, action: Array, xp: Array = np) -> Array:
+        """Returns what of an action [..., A] would be executed, as far as ranges and speeds say it beforehand: all.
+
+        Args:
+          features: [..., F] of the decision, not normalized. action: [..., A] in [-1, 1]. xp: the array namespace.
+        """
+        return action
+
     @abc.abstractmethod
     def unlike(self, other: Mapping[str, object]) -> str:
         """Returns why demonstrations of another description, as plain values, do not serve; "" if they do."""
+
+
+def _targets(own: Array) -> Array:
+    """Returns an arm's last targets [..., 7] from what it feels [..., 16]."""
+    return own[..., :PER_ARM] - own[..., PER_ARM + 1 : 2 * PER_ARM + 1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,8 +184,7 @@ class OnlineSpec(LearntSpec):
 
     def targets(self, proprioception: Array) -> Array:
         """Returns the last targets [..., 7] of this arm: what was commanded."""
-        own = self.own(proprioception)
-        return own[..., :PER_ARM] - own[..., PER_ARM + 1 : 2 * PER_ARM + 1]
+        return _targets(self.own(proprioception))
 
     def move(self, proprioception: Array, action: Array, xp: Array = np) -> Array:
         """Returns the joint actions [..., 14] in [-1, 1] by which a decision is carried out, for HOLD steps.
@@ -184,12 +196,7 @@ class OnlineSpec(LearntSpec):
           action: [..., 5] in [-1, 1].
           xp: the array namespace.
         """
-        targets = self.targets(proprioception)
-        step = self.tempo * polar.toward(self.arm, self.box, targets, action, HOLD, xp)
-        arm, gripper = step[..., :-1], step[..., -1:]
-        fastest = xp.abs(arm).max(-1, keepdims=True)
-        arm = arm / xp.maximum(fastest / ACTION_SCALE, 1.0)
-        own = xp.clip(xp.concatenate([arm, gripper], -1) / ACTION_SCALE, -1.0, 1.0)
+        own = self._arm_actions(self.targets(proprioception), action, xp)
         still = xp.zeros_like(own)
         both = [own, still] if self.side == "left" else [still, own]
         return xp.concatenate(both, -1)
@@ -202,6 +209,22 @@ class OnlineSpec(LearntSpec):
           steps: control steps that a whole decision takes. xp: the array namespace.
         """
         return polar.executed(self.arm, self.targets(before), self.targets(after), steps, xp)
+
+    def possible(self, features: Array, action: Array, xp: Array = np) -> Array:
+        """Returns what of an action [..., 5] would be executed: within box and ranges, no faster than joints are."""
+        before = _targets(features[..., self.seen : self.seen + JOINT_VALUES])
+        low, high = (xp.asarray(np.array(end, np.float32)) for end in (self.low, self.high))
+        moved = HOLD * ACTION_SCALE * self._arm_actions(before, action, xp)
+        after = xp.minimum(xp.maximum(before + moved, low), high)
+        return polar.executed(self.arm, before, after, HOLD, xp)
+
+    def _arm_actions(self, targets: Array, action: Array, xp: Array) -> Array:
+        """Returns the actions [..., 7] of this arm in [-1, 1] that carry out a decision from its last targets."""
+        step = self.tempo * polar.toward(self.arm, self.box, targets, action, HOLD, xp)
+        arm, gripper = step[..., :-1], step[..., -1:]
+        fastest = xp.abs(arm).max(-1, keepdims=True)
+        arm = arm / xp.maximum(fastest / ACTION_SCALE, 1.0)
+        return xp.clip(xp.concatenate([arm, gripper], -1) / ACTION_SCALE, -1.0, 1.0)
 
     def unlike(self, other: Mapping[str, object]) -> str:
         """Returns why demonstrations of another arm or camera do not serve; "" if they do.

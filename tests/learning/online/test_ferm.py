@@ -12,7 +12,7 @@ from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.learning.online import losses, pretrain
 from alohas2r.learning.online.crops import crop
 from alohas2r.learning.online.experience import Closed, Row
-from alohas2r.learning.online.replay import Replay, all_together
+from alohas2r.learning.online.replay import Batch, Replay, all_together
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.config import ENCODERS, FERM_ENCODERS, OnlineConfig, find_arm
 from alohas2r.policies.online.encoder import encode, init_encoder, middle
@@ -160,6 +160,34 @@ def test_a_soft_value_counts_the_entropy_to_come():
     noise = jax.random.normal(jax.random.split(key)[0], batch.action.shape)
     density = losses.act(seeing, weights, normal, noise).log_density
     np.testing.assert_allclose(soft - softer, batch.discount * 0.5 * density, atol=1e-5)
+
+
+def test_critics_judge_what_the_arm_can_execute():
+    """An opened gripper that is told to open, and an arm at the box's end that is told to leave it, stay."""
+    seeing, draw = spec(hidden=(8,)), np.random.default_rng(0)
+    weights = {name: draw.normal(0, 0.3, one) for name, one in networks.shapes(seeing).items()}
+    weights["std"] = np.abs(weights["std"]) + 0.3
+    targets = online_cases.HOME.copy()
+    targets[-1] = seeing.box.high[-1]
+    place = seeing.arm.polar(targets)
+    place[0] = seeing.box.high[0]
+    felt = seeing.own(online_cases.proprioception(np.tile(seeing.arm.joints(targets, place), 2)))
+    features = np.zeros(seeing.features, np.float32)
+    features[seeing.seen : seeing.seen + len(felt)] = felt
+    row = np.tile(features, (16, 1))
+    batch = Batch(row, np.zeros((16, 5)), np.zeros(16), row, np.ones(16), np.zeros(16, bool))
+    value = {}
+    for loud in (0.0, 20.0):
+        outwards = {**weights, "policy/layer1/kernel": np.zeros((8, 10))}
+        outwards["policy/layer1/bias"] = np.concatenate([[loud, 0, 0, 0, loud], np.full(5, -20.0)])
+        for possible in (False, True):
+            config = OnlineConfig("rlpd", critics=2, hidden=(8,), possible=possible)
+            critics = losses.init_critics(seeing, config, np.random.default_rng(1))
+            value[loud, possible] = losses.target_value(
+                *(seeing, config, outwards, critics, batch, jax.random.PRNGKey(0), jnp.float32(0))
+            )
+    np.testing.assert_allclose(value[0.0, True], value[20.0, True], atol=0.005)  # what is drawn
+    assert np.abs(value[0.0, False] - value[20.0, False]).min() > 0.02
 
 
 def test_odd_encoders_are_refused():

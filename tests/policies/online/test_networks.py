@@ -10,6 +10,7 @@ import pytest
 
 from alohas2r.core import assets
 from alohas2r.embodiment import polar
+from alohas2r.embodiment.control import next_target
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.embodiment.polar import Box
 from alohas2r.errors import ArtifactError, ConfigError
@@ -77,6 +78,28 @@ def test_moves_stay_in_the_box_and_within_the_speed_of_joints():
         .move(online_cases.proprioception(targets), action)[:7]
         .any()
     )
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_what_is_possible_of_an_action_is_what_is_executed_of_it(side):
+    """From anywhere, also at the ends of the box and of joints' ranges, to whatever size is asked for."""
+    spec, draw = online_cases.spec(side=side), np.random.default_rng(3)
+    low, high = (np.tile(np.array(end), 2) for end in (spec.low, spec.high))
+    targets, changed = np.tile(online_cases.HOME, 2), []
+    for _ in range(300):
+        felt = online_cases.proprioception(targets)
+        action = np.clip(draw.normal(0, 2, 5), -1, 1).astype(np.float32)
+        for _ in range(spec.hold):
+            targets = next_target(targets, spec.move(felt, action), low, high)
+        executed = spec.executed(felt, online_cases.proprioception(targets))
+        zeros = np.zeros(spec.seen), np.zeros(spec.features - spec.seen - 16)
+        features = np.concatenate([zeros[0], spec.own(felt), zeros[1]]).astype(np.float32)
+        possible = spec.possible(features, action)
+        np.testing.assert_allclose(possible, executed, atol=1e-3)
+        in_jax = spec.possible(jnp.asarray(features), jnp.asarray(action), jnp)
+        np.testing.assert_allclose(in_jax, possible, atol=1e-4)
+        changed.append(np.abs(possible - action) > 0.2)
+    assert np.mean(changed, 0).min() > 0.1
 
 
 def test_numpy_and_jax_compute_the_same():
