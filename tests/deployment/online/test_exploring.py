@@ -19,7 +19,7 @@ from alohas2r.embodiment.poses import SLEEP_POSE
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.published import Published
-from alohas2r.policies.online.spec import HOLD, LearntSpec
+from alohas2r.policies.online.spec import LearntSpec
 from alohas2r.policies.onnx.base import insert_spec, read_base
 from alohas2r.safety.config import FULL, SLOW, SafetyConfig
 from alohas2r.safety.guard import Guard
@@ -37,7 +37,7 @@ class _Walk:
     """Commands of policies that are drawn anew for each decision, from home on.
 
     Args:
-      acting: what acts. learned: takes the weights. spec: theirs. hold: control steps of a decision.
+      acting: what acts. learned: takes the weights. spec: theirs.
       scale: of actions. config: of the guard.
     """
 
@@ -46,11 +46,10 @@ class _Walk:
         acting: Acting,
         learned: Learned,
         spec: LearntSpec,
-        hold: int,
         scale: float,
         config: SafetyConfig,
     ) -> None:
-        self._acting, self._learned, self._hold, self._scale = acting, learned, hold, scale
+        self._acting, self._learned, self._hold, self._scale = acting, learned, spec.hold, scale
         self._shapes = networks.shapes(spec)
         self._draw = np.random.default_rng(0)
         self._pictures = [self._picture() for _ in range(PICTURES)]
@@ -96,11 +95,10 @@ class _Walk:
         return weights
 
     def _picture(self) -> dict[str, np.ndarray]:
-        seen = {}
-        for side in SIDES:
-            seen[f"{side}_rgb"] = self._draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            seen[f"{side}_depth"] = self._draw.uniform(0.05, 0.5, (32, 32)).astype(np.float32)
-        return seen
+        """Draws what both cameras show."""
+        seen = online_cases.observed(HOME, self._draw)
+        named = {name.removeprefix("observation/"): value for name, value in seen.items()}
+        return {name: named[name] for name in named if name != "proprioception"}
 
 
 def picking(leash_rad: float, config: SafetyConfig) -> _Walk:
@@ -108,7 +106,7 @@ def picking(leash_rad: float, config: SafetyConfig) -> _Walk:
     eyes, *_ = read_eyes(assets.data_path("params") / "student", spec.side)
     learned = Looking(spec, eyes, STEADY)
     acting = Explorer(spec, learned, lambda felt: None, leash_rad=leash_rad)
-    return _Walk(acting, learned, spec, HOLD, ACTION_SCALE, config)
+    return _Walk(acting, learned, spec, ACTION_SCALE, config)
 
 
 def inserting(leash_rad: float, config: SafetyConfig) -> _Walk:
@@ -116,7 +114,7 @@ def inserting(leash_rad: float, config: SafetyConfig) -> _Walk:
     spec = insert_spec(base, hidden=(16, 16))
     learned = Learned(spec, STEADY)
     acting = Inserter(spec, learned, base, lambda: False, leash_rad=leash_rad)
-    return _Walk(acting, learned, spec, 1, spec.student.action.scale, config)
+    return _Walk(acting, learned, spec, spec.student.action.scale, config)
 
 
 @pytest.mark.parametrize("walk_of", [picking, inserting])

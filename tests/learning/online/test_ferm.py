@@ -186,7 +186,8 @@ def test_critics_judge_what_the_arm_can_execute():
             value[loud, possible] = losses.target_value(
                 *(seeing, config, outwards, critics, batch, jax.random.PRNGKey(0), jnp.float32(0))
             )
-    np.testing.assert_allclose(value[0.0, True], value[20.0, True], atol=0.005)  # what is drawn
+    # What is drawn about the first may lead inwards a little.
+    np.testing.assert_allclose(value[0.0, True], value[20.0, True], atol=0.005)
     assert np.abs(value[0.0, False] - value[20.0, False]).min() > 0.02
 
 
