@@ -17,6 +17,11 @@ from alohas2r.policies.online.spec import LearntSpec
 
 Weights = Mapping[str, Array]
 
+# Of critics that say a distribution (HL-Gauss: Farebrother et al., Stop Regressing, 2024): its range, where a success
+# is worth 1, with room for what a number is spread over; the spread, in widths of a bin.
+_RANGE = -0.1, 1.1
+_SPREAD = 0.75
+
 
 class Drawn(NamedTuple):
     """What the policy does: [B, A] joined with the base, the logarithm of its density [B], its mean [B, O]."""
@@ -30,7 +35,7 @@ def init_critics(
     spec: LearntSpec, config: OnlineConfig, draw: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Returns random critics: each array has them all on its first axis."""
-    sizes = (spec.features + spec.actions, *config.hidden, 1)
+    sizes = (spec.features + spec.actions, *config.hidden, config.bins or 1)
     several = [
         networks.init_mlp(draw, "critic", sizes, normalized=config.normalized)
         for _ in range(config.critics)
@@ -40,13 +45,36 @@ def init_critics(
 
 def values(config: OnlineConfig, critics: Weights, normal: Array, action: Array) -> Array:
     """Returns what each critic thinks of actions, [K, B]."""
+    said = _said(config, critics, normal, action)
+    if not config.bins:
+        return said[..., 0]
+    edges = _edges(config)
+    return jax.nn.softmax(said) @ ((edges[1:] + edges[:-1]) / 2)
+
+
+def _said(config: OnlineConfig, critics: Weights, normal: Array, action: Array) -> Array:
+    """Returns what critics say as they do, [K, B, 1 or bins]."""
     inputs = jnp.concatenate([normal, action], -1)
     critics = {name: critics[name] for name in critics if name.startswith("critic/")}
 
     def one(weights: Weights) -> Array:
-        return networks.mlp(weights, "critic", inputs, len(config.hidden), jnp)[..., 0]
+        return networks.mlp(weights, "critic", inputs, len(config.hidden), jnp)
 
     return jax.vmap(one)(critics)
+
+
+def _edges(config: OnlineConfig) -> Array:
+    """Returns the bins' edges [bins + 1]."""
+    return jnp.linspace(*_RANGE, config.bins + 1)
+
+
+def spread(config: OnlineConfig, target: Array) -> Array:
+    """Returns numbers [B] as distributions over the bins, [B, bins]."""
+    edges = _edges(config)
+    width = _SPREAD * (edges[1] - edges[0])
+    below = jax.scipy.stats.norm.cdf(edges, jnp.clip(target, 0, 1)[..., None], width)
+    share = below[..., 1:] - below[..., :-1]
+    return share / share.sum(-1, keepdims=True)
 
 
 def act(spec: LearntSpec, weights: Weights, normal: Array, noise: Array) -> Drawn:
@@ -62,8 +90,8 @@ def act(spec: LearntSpec, weights: Weights, normal: Array, noise: Array) -> Draw
     return Drawn(action, (gauss - change).sum(-1), jnp.tanh(mean))
 
 
-def _judged(spec: LearntSpec, config: OnlineConfig, features: Array, action: Array) -> Array:
-    """Returns of actions [B, A] what critics are asked about."""
+def _asked(spec: LearntSpec, config: OnlineConfig, features: Array, action: Array) -> Array:
+    """Returns what critics are asked about where actions [B, A] are wanted."""
     return spec.possible(features, action, jnp) if config.possible else action
 
 
@@ -74,9 +102,12 @@ def critic_loss(
     normal: Array,
     action: Array,
 ) -> tuple[Array, Array]:
-    """Returns the squared error of all critics, and their mean value."""
-    said = values(config, critics, normal, action)
-    return ((said - target[None]) ** 2).mean(), said.mean()
+    """Returns the squared error of all critics, or the cross entropy of their bins, and their mean value."""
+    value = values(config, critics, normal, action)
+    if not config.bins:
+        return ((value - target[None]) ** 2).mean(), value.mean()
+    said = jax.nn.log_softmax(_said(config, critics, normal, action))
+    return -(spread(config, target) * said).sum(-1).mean(), value.mean()
 
 
 def target_value(
@@ -102,7 +133,7 @@ def target_value(
     normal = networks.normalize(weights, batch.next_features, jnp)
     noise = jax.random.normal(noise_key, (*batch.action.shape[:-1], spec.outputs))
     drawn = act(spec, weights, normal, noise)
-    action = _judged(spec, config, batch.next_features, drawn.action)
+    action = _asked(spec, config, batch.next_features, drawn.action)
     seen = normal
     if slow_features is not None:
         seen = networks.normalize(weights, slow_features, jnp)
@@ -127,7 +158,7 @@ def policy_loss(
     """Returns the policy's loss and the mean entropy."""
     normal = networks.normalize(weights, batch.features, jnp)
     drawn = act(spec, {**weights, **policy}, normal, noise)
-    action = _judged(spec, config, batch.features, drawn.action)
+    action = _asked(spec, config, batch.features, drawn.action)
     said = values(config, critics, normal, action)
     worth = said.min(0) if config.critics == config.least_of else said.mean(0)
     loss = (temperature * drawn.log_density - worth).mean()

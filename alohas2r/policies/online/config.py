@@ -35,6 +35,7 @@ _BEFORE = {
     "steady": 0.0,
     "tempo": False,
     "possible": False,
+    "bins": 0,
     "encoder": STUDENT,
     "encoder_steps": 1600,
     "encoder_tau": 0.05,
@@ -67,6 +68,7 @@ class OnlineConfig:
       together: whether demonstrations lie among the own decisions, instead of being half of each batch.
       soft: whether a value counts the entropy to come. normalized: whether layers of the critics are.
       possible: whether critics judge of a policy's action what the arm could execute; they learn of no other.
+      bins: of the distribution that a critic says, as HL-Gauss does; 0: a critic says a number.
       tempo: of insert, whether the policy sets the tempo of the arms as well, 0.4 to 1.2 in each control step.
       encoder: what looks at pictures. encoder_steps: of learning it beforehand.
       encoder_tau: share of it that its slow copy takes over in an update.
@@ -100,6 +102,7 @@ class OnlineConfig:
     soft: bool = False
     normalized: bool = True
     possible: bool = False
+    bins: int = 0
     tempo: bool = False
     encoder: str = STUDENT
     encoder_steps: int = 1600
@@ -126,6 +129,14 @@ class OnlineConfig:
         check(self.temperature >= 0, "temperature must not be negative")
         check(self.warmup >= 0, "warmup must not be negative")
         check(self.clone_steps >= 0, "clone_steps must not be negative")
+        check(
+            self.bins == 0 or 2 <= self.bins <= 1000,
+            f"bins must be 0 or lie in 2..1000, not {self.bins}",
+        )
+        check(
+            not (self.bins and self.soft),
+            "with bins a value lies in 0..1, in which no entropy can be counted: soft must be false",
+        )
         check(0 <= self.steady <= 1, f"steady must lie in 0..1, not {self.steady}")
         check(0 <= self.scale <= 1, f"scale must lie in 0..1, not {self.scale}")
         known = FERM_ENCODERS if self.arm == FERM else ENCODERS
@@ -219,6 +230,10 @@ def find_arm(name: str, overrides: tuple[str, ...] = (), task: str = "") -> Onli
     check(
         task != TASK or config.encoder == STUDENT,
         f"an insertion is seen by the student that is corrected: the encoder must stay {STUDENT}",
+    )
+    check(
+        task != TASK or not config.possible,
+        f"what an arm can execute is known beforehand of reach and pick only: possible must be false of {TASK}",
     )
     check(task == TASK or not config.tempo, f"only a policy of {TASK} sets its tempo")
     return config

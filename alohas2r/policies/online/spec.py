@@ -95,7 +95,7 @@ class LearntSpec(abc.ABC):
         """Returns the action [..., A] that was executed between the proprioception [..., 32] of two decisions."""
 
     def possible(self, features: Array, action: Array, xp: Array = np) -> Array:
-        """Returns what of an action [..., A] would be executed, as far as ranges and speeds say it beforehand: all.
+        """Returns what of an action [..., A] would be executed, as far as it is known beforehand; here all of it.
 
         Args:
           features: [..., F] of the decision, not normalized. action: [..., A] in [-1, 1]. xp: the array namespace.
