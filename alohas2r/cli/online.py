@@ -54,9 +54,10 @@ Changed = Annotated[
     str,
     typer.Option(
         "--world-params",
-        metavar="peg=MM,delay=STEPS,camera=MM:DEG",
+        metavar="peg=MM,delay=STEPS,camera=MM:DEG,sensor=0|1",
         help="In a world that differs from the nominal one, for acting and evaluations: a peg of another width (20),"
-        " commands that come later by steps of 50 ms, wrist cameras moved to their right and turned to their left.",
+        " commands that come later by steps of 50 ms, wrist cameras moved to their right and turned to their left,"
+        " pictures with the noise of a sensor.",
     ),
 ]
 

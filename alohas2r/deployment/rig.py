@@ -28,7 +28,7 @@ from alohas2r.robots.interbotix import InterbotixConfig, InterbotixRobot
 from alohas2r.robots.realsense.camera import RealSenseCamera
 from alohas2r.robots.realsense.config import STREAM, RealSenseConfig, find_cameras
 from alohas2r.robots.simulated import SimulatedRobot, SimulatedWorld, StubCamera
-from alohas2r.robots.wrist_camera import LooksRenderer, Renderer
+from alohas2r.robots.wrist_camera import LooksRenderer, Renderer, SensorRenderer
 from alohas2r.sim import changed, scene
 from alohas2r.sim.changed import NOMINAL, WorldParams
 
@@ -299,7 +299,10 @@ def _renderer(config: RigConfig) -> Renderer:
         options["cameras"] = stereo.cameras(CAMERAS)
     renderer = renderers.make("raycast", scene.load("insert"), **options)
     looks = changed.looks(config.params, scene.load("insert"))
-    return renderer if looks is None else LooksRenderer(renderer, looks)
+    changed_renderer = renderer if looks is None else LooksRenderer(renderer, looks)
+    return (
+        SensorRenderer(changed_renderer, config.size) if config.params.sensor else changed_renderer
+    )
 
 
 def _hidden(params: WorldParams) -> HiddenConfig:

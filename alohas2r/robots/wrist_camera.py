@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -12,6 +13,7 @@ import numpy as np
 from alohas2r.core.types import Array, PyTree
 from alohas2r.embodiment.joints import SIDES
 from alohas2r.rendering import stereo
+from alohas2r.rendering.corruption import corrupt, line_bank
 from alohas2r.robots.base import Frame
 
 
@@ -36,6 +38,31 @@ class LooksRenderer:
     def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
         """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]; looks: other ones."""
         return self._renderer.render(poses, self._looks if looks is None else looks)
+
+
+class SensorRenderer:
+    """Draws what a sensor makes of pictures: see `rendering.corruption`.
+
+    Its noise follows from the poses alone: who comes to the same place sees the same, and as soon as anything has moved it
+    is another one.
+
+    Args:
+      renderer: what draws. size: side of its pictures (pixels).
+    """
+
+    def __init__(self, renderer: Renderer, size: int) -> None:
+        import jax
+
+        self._renderer, self._bank = renderer, line_bank(size, size)
+        self._corrupt = jax.jit(corrupt)
+
+    def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
+        """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]."""
+        rgb, depth = self._renderer.render(poses, looks)
+        digest = hashlib.blake2b(np.ascontiguousarray(poses).tobytes(), digest_size=8).digest()
+        key = np.frombuffer(digest, np.uint32)
+        seen = self._corrupt(key, rgb, depth, np.ones(1, np.float32), self._bank)
+        return np.asarray(seen[0]), np.asarray(seen[1])
 
 
 def drawn_frame(rgb: np.ndarray, depth: np.ndarray, index: int, number: int) -> Frame:

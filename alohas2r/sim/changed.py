@@ -1,4 +1,4 @@
-"""Worlds that differ from the nominal one in a few numbers: a thicker peg, late commands, cameras mounted otherwise."""
+"""Worlds that differ from the nominal one in a few numbers: a thicker peg, late commands, other or noisy cameras."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ NOMINAL_PEG_MM = 2000 * PEG_HALF
 PEG_MM = 10.0, 35.0
 MOST_DELAY = 10  # control steps
 MOST_MM, MOST_DEG = 50.0, 30.0
-SPELLING = "peg=MM,delay=STEPS,camera=MM:DEG"
+_WHOLE = {
+    "delay": ", of whole steps",
+    "sensor": "",
+}  # keys of whole numbers, and what a wrong one is told
+SPELLING = "peg=MM,delay=STEPS,camera=MM:DEG,sensor=0|1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +34,14 @@ class WorldParams:
       delay: by how many control steps of 50 ms every command comes later.
       camera: how far both wrist cameras are moved along their own x axis (mm), to the right in their pictures, and how
         far they are turned about their own y axis, which points up in them (degrees, right-handed: to the left).
+      sensor: 1: wrist cameras' pictures are a sensor's, with the noise that students are trained with, see
+        `rendering.corruption`; 0: they are as drawn.
     """
 
     peg: float = NOMINAL_PEG_MM
     delay: int = 0
     camera: tuple[float, float] = (0.0, 0.0)
+    sensor: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -44,6 +51,7 @@ class WorldParams:
             0 <= self.delay <= MOST_DELAY,
             f"delay = {self.delay} must lie in 0..{MOST_DELAY} control steps",
         )
+        check(self.sensor in (0, 1), f"sensor = {self.sensor} must be 0 or 1")
         moved, turned = self.camera
         check(
             abs(moved) <= MOST_MM and abs(turned) <= MOST_DEG,
@@ -64,6 +72,8 @@ class WorldParams:
             said.append(f"delay={self.delay}")
         if any(self.camera):
             said.append(f"camera={self.camera[0]:g}:{self.camera[1]:g}")
+        if self.sensor:
+            said.append(f"sensor={self.sensor}")
         return ",".join(said)
 
 
@@ -96,15 +106,14 @@ def parse(text: str) -> WorldParams:
 def _read(name: str, text: str) -> float | int | tuple[float, float]:
     """Returns the value of a key."""
     try:
-        if name == "delay":
+        if name in _WHOLE:
             return int(text)
         if name == "peg":
             return float(text)
         moved, turned = (float(one) for one in text.split(":"))
     except ValueError as error:
         raise ConfigError(
-            f"--world-params {name}={text} must be a number as in {SPELLING}"
-            f"{', of whole steps' if name == 'delay' else ''}."
+            f"--world-params {name}={text} must be a number as in {SPELLING}{_WHOLE.get(name, '')}."
         ) from error
     return moved, turned
 

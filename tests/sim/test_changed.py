@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from alohas2r.deployment.rig import RigConfig
+from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.errors import ConfigError
 from alohas2r.robots.emulator.hidden import HiddenConfig
 from alohas2r.robots.emulator.world import World
@@ -22,7 +22,7 @@ def test_what_is_spelt_is_read_and_said_alike():
     assert str(NOMINAL) == ""
     params = parse("peg=33, delay=3,camera=30:12")
     assert params == WorldParams(33.0, 3, (30.0, 12.0))
-    for text in ("peg=33,delay=3,camera=30:12", "camera=-5:0", "delay=10", "peg=12.5"):
+    for text in ("peg=33,delay=3,camera=30:12,sensor=1", "camera=-5:0", "delay=10", "peg=12.5"):
         assert str(parse(text)) == text
 
 
@@ -41,6 +41,8 @@ def test_what_is_spelt_is_read_and_said_alike():
         ("delay=-1", "must lie in 0..10 control steps"),
         ("camera=60:0", "must lie within 50 mm and 30 degrees"),
         ("camera=0:-40", "must lie within 50 mm and 30 degrees"),
+        ("sensor=2", "sensor = 2 must be 0 or 1"),
+        ("sensor=on", "sensor=on must be a number as in"),
     ],
 )
 def test_bad_worlds_are_refused_in_a_line(text, said):
@@ -117,3 +119,32 @@ def test_cameras_are_moved_to_their_right_and_turned_to_their_left():
         ahead = before.T @ after @ [0, 0, -1]  # where it looks, in the frame of the nominal one
         angle = np.radians(12)
         np.testing.assert_allclose(ahead, [-np.sin(angle), 0, -np.cos(angle)], atol=1e-9)
+
+
+def test_a_sensor_loses_depth_and_adds_noise_that_follows_from_where_everything_is():
+    homes = [INSERT.home_qpos.copy() for _ in range(3)]
+    homes[1][0] += 1e-9
+    drawn = {}
+    for sensor in (0, 1):
+        config = RigConfig("sim", stepped=True, params=WorldParams(sensor=sensor))
+        with open_rig(config, judged=False) as rig:
+            assert rig.simulation is not None
+            drawn[sensor] = []
+            for qpos in homes:
+                rig.simulation.place(qpos, rig.robot.targets())
+                frame = rig.cameras[0].read(1.0)
+                drawn[sensor].append((frame.rgb, frame.depth))
+    for exact, noisy in zip(drawn[0], drawn[1], strict=True):
+        assert [one.shape for one in noisy] == [one.shape for one in exact]
+        assert [one.dtype for one in noisy] == [one.dtype for one in exact]
+        # Noise of pixels is light that is added, up to 0.03 of full scale.
+        brighter = noisy[0].astype(int) - exact[0]
+        assert -1 <= brighter.min() <= brighter.max() <= 8
+        assert 3 < brighter[exact[0] < 240].mean() < 4.5
+        seen, still = exact[1] > 0, noisy[1] > 0
+        assert 0.005 < (seen & ~still).sum() / seen.sum() < 0.6
+        both = seen & still
+        assert 1e-4 < np.median(np.abs(noisy[1] - exact[1])[both]) < 0.01
+    for part in (0, 1):
+        np.testing.assert_array_equal(drawn[1][0][part], drawn[1][2][part])
+        assert (drawn[1][0][part] != drawn[1][1][part]).mean() > 0.1

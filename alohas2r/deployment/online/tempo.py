@@ -224,7 +224,7 @@ def _begin(described: _Described, folder: pathlib.Path, resume: bool) -> None:
         write_atomic(path, json.dumps(configs.to_dict(described), indent=2).encode() + b"\n")
         return
     try:
-        found = configs.from_dict(_Described, json.loads(path.read_text()))
+        found = configs.from_dict(_Described, json.loads(path.read_text()), partial=True)
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} holds no run to resume; leave out --resume.") from error
     except (OSError, ValueError, ConfigError) as error:

@@ -340,14 +340,18 @@ def parse_online_run(content: bytes, name: str) -> AnyRun:
     try:
         described: JsonObject = json.loads(content)
         of: type[AnyRun] = OnlineRun
-        earlier: JsonObject = {"world": to_dict(NOMINAL)}  # before runs said so
+        world = {
+            **to_dict(NOMINAL),
+            **described.get("world", {}),
+        }  # what runs do not say that are older than it
+        earlier: JsonObject = {}
         if described["spec"]["task"] == TASK:
             of = PacedRun if described["config"].get("tempo") else InsertRun
-            earlier = {**earlier, "classifier_hash": ""}
+            earlier = {"classifier_hash": ""}
         elif "encoder" in described["spec"]:
             of = SeeingRun
         settings = {**_BEFORE, **described["config"]}
-        return from_dict(of, {**earlier, **described, "config": settings})
+        return from_dict(of, {**earlier, **described, "config": settings, "world": world})
     except (ConfigError, KeyError) as error:
         raise ArtifactError(f"{name} is damaged: {error}") from error
     except (ValueError, TypeError) as error:
