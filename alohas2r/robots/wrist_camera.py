@@ -43,8 +43,8 @@ class LooksRenderer:
 class SensorRenderer:
     """Draws what a sensor makes of pictures: see `rendering.corruption`.
 
-    Its noise follows from the poses alone: who comes to the same place sees the same, and as soon as anything has moved it
-    is another one.
+    Its noise follows from the poses alone: who comes to the same place sees the same, and as soon as anything has moved
+    it is another one.
 
     Args:
       renderer: what draws. size: side of its pictures (pixels).

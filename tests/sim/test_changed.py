@@ -131,7 +131,7 @@ def test_a_sensor_loses_depth_and_adds_noise_that_follows_from_where_everything_
             assert rig.simulation is not None
             drawn[sensor] = []
             for qpos in homes:
-                rig.simulation.place(qpos, rig.robot.targets())
+                rig.simulation.place(qpos, INSERT.home_ctrl)
                 frame = rig.cameras[0].read(1.0)
                 drawn[sensor].append((frame.rgb, frame.depth))
     for exact, noisy in zip(drawn[0], drawn[1], strict=True):

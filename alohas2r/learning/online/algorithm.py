@@ -90,7 +90,7 @@ class OnlineAlgorithm:
         return Replay(self._run.spec, self._eyes, demos)
 
     def init(self) -> State:
-        """Clones the demonstrations and publishes the first version."""
+        """Clones the demonstrations, learns of earlier runs, and publishes the first version."""
         run, config = self._run, self._run.config
         self._prepare()
         draw = np.random.default_rng([run.seed, 5])
@@ -107,9 +107,21 @@ class OnlineAlgorithm:
         several = zip(self._optimizers, parts, strict=True)
         optimizers = tuple(optimizer.init(part) for optimizer, part in several)
         slow = jax.tree.map(jnp.copy, critics)
+        first = (policy, critics, slow, temperature, optimizers)
+        policy, critics, slow, temperature, optimizers = self._learn_offline(first)
         state = State(policy, critics, slow, temperature, optimizers, np.zeros((), np.int64))
         self._publish(state, 0)
         return state
+
+    def _learn_offline(self, learning: PyTree) -> PyTree:
+        """Learns of demonstrations and earlier runs alone, close to what was done there: `offline_updates`."""
+        config, seed = self._run.config, self._run.seed
+        draw, key = np.random.default_rng([seed, 7]), jax.random.PRNGKey(seed + 1)
+        for number in range(config.offline_updates // config.policy_every):
+            self._stay()
+            each = jax.random.fold_in(key, number)
+            learning, _ = self._improve(learning, draw, each, config.offline_weight)
+        return learning
 
     def _prepare(self) -> None:
         """Makes the encoder, where it is the policy's own, and fills the replays with what was there before."""
@@ -206,12 +218,12 @@ class OnlineAlgorithm:
         }
 
     def _improve(
-        self, learning: PyTree, draw: np.random.Generator, key: jax.Array
+        self, learning: PyTree, draw: np.random.Generator, key: jax.Array, near: float = 0.0
     ) -> tuple[PyTree, Mapping[str, Array]]:
-        """Makes `policy_every` updates of the critics, and one of the policy."""
+        """Makes `policy_every` updates of the critics, and one of the policy; near: see `losses.policy_loss`."""
         several = [self._sample(draw) for _ in range(self._run.config.policy_every)]
         batch = Batch(*(np.stack(parts) for parts in zip(*several, strict=True)))
-        return self._learn(learning, self._fixed, batch, key)
+        return self._learn(learning, self._fixed, batch, key, near)
 
     def _sample(self, draw: np.random.Generator) -> Batch:
         config = self._run.config
@@ -219,7 +231,12 @@ class OnlineAlgorithm:
         return mixed(self._demos, self._own, draw, config.batch, config.n_step, config.discount)
 
     def _group(
-        self, learning: PyTree, fixed: Mapping[str, Array], batch: Batch, key: jax.Array
+        self,
+        learning: PyTree,
+        fixed: Mapping[str, Array],
+        batch: Batch,
+        key: jax.Array,
+        near: Array,
     ) -> tuple[PyTree, dict[str, Array]]:
         """Some updates of the critics, and one of the policy on the last of their batches."""
         spec, config = self._run.spec, self._run.config
@@ -246,11 +263,16 @@ class OnlineAlgorithm:
         last = jax.tree.map(lambda x: x[-1], batch)
         memories = (optimizers[0], memory, optimizers[2])
         learning = (policy, critics, slow, log_temperature, memories)
-        learning, figures = self._follow(learning, fixed, last, keys[0])
+        learning, figures = self._follow(learning, fixed, last, keys[0], near)
         return learning, {"critic_loss": loss.mean(), "value": value.mean(), **figures}
 
     def _follow(
-        self, learning: PyTree, fixed: Mapping[str, Array], last: Batch, key: jax.Array
+        self,
+        learning: PyTree,
+        fixed: Mapping[str, Array],
+        last: Batch,
+        key: jax.Array,
+        near: Array,
     ) -> tuple[PyTree, dict[str, Array]]:
         """An update of the policy, and of the temperature where that is tuned."""
         spec, config = self._run.spec, self._run.config
@@ -259,7 +281,7 @@ class OnlineAlgorithm:
         temperature: Array = jnp.exp(log_temperature)
         slope, entropy = jax.grad(
             lambda part: losses.policy_loss(
-                spec, config, part, fixed, critics, temperature, last, noise
+                spec, config, part, fixed, critics, temperature, last, noise, near
             ),
             has_aux=True,
         )(policy)

@@ -58,7 +58,7 @@ class FermAlgorithm(OnlineAlgorithm):
         }
 
     def _improve(
-        self, learning: PyTree, draw: np.random.Generator, key: jax.Array
+        self, learning: PyTree, draw: np.random.Generator, key: jax.Array, near: float = 0.0
     ) -> tuple[PyTree, Mapping[str, Array]]:
         """Makes `policy_every` updates of the critics, and one of the policy."""
         every, total = self._run.config.policy_every, jnp.zeros(2)
@@ -67,7 +67,7 @@ class FermAlgorithm(OnlineAlgorithm):
         for batch, each in zip(several, keys[1:], strict=True):
             learning, figures = self._judge(learning, self._fixed, batch, each)
             total = total + figures / every
-        learning, figures = self._act(learning, self._fixed, several[-1], keys[0])
+        learning, figures = self._act(learning, self._fixed, several[-1], keys[0], near)
         return learning, {"critic_loss": total[0], "value": total[1], **figures}
 
     def _features(self, encoder: Mapping[str, Array], shown: Shown, key: jax.Array) -> Array:
@@ -112,9 +112,14 @@ class FermAlgorithm(OnlineAlgorithm):
         return (policy, critics, slow, log_temperature, memories), jnp.stack([error, value])
 
     def _acted(
-        self, learning: PyTree, fixed: Mapping[str, Array], batch: Batch, key: jax.Array
+        self,
+        learning: PyTree,
+        fixed: Mapping[str, Array],
+        batch: Batch,
+        key: jax.Array,
+        near: Array,
     ) -> tuple[PyTree, dict[str, Array]]:
         """An update of the policy."""
         cropping, rest = jax.random.split(key)
         seen = self._features(learning[1], batch.features, cropping)
-        return self._follow(learning, fixed, batch._replace(features=seen), rest)
+        return self._follow(learning, fixed, batch._replace(features=seen), rest, near)

@@ -154,14 +154,27 @@ def policy_loss(
     temperature: Array,
     batch: Batch,
     noise: Array,
+    near: Array,
 ) -> tuple[Array, Array]:
-    """Returns the policy's loss and the mean entropy."""
+    """Returns the policy's loss and the mean entropy.
+
+    Args:
+      spec: the policy. config: how it learns.
+      policy: what is differentiated. weights: all others of the policy. critics: who judge.
+      temperature: worth of entropy.
+      batch: decisions. noise: [B, O] that is drawn.
+      near: weight of the distance from what was executed, in units of the critics' values (TD3+BC).
+    """
     normal = networks.normalize(weights, batch.features, jnp)
-    drawn = act(spec, {**weights, **policy}, normal, noise)
+    weights = {**weights, **policy}
+    drawn = act(spec, weights, normal, noise)
     action = _asked(spec, config, batch.features, drawn.action)
     said = values(config, critics, normal, action)
     worth = said.min(0) if config.critics == config.least_of else said.mean(0)
     loss = (temperature * drawn.log_density - worth).mean()
+    still = act(spec, weights, normal, jnp.zeros_like(noise)).action
+    away = ((_asked(spec, config, batch.features, still) - batch.action) ** 2).mean()
+    loss += near * jax.lax.stop_gradient(jnp.abs(worth).mean()) * away
     if config.demo_weight:
         apart = ((drawn.mean[..., : spec.actions] - batch.action) ** 2).mean(-1)
         share = batch.demo.astype(jnp.float32)

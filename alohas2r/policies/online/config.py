@@ -36,6 +36,8 @@ _BEFORE = {
     "tempo": False,
     "possible": False,
     "bins": 0,
+    "offline_updates": 0,
+    "offline_weight": 0.4,
     "encoder": STUDENT,
     "encoder_steps": 1600,
     "encoder_tau": 0.05,
@@ -60,6 +62,9 @@ class OnlineConfig:
       learning_rate: of the critics. policy_rate: of the policy. policy_every: updates of the critics for one of it.
       temperature: worth of entropy; the first one, if it is tuned. tuned: whether it follows the entropy.
       demo_weight: of the distance from demonstrations in the policy's loss.
+      offline_updates: of the critics, of demonstrations and earlier runs alone, before anything is done.
+      offline_weight: in these, of the policy's distance from what was executed, in units of the critics' values
+        (TD3+BC).
       clone_steps: of cloning the demonstrations beforehand; 0: nothing is cloned. feature_noise: in these.
       hidden: layers of all networks.
       scale: how much of a policy's action is added to the base's; 0: the task's own.
@@ -92,6 +97,8 @@ class OnlineConfig:
     temperature: float = 0.01
     tuned: bool = False
     demo_weight: float = 0.0
+    offline_updates: int = 0
+    offline_weight: float = 0.4
     clone_steps: int = 3000
     feature_noise: float = 0.05
     hidden: tuple[int, ...] = (256, 256)
@@ -128,6 +135,11 @@ class OnlineConfig:
         check(rates, "learning_rate and policy_rate must be positive")
         check(self.temperature >= 0, "temperature must not be negative")
         check(self.warmup >= 0, "warmup must not be negative")
+        check(
+            self.offline_updates >= 0 and self.offline_updates % self.policy_every == 0,
+            f"offline_updates = {self.offline_updates} must be a multiple of policy_every = {self.policy_every}",
+        )
+        check(self.offline_weight >= 0, "offline_weight must not be negative")
         check(self.clone_steps >= 0, "clone_steps must not be negative")
         check(
             self.bins == 0 or 2 <= self.bins <= 1000,

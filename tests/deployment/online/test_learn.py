@@ -27,13 +27,15 @@ from alohas2r.deployment.online.stage import Plan, ResetDraws, Stage
 from alohas2r.deployment.online.truth import Truth
 from alohas2r.deployment.rig import RigConfig, open_rig
 from alohas2r.errors import ArtifactError, BackendUnavailable, ConfigError, RobotFault
-from alohas2r.learning.online import worker
+from alohas2r.learning.online import losses, worker
 from alohas2r.learning.online.experience import Closed, Row, read_all
 from alohas2r.learning.online.pretrain import first_encoder
+from alohas2r.learning.online.replay import Replay
 from alohas2r.learning.online.sources import read_demos, read_earlier
 from alohas2r.policies import artifact
-from alohas2r.policies.online import learner, published, remote
+from alohas2r.policies.online import learner, networks, published, remote
 from alohas2r.policies.online.config import OnlineRun, SeeingRun
+from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.policy import OnlinePolicy
 from alohas2r.policies.remote.connection import Connection
 from alohas2r.policies.remote.messages import encode
@@ -198,6 +200,34 @@ def test_the_other_arms_learn_from_the_same_log(arm, learnt, demos, tmp_path):
     assert any((first[name] != last[name]).any() for name in first if name.startswith("policy"))
     temperature = result["metrics"]["temperature"]
     assert (temperature != pytest.approx(run.config.temperature, rel=1e-6)) == run.config.tuned
+
+
+def test_earlier_runs_are_learnt_from_before_anything_is_done(learnt, demos, tmp_path):
+    """A policy from nothing that is held close to what was executed there comes to do it, without acting."""
+    away = {}
+    for updates in (0, 600):
+        folder = tmp_path / str(updates)
+        shutil.copytree(learnt / "log", folder / "log")
+        held = (f"offline_updates={updates}", "offline_weight=100", "policy_rate=1e-3")
+        settings = (*SMALL, "policy_every=1", "critics=2", "clone_steps=0", *held)
+        plan = LearnConfig(
+            "reach", "rlpd", (str(demos),), settings, stepped=True, offline=(str(learnt),)
+        )
+        run = plan_run(plan)
+        assert isinstance(run, OnlineRun)
+        run.write(folder)
+        assert worker.learn(folder, False)["finished"]
+        weights = published.read_version(folder / "published", run.spec, 0).weights
+        replay = Replay(run.spec, read_eyes(run.student, run.spec.side)[0], True)
+        replay.add(read_demos(run.demos, run.spec))
+        batch = replay.sample(np.random.default_rng(0), 256, 1, 0.9)
+        normal = networks.normalize(weights, batch.features, np)
+        done = losses.act(run.spec, weights, normal, np.zeros((256, run.spec.outputs))).action
+        done = run.spec.possible(batch.features, np.asarray(done))
+        away[updates] = float(((done - batch.action) ** 2).mean())
+    assert away[600] < 0.3 * away[0]
+    with pytest.raises(ConfigError, match="offline_updates = 5 must be a multiple of policy_every"):
+        plan_run(LearnConfig("reach", "rlpd", (str(demos),), ("offline_updates=5",)))
 
 
 def _acts_alike(folder: pathlib.Path, run: SeeingRun, log: pathlib.Path) -> None:
