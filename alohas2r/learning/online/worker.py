@@ -85,6 +85,8 @@ def command_of(run: AnyRun) -> str:
         words += ["--encoder", run.config.encoder]
     for demo in run.demos:
         words += ["--demos", demo]
+    for earlier in run.offline:
+        words += ["--offline", earlier]
     usual = overrides("", find_arm(run.config.arm, (), run.spec.task))
     for setting in overrides("", run.config):
         if setting not in usual and setting.partition("=")[0] not in _OPTIONS:

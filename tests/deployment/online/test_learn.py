@@ -215,6 +215,7 @@ def test_earlier_runs_are_learnt_from_before_anything_is_done(learnt, demos, tmp
         )
         run = plan_run(plan)
         assert isinstance(run, OnlineRun)
+        assert f"--offline {learnt}" in worker.command_of(run)
         run.write(folder)
         assert worker.learn(folder, False)["finished"]
         weights = published.read_version(folder / "published", run.spec, 0).weights
