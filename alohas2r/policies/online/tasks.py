@@ -72,7 +72,8 @@ TASKS = {
     "insert": OnlineTask("insert", 10.0, CONTROL_PERIOD_S, 0.15),
 }
 # reach: what lies between the fingertips is as near as they are. The window lies between them in a picture of 32 x 32:
-# rows and columns; the tips are 0.126 to 0.134 m away along the camera's axis.
+# rows and columns; the tips are 0.126 to 0.134 m away along the camera's axis. Fingers that are less apart than what
+# they could hold are themselves in it.
 _ROWS, _COLUMNS, _SIZE = (20, 23), (13, 19), 32
 _BETWEEN_M = 0.132
 _LOW_M = 0.03  # m above the base: higher up nothing lies between the fingers
@@ -196,8 +197,9 @@ def _reached(spec: OnlineSpec, proprioception: np.ndarray, depth: np.ndarray) ->
     rows, columns = (slice(*(round(scale * end) for end in ends)) for ends in (_ROWS, _COLUMNS))
     window = depth[rows, columns]
     seen = window[window > 0]
-    low = spec.arm.polar(spec.own(proprioception))[2] < _LOW_M
-    return bool(low and seen.size * 2 > window.size and np.median(seen) < _BETWEEN_M)
+    own = spec.own(proprioception)
+    low, opened = spec.arm.polar(own)[2] < _LOW_M, own[6] > _APART_M
+    return bool(low and opened and seen.size * 2 > window.size and np.median(seen) < _BETWEEN_M)
 
 
 def _picked(spec: OnlineSpec, proprioception: np.ndarray, depth: np.ndarray) -> bool:
