@@ -35,7 +35,7 @@ def test_an_empty_table_is_no_reach_wherever_the_gripper_is(renderer):
     draw = np.random.default_rng(0)
     qpos = INSERT.home_qpos.copy()
     qpos[LEFT.object_qpos[0]] -= 1.0
-    waist = qpos[LEFT.qpos[0]]
+    waist = float(qpos[LEFT.qpos[0]])
     low, high = (
         np.array([waist + end, *rest]) for end, rest in zip((-WAIST, WAIST), BOX, strict=True)
     )
@@ -48,7 +48,7 @@ def test_an_empty_table_is_no_reach_wherever_the_gripper_is(renderer):
 def test_what_lies_between_opened_fingers_is_a_reach(renderer):
     draw = np.random.default_rng(1)
     qpos = INSERT.home_qpos.copy()
-    waist = qpos[LEFT.qpos[0]]
+    waist = float(qpos[LEFT.qpos[0]])
     for _ in range(20):
         reach, angle = draw.uniform(0.31, 0.40), waist + draw.uniform(-0.25, 0.25)
         qpos[LEFT.object_qpos[:2]] = LEFT.base_pos[:2] + _across(reach, angle)
