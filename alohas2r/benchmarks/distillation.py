@@ -74,7 +74,13 @@ def bench_distill(
     core_threads.keep_memory()
     recorded = _Recorded()
     setup = set_up(
-        *(settings, _teacher(teacher_path), encoder.filters, 0, threads, renderer, engine),
+        settings,
+        _teacher(teacher_path),
+        encoder.filters,
+        0,
+        threads,
+        renderer,
+        engine,
         recorded.make_engine,
         recorded.make_drawer,
     )

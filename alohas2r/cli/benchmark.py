@@ -155,8 +155,13 @@ def _show_pictures(result: JsonObject) -> None:
     for row in result["rows"]:
         size = f"{row['width']} x {row['height']}"
         table.add_row(
-            *(row["renderer"], row["device"], row["scene"], "yes" if row["physics"] else "no"),
-            *(size, str(row["environments"]), f"{row['frames_per_second']:,.0f}"),
+            row["renderer"],
+            row["device"],
+            row["scene"],
+            "yes" if row["physics"] else "no",
+            size,
+            str(row["environments"]),
+            f"{row['frames_per_second']:,.0f}",
             f"{row['memory_mb']:,.0f}",
         )
     console = Console()

@@ -162,8 +162,15 @@ def deploy(
     pause = _pause(reset_seconds) if real and config.powered and episodes > 1 else None
     with live(config.episodes, view) as on_step:
         result = library("deployment.deploy").deploy(
-            *(rig, config, policy, server, os.environ.get(API_KEY, "")),
-            *(log, on_step, pause, any_delay),
+            rig,
+            config,
+            policy,
+            server,
+            os.environ.get(API_KEY, ""),
+            log,
+            on_step,
+            pause,
+            any_delay,
         )
     _show(result, f"Ran {result['policy']} on {robot}", as_json)
 

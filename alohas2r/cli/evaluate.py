@@ -137,7 +137,15 @@ def evaluate_policy(
     _check_kept(out, resume, video, alone)
     if server is not None:
         evaluate_served(
-            *(server, episodes, seed, threads, protocol, asked, csv, report, as_json),
+            server,
+            episodes,
+            seed,
+            threads,
+            protocol,
+            asked,
+            csv,
+            report,
+            as_json,
         )
         return
     if (protocol is not None or causes is not None) and (
@@ -269,7 +277,10 @@ def _evaluate(
         StopSignal.patient() as stop,
     ):
         result = evaluate.evaluate(
-            *(loaded, episodes, seed, threads),
+            loaded,
+            episodes,
+            seed,
+            threads,
             progress=progress,
             engine=engine,
             protocol=rules,

@@ -297,8 +297,17 @@ def learn(
         tell = stack.enter_context(_episodes())
         key = os.environ.get(API_KEY, "")
         result = online.learn(
-            *(config, folder, resume, None, tell, learner or "", key, person),
-            *(rig, mode or "slow", pause),
+            config,
+            folder,
+            resume,
+            None,
+            tell,
+            learner or "",
+            key,
+            person,
+            rig,
+            mode or "slow",
+            pause,
         )
     rows = (
         {} if as_json else {"evaluations": "; ".join(map(_said, result["evaluations"])) or "none"}

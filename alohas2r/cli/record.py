@@ -73,7 +73,9 @@ def record(
         rules = evaluate.find_rules(evaluate.load_policy(folder).spec.phase, protocol)
     with progress_display() as progress:
         recording = library("datasets.record").record(
-            *(folder, episodes, seed),
+            folder,
+            episodes,
+            seed,
             size=size,
             depth=depth,
             protocol=rules,

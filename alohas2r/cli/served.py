@@ -91,7 +91,10 @@ def evaluate_served(
         StopSignal.patient() as stop,
     ):
         result = served.evaluate_server(
-            *(server, episodes, seed, threads),
+            server,
+            episodes,
+            seed,
+            threads,
             progress=progress,
             protocol=rules,
             config=config,

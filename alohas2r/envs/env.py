@@ -225,7 +225,12 @@ class Env:
             key, delay_key = jax.random.split(state.key)
             limits = self._low[self._actuators], self._high[self._actuators]
             past, target = actuation.commanded(
-                *(self.config.control, state.control, delay_key, action, state.held, limits),
+                self.config.control,
+                state.control,
+                delay_key,
+                action,
+                state.held,
+                limits,
                 qpos[self._joints],
             )
             return state._replace(key=key, control=past), ctrl.at[self._actuators].set(target)

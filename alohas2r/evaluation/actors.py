@@ -90,7 +90,9 @@ class Eyes:
         self.senses: Senses | None = None
         if spec.has_rgb or spec.has_depth:
             drawer = renderers.make_renderer(
-                *(renderer, spec.cameras.size, threads),
+                renderer,
+                spec.cameras.size,
+                threads,
                 looks=conditions.looks,
                 outputs=DEPTH if spec.from_pixels else RGBD,
                 drawn=spec.phase,

@@ -350,7 +350,12 @@ def evaluate(
                     raise Halted
                 recorded = None if keeper is None else keeper.recorder(first)
                 runner = Runner(
-                    *(loaded, rules, keys, threads, renderer, engine),
+                    loaded,
+                    rules,
+                    keys,
+                    threads,
+                    renderer,
+                    engine,
                     recorded=recorded,
                     after=runner,
                 )

@@ -95,7 +95,11 @@ def set_up_hold_out(
 ) -> Setting:
     """Returns the episodes of a protocol with one object missing in each."""
     setting = set_up(
-        *(find_task(spec.phase), protocol, memory_of(spec), keys, threads),
+        find_task(spec.phase),
+        protocol,
+        memory_of(spec),
+        keys,
+        threads,
         scale=spec.action.scale,
     )
     env, context = setting.env, setting.context

@@ -383,7 +383,7 @@ def evaluate_server(
                 ]
                 dialect = dialect_of(clients[0], config)
                 setting = set_up(
-                    *(entry, rules, HistoryConfig(()), keys, threads), scale=dialect.scale
+                    entry, rules, HistoryConfig(()), keys, threads, scale=dialect.scale
                 )
                 eyes = Eyes(dialect.spec, setting, threads, renderer, student_conditions(rules))
                 actor = ServedActor(setting.env, eyes, dialect, clients, config)

@@ -184,9 +184,7 @@ def prepare(
                 *(nominal[name] for name in ("cam_pos", "cam_quat")),
             )
             nominal["cam_pos"], nominal["cam_quat"] = model.cam_pos.copy(), model.cam_quat.copy()
-        return Prepared(
-            *(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal), rig=rig
-        )
+        return Prepared(model, tuple(cameras), camera_ids, geoms, original.ngeom, nominal, rig=rig)
     nominal = {
         name: value
         for name, value in nominal_looks.transfer(original).items()

@@ -147,10 +147,17 @@ class HandoverTask:
     def observation(self, measured: Measured, state: HandoverState) -> jax.Array:
         """Returns both arms' observations [106] of a measurement; the target is the meeting place."""
         return single_arm_observation(
-            *(measured.qpos, measured.qvel, measured.ctrl),
-            *(measured.object_linvel, measured.object_angvel),
-            *(measured.gripper_mat, measured.object_mat, measured.tip_to_grip),
-            *(measured.object_pos, self._target_pos, self._target_mat),
+            measured.qpos,
+            measured.qvel,
+            measured.ctrl,
+            measured.object_linvel,
+            measured.object_angvel,
+            measured.gripper_mat,
+            measured.object_mat,
+            measured.tip_to_grip,
+            measured.object_pos,
+            self._target_pos,
+            self._target_mat,
         ).reshape(-1)
 
     def privileged(self, signals: Signals, state: HandoverState, context: jax.Array) -> jax.Array:

@@ -165,8 +165,15 @@ def test_evaluate_prints_one_json_object_and_writes_one_line_per_episode(
     table = tmp_path / "episodes.csv"
     code, out, err = run(
         capsys,
-        *("evaluate", str(random_policy), "--episodes", "3", "--seed", "7"),
-        *("--json", "--csv", str(table)),
+        "evaluate",
+        str(random_policy),
+        "--episodes",
+        "3",
+        "--seed",
+        "7",
+        "--json",
+        "--csv",
+        str(table),
     )
     assert code == 0
     result = json.loads(out)

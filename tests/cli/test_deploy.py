@@ -211,8 +211,20 @@ def test_two_stepped_episodes_through_the_bus_begin_like_those_of_evaluate(
     code, out, _ = run(
         capsys,
         "deploy",
-        *("--robot", "emulated", "--policy", str(file), "--episodes", "2", "--stepped"),
-        *("--seed", "7", "--seconds", "0.5", "--log", str(log), "--json"),
+        "--robot",
+        "emulated",
+        "--policy",
+        str(file),
+        "--episodes",
+        "2",
+        "--stepped",
+        "--seed",
+        "7",
+        "--seconds",
+        "0.5",
+        "--log",
+        str(log),
+        "--json",
     )
     assert code == 0
     result = json.loads(out)
@@ -277,9 +289,20 @@ def test_shadow_mode_on_serial_ports_and_recordings_writes_nothing(
     monkeypatch.setitem(deploy_config.LIMITS, "shadow", busy)  # the machine may be
     code, out, err = run(
         capsys,
-        *("deploy", "--robot", "aloha", "--mode", "shadow", "--seconds", "0.3", "--json"),
-        *("--policy", str(robot_cases.student(tmp_path_factory))),
-        *("--ports", *emu.ports, "--recordings", *recordings),
+        "deploy",
+        "--robot",
+        "aloha",
+        "--mode",
+        "shadow",
+        "--seconds",
+        "0.3",
+        "--json",
+        "--policy",
+        str(robot_cases.student(tmp_path_factory)),
+        "--ports",
+        *emu.ports,
+        "--recordings",
+        *recordings,
     )
     assert code == 0, err
     result = json.loads(out)

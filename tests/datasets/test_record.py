@@ -40,7 +40,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def episodes(teacher: pathlib.Path) -> list[Episode]:
     """Two short episodes as they are, without noise."""
     made = recording.record(
-        *(teacher, COUNT, SEED),
+        teacher,
+        COUNT,
+        SEED,
         size=SIDE,
         depth=True,
         protocol=SHORT,

@@ -57,7 +57,7 @@ def test_simulated_cameras_draw_what_both_imagers_see(
 ) -> None:
     log = tmp_path / "sim.run"
     code, out, err = deploy(
-        capsys, *("--robot", robot, "--policy", str(file), "--log", str(log), "--json")
+        capsys, "--robot", robot, "--policy", str(file), "--log", str(log), "--json"
     )
     assert code == 0, err
     assert json.loads(out)["ended"] == "run"
@@ -91,7 +91,14 @@ def test_recordings_of_pairs_are_played_to_the_policy(
     log = tmp_path / "played.run"
     code, _, err = deploy(
         capsys,
-        *("--robot", "sim", "--policy", str(file), "--recordings", *files, "--log", str(log)),
+        "--robot",
+        "sim",
+        "--policy",
+        str(file),
+        "--recordings",
+        *files,
+        "--log",
+        str(log),
     )
     assert code == 0, err
     arrays = drive_log.read_run(log).steps[0].arrays

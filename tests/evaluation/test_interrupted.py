@@ -69,7 +69,7 @@ def measure(
 
     with EvaluationFolder(out, resume) as folder:
         result = evaluate.evaluate(
-            *(policy, EPISODES, SEED, 1), progress=count, keeper=groups, folder=folder, stop=stop
+            policy, EPISODES, SEED, 1, progress=count, keeper=groups, folder=folder, stop=stop
         )
     return result, groups.first
 

@@ -123,7 +123,10 @@ def test_a_served_file_does_what_the_file_does(tmp_path_factory: pytest.TempPath
     ).table
     with serving(file) as url:
         result = served.evaluate_server(
-            *(url, COUNT, SEED, 1),
+            url,
+            COUNT,
+            SEED,
+            1,
             protocol=SHORT,
             config=ServedConfig(inference_ms=0),
             renderer="exact",
@@ -170,7 +173,10 @@ def test_servers_of_openpi_get_alohas_names_and_their_chunks_are_carried_out() -
     requests: list[JsonObject] = []
     with openpi(requests) as url:
         result = served.evaluate_server(
-            *(url, COUNT, SEED, 1),
+            url,
+            COUNT,
+            SEED,
+            1,
             protocol=SHORT,
             config=ServedConfig(execute=2, inference_ms=60, size=16),
             renderer="exact",
@@ -201,7 +207,10 @@ def test_what_had_ended_is_told_when_a_stop_is_asked_for_or_the_server_goes(
         def run(stop: StopSignal | None, progress: Progress) -> Interrupted:
             with pytest.raises(Interrupted) as caught:
                 served.evaluate_server(
-                    *(url, 3, SEED, 1),
+                    url,
+                    3,
+                    SEED,
+                    1,
                     progress=progress,
                     protocol=SHORT,
                     config=ServedConfig(inference_ms=0, size=16),

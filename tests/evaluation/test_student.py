@@ -203,7 +203,7 @@ def test_hold_out_table(
     )
     with pytest.raises(Interrupted, match="2 of 3 episodes") as caught:
         hold_out.evaluate_hold_out(
-            *(opening, EPISODES + 1, 3, 1), protocol=SHORT, renderer="exact", stop=StopAfter(STEPS)
+            opening, EPISODES + 1, 3, 1, protocol=SHORT, renderer="exact", stop=StopAfter(STEPS)
         )
     assert caught.value.result is not None
     assert caught.value.result["left"] == result["left"]

@@ -109,7 +109,10 @@ def test_a_sampler_draws_within_its_ranges_and_the_same_again(
     drawn: list[list[dict[str, str]]] = []
     for folder in ("a", "b"):
         asked = sweep_cases.plan(
-            *("rate=0.001:1:log", "number=1:5", "fails=true,false", "pause=0"),
+            "rate=0.001:1:log",
+            "number=1:5",
+            "fails=true,false",
+            "pause=0",
             sampler=sampler,
             trials=20,
         )

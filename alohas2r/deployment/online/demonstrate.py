@@ -172,7 +172,12 @@ def demonstrate(
             log = stack.enter_context(LogWriter(path, header))
             hooks = Stage(acting, simulation, truth, director, log, not rig.stepped)
         deployment = Deployment(
-            *(arms.robot, arms.cameras, acting, deploy, hooks, log),
+            arms.robot,
+            arms.cameras,
+            acting,
+            deploy,
+            hooks,
+            log,
             on_step=on_step,
             pause=pause,
             attendant=attendant,

@@ -205,7 +205,11 @@ class _Played(NamedTuple):
     def director(self, learned: Learned, log: LogWriter, back: _DrawnWays | None) -> _Numbered:
         """Returns who says which episodes there are."""
         director = LearnDirector(
-            *(self.folder, self.run, learned, self.progress, self.alive),
+            self.folder,
+            self.run,
+            learned,
+            self.progress,
+            self.alive,
             log_end=lambda: log.path.stat().st_size,
             tell=self.tell,
             state=self.state,
@@ -228,7 +232,11 @@ def _act(played: _Played, rig: RigConfig) -> None:
         learned, acting, back = _cast(run, truth, played.coach)
         with played.log(deploy) as log:
             stage = Stage(
-                *(acting, simulation, truth, played.director(learned, log, back), log),
+                acting,
+                simulation,
+                truth,
+                played.director(learned, log, back),
+                log,
                 realtime=not run.stepped,
                 state=played.state,
                 failures=played.progress.failures,
@@ -252,7 +260,10 @@ def _act_attended(
             director = played.director(learned, log, back)
             attended = Attended(acting, director, log, played.progress.failures)
             deployment = Deployment(
-                *(arms.robot, arms.cameras, acting, deploy),
+                arms.robot,
+                arms.cameras,
+                acting,
+                deploy,
                 log=log,
                 on_step=played.note,
                 pause=pause,

@@ -242,8 +242,15 @@ class Attended:
         if not plan.evaluation:
             self._failures = 0 if one.success else self._failures + 1
         done = Ended(
-            *(plan, False, one.success, one.success, one.steps, one.reset_steps, one.decisions),
-            *(self._helped, self._failures),
+            plan,
+            False,
+            one.success,
+            one.success,
+            one.steps,
+            one.reset_steps,
+            one.decisions,
+            self._helped,
+            self._failures,
         )
         try:
             self._director.ended(done, None)

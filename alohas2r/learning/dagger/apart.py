@@ -110,7 +110,13 @@ def distill_world(plan: DistillPlan, number: int, like: World | None) -> Distill
     encoder = None if plan.encoder is None else artifact.rebuild(*plan.encoder)
     assert encoder is None or isinstance(encoder, EncoderArtifact)
     distiller = make_distiller(
-        *(settings, teacher, encoder, plan.seed, plan.threads, plan.renderer, plan.engine),
+        settings,
+        teacher,
+        encoder,
+        plan.seed,
+        plan.threads,
+        plan.renderer,
+        plan.engine,
         part=part,
         like=lender,
     )

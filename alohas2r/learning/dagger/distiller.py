@@ -103,7 +103,13 @@ class Distiller:
             self.collector = HostCollector(setup, self.host_step, self.frozen)
         params = None if encoder is None else encoder.params
         self.learner = Learner(
-            *(settings, setup.spec, setup.auxiliary, self.encoding, params, self.frozen, on_device),
+            settings,
+            setup.spec,
+            setup.auxiliary,
+            self.encoding,
+            params,
+            self.frozen,
+            on_device,
             begun,
         )
         self._runner: Runner | None = None

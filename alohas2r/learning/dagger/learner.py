@@ -130,8 +130,14 @@ class Learner:
             rgb = vision_network.encode(self.spec, params["encoder"], rgb)
         features = mlp.normalize(batch.features, stats.mean, stats.std)
         logits, guess = vision_network.head(
-            *(self.spec, params["head"], rgb, batch.depth, features, batch.switched),
-            *(self.auxiliary, self.settings.ahead),
+            self.spec,
+            params["head"],
+            rgb,
+            batch.depth,
+            features,
+            batch.switched,
+            self.auxiliary,
+            self.settings.ahead,
         )
         actions = jnp.tanh(logits).reshape(len(logits), -1, batch.label.shape[1])
         squares = jnp.square(actions[:, 0] - batch.label)

@@ -86,8 +86,11 @@ class StudentStep:
             setup.env, setup.senses, state, readout, sense, drawn
         )
         label = hold_out.still(
-            *(wanted(setup.teacher, known, looked, switched), held_out),
-            *(signals.ctrl[..., -1], self._open_grip, settings.control.scale),
+            wanted(setup.teacher, known, looked, switched),
+            held_out,
+            signals.ctrl[..., -1],
+            self._open_grip,
+            settings.control.scale,
         )
         weight = jnp.ones_like(label)
         if settings.precision > 0 and isinstance(setup.teacher, StagedPolicy):
@@ -121,8 +124,14 @@ class StudentStep:
         setup = self._setup
         features = mlp.normalize(samples.features, learner.stats.mean, learner.stats.std)
         logits, _ = vision_network.head(
-            *(setup.spec, learner.params["head"], code, samples.depth, features),
-            *(samples.switched, setup.auxiliary, setup.settings.ahead),
+            setup.spec,
+            learner.params["head"],
+            code,
+            samples.depth,
+            features,
+            samples.switched,
+            setup.auxiliary,
+            setup.settings.ahead,
         )
         label = samples.label
         action = jnp.where(teacher_acts, label, jnp.tanh(logits[:, : label.shape[1]]))

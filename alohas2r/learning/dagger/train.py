@@ -213,9 +213,14 @@ def _apart(
     distiller = make_distiller(*given, part=whole[0], begun=begun)
     each = threads_of(fleet, given.threads)
     plan = DistillPlan(
-        *(config.to_dict(given.settings), kept(given.teacher)),
+        config.to_dict(given.settings),
+        kept(given.teacher),
         None if given.encoder is None else kept(given.encoder),
-        *(given.seed, each, given.renderer, given.engine, fleet.world),
+        given.seed,
+        each,
+        given.renderer,
+        given.engine,
+        fleet.world,
     )
     setup = Setup(distill_world, plan, len(whole), DistillWorld(distiller).model)
     with launched(fleet, setup, each, float(given.engine == "warp")) as workers:

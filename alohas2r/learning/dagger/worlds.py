@@ -159,8 +159,11 @@ def set_up(
     memory = HistoryConfig((1.0,)) if seeing else teacher.spec.history
     count, entry = settings.num_envs, find_task("insert")
     environment = EnvConfig(
-        *(settings.control, settings.noise, memory),
-        *(settings.contacts, settings.variation),
+        settings.control,
+        settings.noise,
+        memory,
+        settings.contacts,
+        settings.variation,
     )
     loaded = scene.load_physics(environment.scene_of(entry.scene))
     draws = np.random.default_rng([seed, 2]).random((count, count_draws(entry, environment)))
@@ -178,13 +181,20 @@ def set_up(
         where = slice(first, min(first + size, ends))
         some, alone = where.stop - first, 1 if ends - begins > size else threads
         made = make_engine(
-            *(engine, loaded, some, alone),
+            engine,
+            loaded,
+            some,
+            alone,
             {name: value[where] for name, value in fields.items()},
             settings.engine,
         )
         here = None if robots is None else robots.some(where)
         env = RepeatedMeasurement(
-            *(settings.draws, task, made, environment, context[where]),
+            settings.draws,
+            task,
+            made,
+            environment,
+            context[where],
             None if here is None else here.held,
         )
         senses = None
@@ -192,17 +202,20 @@ def set_up(
             capacity = some if made.traceable else 0
             looks = settings.senses.looks
             drawer = make_drawer(
-                *(renderer, spec.cameras.size, alone, capacity, looks), paired=spec.paired
+                renderer, spec.cameras.size, alone, capacity, looks, paired=spec.paired
             )
             senses = Senses(
-                *(spec, settings.senses, context[where, 0], drawer),
+                spec,
+                settings.senses,
+                context[where, 0],
+                drawer,
                 pictured_geometry(context[where], here),
                 settings.variation.longest_sense,
             )
         tutor = None
         if isinstance(teacher, StagedPixelsPolicy):
             drawer = make_drawer(
-                *(renderer, teacher.spec.cameras.size, alone), looks=True, outputs=DEPTH
+                renderer, teacher.spec.cameras.size, alone, looks=True, outputs=DEPTH
             )
             tutor = Senses(teacher.spec, PIXEL_SENSES, context[where, 0], drawer)
         if worlds:

@@ -189,8 +189,12 @@ def pretrain_encoder(
         else:
             shoot = Studio(settings, threads, renderer).shoot
             algorithm = EncoderTraining(
-                *(settings, folder, seed, lambda key: shoot(key, settings.pictures)),
-                *(settings.pictures, shoot(held_key, settings.held)),
+                settings,
+                folder,
+                seed,
+                lambda key: shoot(key, settings.pictures),
+                settings.pictures,
+                shoot(held_key, settings.held),
             )
         command = manifest.command("pretrain-encoder", options, overrides)
         schedule = Schedule(0, settings.checkpoints, minutes)

@@ -112,7 +112,10 @@ def hand_overs(
         setting = Setting(env, context, lambda: entry.scorer(entry.protocol, context))
         spec = make_pixel_spec(
             scene.load(entry.scene),
-            *(settings.network, settings.cameras, settings.history, settings.env.control.scale),
+            settings.network,
+            settings.cameras,
+            settings.history,
+            settings.env.control.scale,
         )
         # Until the switch only the pick policy acts; what stands for the other is never kept.
         blank = {name: np.zeros(shape) for name, shape in PixelPolicy.shapes(spec).items()}

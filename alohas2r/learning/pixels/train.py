@@ -150,7 +150,9 @@ class PixelTraining(PpoAlgorithm):
         settings, given = self.settings, self.given
         env, like = self.make_env(stage), self.lender(stage)
         drawer = make_renderer(
-            *(given.renderer, self.spec.cameras.size, given.threads),
+            given.renderer,
+            self.spec.cameras.size,
+            given.threads,
             looks=settings.senses.looks,
             outputs=DEPTH,
             drawn=self.spec.phase,
@@ -351,7 +353,7 @@ def train(
         **{"renderer": renderer, "threads": threads or None},
     }
     given = Given(
-        *(folder, seed, threads, renderer, start), teacher=taught and taught.policy, begun=begun
+        folder, seed, threads, renderer, start, teacher=taught and taught.policy, begun=begun
     )
     if fleet is not None:
         fleet = fitted(fleet, settings.ppo)
@@ -371,7 +373,10 @@ def train(
             training = PixelTraining(settings, given._replace(part=part), first=first)
             each = threads_of(fleet, threads)
             plan = PixelPlan(
-                *(phase, config.to_dict(settings), given._replace(threads=each), fleet.world),
+                phase,
+                config.to_dict(settings),
+                given._replace(threads=each),
+                fleet.world,
                 parallel=fleet.kind == PARALLEL,
             )
             result = train_apart(run, training, fleet, pixel_world, plan, each, 0.0, further)

@@ -219,7 +219,13 @@ def train(
             training = Teacher(*given, parts(settings.ppo.num_envs, fleet.world)[0])
             each, states = threads_of(fleet, threads), None if following is None else following[1]
             plan = TeacherPlan(
-                *(phase, config.to_dict(settings), seed, each, engine, states, fleet.world),
+                phase,
+                config.to_dict(settings),
+                seed,
+                each,
+                engine,
+                states,
+                fleet.world,
                 parallel=fleet.kind == PARALLEL,
             )
             gpus = float(engine == "warp")

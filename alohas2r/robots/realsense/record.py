@@ -117,8 +117,14 @@ def write_recording(
             profiles[2].register_extrinsics_to(profiles[1], _beside(rs, baseline_m))
             profiles[1].register_extrinsics_to(profiles[2], _beside(rs, -baseline_m))
         return _write(
-            *(rs, path, device, sensor, profiles),
-            *(itertools.chain([first], pictures), fps, depth_unit_m),
+            rs,
+            path,
+            device,
+            sensor,
+            profiles,
+            itertools.chain([first], pictures),
+            fps,
+            depth_unit_m,
         )
 
 

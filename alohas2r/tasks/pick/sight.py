@@ -41,8 +41,18 @@ def block_pixels(qpos: np.ndarray, half_sides: np.ndarray) -> np.ndarray:
         mujoco.mj_camlight(model, data)
         turn = data.cam_xmat[camera].reshape(3, 3)
         mujoco.mj_multiRay(
-            *(model, data, data.cam_xpos[camera], (rays @ turn.T).reshape(-1), shown, True, -1),
-            *(geoms, ways, None, len(rays), mujoco.mjMAXVAL),
+            model,
+            data,
+            data.cam_xpos[camera],
+            (rays @ turn.T).reshape(-1),
+            shown,
+            True,
+            -1,
+            geoms,
+            ways,
+            None,
+            len(rays),
+            mujoco.mjMAXVAL,
         )
         # A ray's length is such that the way along it is the depth.
         counts[index] = ((geoms == box) & (ways < DEPTH_CUTOFF)).sum()

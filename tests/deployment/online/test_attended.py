@@ -295,7 +295,9 @@ def test_real_arms_are_led_from_serial_ports_and_what_succeeded_is_kept(
         rig = RigConfig("aloha", ports=emulator.ports, recordings=recordings)
         with Keyboard(hand.said.append, hand.stream) as person:  # pyright: ignore[reportArgumentType]
             result = demonstrate(
-                *(DemoConfig("reach", "keyboard", 2), rig, tmp_path / "demos"),
+                DemoConfig("reach", "keyboard", 2),
+                rig,
+                tmp_path / "demos",
                 person=person,
                 mode="full",
                 pause=hand.pause,
@@ -338,7 +340,9 @@ def test_real_arms_learn_with_a_person_beside(
     )
     settings = ("minutes=0.1", "chunk=10", "warmup=5", "batch=16", "updates=4", "clone_steps=300")
     config = LearnConfig(
-        *("reach", "residual", (str(shown["out"]),)),
+        "reach",
+        "residual",
+        (str(shown["out"]),),
         (*settings, "hidden=(16, 16)", "final_episodes=1"),
         robot="aloha",
         resets="robot",
@@ -398,7 +402,9 @@ def test_real_arms_insert_with_a_person_beside(
     online_cases.written(online_cases.always(read_base(shipped_base())), tmp_path / "told")
     settings = ("minutes=0.01", "chunk=5", "warmup=5", "batch=16", "hidden=(16, 16)")
     config = LearnConfig(
-        *("insert", "residual", (str(tmp_path / "demos"),)),
+        "insert",
+        "residual",
+        (str(tmp_path / "demos"),),
         (*settings, "final_episodes=1"),
         robot="aloha",
         reward="person" if by == "person" else str(tmp_path / "told"),
@@ -411,7 +417,7 @@ def test_real_arms_insert_with_a_person_beside(
         if by == "person":
             coach = stack.enter_context(InsertCoach(hand.said.append, hand.stream))  # pyright: ignore[reportArgumentType]
         result = learn(
-            *(config, tmp_path / "run"), coach=coach, rig=rig, mode="full", pause=hand.pause
+            config, tmp_path / "run", coach=coach, rig=rig, mode="full", pause=hand.pause
         )
         assert not emulator.state().torque.any()
     assert result["protocol"] == "learn-insert-v1+modified+aloha"
@@ -440,7 +446,9 @@ def test_a_person_judges_insertions_of_real_arms(
         rig = seeing_rig(emulator, monkeypatch)
         with Judge(hand.said.append, hand.stream) as person:  # pyright: ignore[reportArgumentType]
             result = demonstrate(
-                *(DemoConfig("insert", "student", tries=1), rig, tmp_path / "demos"),
+                DemoConfig("insert", "student", tries=1),
+                rig,
+                tmp_path / "demos",
                 person=person,
                 mode="full",
                 pause=hand.pause,

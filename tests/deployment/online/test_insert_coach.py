@@ -55,7 +55,7 @@ class Beside:
             chooser.use(Published(7, {name: np.full(one, 0.01) for name, one in shapes.items()}))
         aided = CoachedInsertion(self.spec, chooser, self.coach, 40, judged=truth is None)
         self.one = Inserter(
-            *(self.spec, aided, base, truth), reward=Unsaid(TASK), slower=1.0, seconds=60.0
+            self.spec, aided, base, truth, reward=Unsaid(TASK), slower=1.0, seconds=60.0
         )
         self.examples = [dict(seen) for seen in base.policy.examples() if seen["switched"]]
         home = np.tile([0.25, -0.4, 1.0, 0.0, -0.4, 0.0, 0.02], 2)

@@ -51,9 +51,7 @@ def acted(base, evaluation: bool, truth_from: int, sure: float = 20.0, steps: in
     """Returns what acted, and what it said in each step, with the peg in from a step on."""
     spec, steps_so_far = insert_spec(base), iter(range(1000))
     reward = InsertReward(online_cases.always(base, sure=sure))
-    one = Inserter(
-        *(spec, Alone(spec), base, lambda: next(steps_so_far) >= truth_from, 0.25, reward)
-    )
+    one = Inserter(spec, Alone(spec), base, lambda: next(steps_so_far) >= truth_from, 0.25, reward)
     one.begin((0,), False, evaluation)
     seen, said = observed(base), []
     while one.phase is not Phase.IDLE and len(said) < steps:

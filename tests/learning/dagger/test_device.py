@@ -161,8 +161,13 @@ def test_nothing_is_fetched_or_sent_within_an_iteration(small: Small) -> None:
 def test_an_update_at_once_is_that_of_its_parts(small: Small) -> None:
     distiller = small.distiller
     parts = Learner(
-        *(distiller.settings, distiller.setup.spec, distiller.setup.auxiliary),
-        *(distiller.encoding, None, distiller.frozen, False),
+        distiller.settings,
+        distiller.setup.spec,
+        distiller.setup.auxiliary,
+        distiller.encoding,
+        None,
+        distiller.frozen,
+        False,
     )
     # Few samples have features that hardly vary, whose normalization would make much of rounding.
     samples = small.second[1].samples

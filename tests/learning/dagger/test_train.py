@@ -238,7 +238,7 @@ def test_a_student_learns_on_from_what_it_was(
 
     settings = student_cases.settings()
     started = make_distiller(
-        *(settings, student_cases.staged(), student_cases.encoder(), 3, 1, "exact"), begun=before
+        settings, student_cases.staged(), student_cases.encoder(), 3, 1, "exact", begun=before
     )
     policy = started.learner.to_policy(started.init().learner, {})
     for name, value in before.weights.items():
@@ -529,8 +529,12 @@ def test_other_students_learn_all_that_they_should(
     small: Small, observation: str, finetune: bool, auxiliary: float, ahead: int
 ) -> None:
     settings = student_cases.settings(
-        *(observation, f"finetune={finetune}", f"auxiliary={auxiliary}", "cameras.size=32"),
-        *(f"ahead={ahead}", "average=0.9"),
+        observation,
+        f"finetune={finetune}",
+        f"auxiliary={auxiliary}",
+        "cameras.size=32",
+        f"ahead={ahead}",
+        "average=0.9",
     )
     encoder = small.encoder if observation == "rgb" else None
     distiller = make_distiller(settings, small.teacher, encoder, 3, 1, "exact")
@@ -664,7 +668,12 @@ def test_what_follows_a_sample_is_the_label_of_a_later_step_of_its_episode(
 
 def test_one_run_measures_collection_beside_physics_and_rendering(paths: Paths) -> None:
     result = distillation.bench_distill(
-        *(None, 0.2, 1, None, str(paths.teacher), str(paths.encoder)),
+        None,
+        0.2,
+        1,
+        None,
+        str(paths.teacher),
+        str(paths.encoder),
         overrides=student_cases.TINY,
         renderer="exact",
     )

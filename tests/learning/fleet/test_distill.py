@@ -54,8 +54,14 @@ class Small:
         worlds = parts(4, 2)
         self.distiller = make_distiller(*given, part=worlds[0], like=self.plain)
         plan = DistillPlan(
-            *(config.to_dict(self.settings), kept(teacher), kept(encoder)),
-            *(SEED, 1, "exact", "cpu", 2),
+            config.to_dict(self.settings),
+            kept(teacher),
+            kept(encoder),
+            SEED,
+            1,
+            "exact",
+            "cpu",
+            2,
         )
         self.lender: World = DistillWorld(self.plain)
         model = DistillWorld(self.distiller).model
@@ -137,7 +143,14 @@ def test_the_command_trains_on_a_fleet_and_resumes_with_another_number_of_worker
     overrides = [f"{key}={text(value)}" for key, value in plain.items() if preset[key] != value]
     for workers, resume, minutes in ((2, False, 0.0), (1, True, None)):
         result = dagger.distill(
-            *("quick", overrides, teacher, encoder, "rgb", tmp_path / "run", SEED, 1),
+            "quick",
+            overrides,
+            teacher,
+            encoder,
+            "rgb",
+            tmp_path / "run",
+            SEED,
+            1,
             resume=resume,
             minutes=minutes,
             renderer="exact",

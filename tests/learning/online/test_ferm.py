@@ -184,7 +184,7 @@ def test_critics_judge_what_the_arm_can_execute():
             config = OnlineConfig("rlpd", critics=2, hidden=(8,), possible=possible)
             critics = losses.init_critics(seeing, config, np.random.default_rng(1))
             value[loud, possible] = losses.target_value(
-                *(seeing, config, outwards, critics, batch, jax.random.PRNGKey(0), jnp.float32(0))
+                seeing, config, outwards, critics, batch, jax.random.PRNGKey(0), jnp.float32(0)
             )
     # What is drawn about the first may lead inwards a little.
     np.testing.assert_allclose(value[0.0, True], value[20.0, True], atol=0.005)

@@ -61,7 +61,10 @@ def pick(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     settings = config.override(find_preset("insert", "quick"), TINY)
     spec = make_pixel_spec(
         scene.load("pick"),
-        *(settings.network, settings.cameras, settings.history, settings.env.control.scale),
+        settings.network,
+        settings.cameras,
+        settings.history,
+        settings.env.control.scale,
     )
     draw = np.random.default_rng(4)
     shapes = PixelPolicy.shapes(spec).items()
@@ -88,7 +91,10 @@ class Trained:
 
         patch.setattr(PixelTraining, "update", watched)
         self.result = pixels.train(
-            *("insert", "quick", "student", out),
+            "insert",
+            "quick",
+            "student",
+            out,
             overrides=TINY,
             threads=1,
             renderer="exact",

@@ -24,8 +24,13 @@ pytestmark = pytest.mark.compiles
 
 def make_spec(size: int = 16, places: int = 4, **network: Any) -> StereoSpec:
     found = policies_spec.make_spec(
-        *(scene.load("insert"), "stereo", StudentNetworkConfig(places=places)),
-        *(CameraSpec(size=size), HistoryConfig(), Switch(), 0.02),
+        scene.load("insert"),
+        "stereo",
+        StudentNetworkConfig(places=places),
+        CameraSpec(size=size),
+        HistoryConfig(),
+        Switch(),
+        0.02,
         stereo=dataclasses.replace(StereoNetworkConfig(), **network),
     )
     assert isinstance(found, StereoSpec)

@@ -410,7 +410,10 @@ def test_an_environment_depends_on_itself_alone() -> None:
     state = np.zeros((4, 1), np.float32), np.ones(4, bool)
     whole = all_(keys, rgb, depth, fields, *state)
     part = all_(
-        *(keys[2:], rgb[2:], depth[2:], {k: v[2:] for k, v in fields.items()}),
+        keys[2:],
+        rgb[2:],
+        depth[2:],
+        {k: v[2:] for k, v in fields.items()},
         *(one[2:] for one in state),
     )
     for one, other in zip(whole, part, strict=True):
