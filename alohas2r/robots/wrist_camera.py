@@ -53,8 +53,8 @@ class SensorRenderer:
     def __init__(self, renderer: Renderer, size: int) -> None:
         import jax
 
-        self._renderer, self._bank = renderer, line_bank(size, size)
-        self._corrupt = jax.jit(corrupt)
+        self._renderer, self._corrupt = renderer, jax.jit(corrupt)
+        self._bank = jax.device_put(line_bank(size, size))  # 34 MB, too much to hand over at each picture
 
     def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
         """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]."""
