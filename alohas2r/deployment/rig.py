@@ -297,12 +297,15 @@ def _renderer(config: RigConfig) -> Renderer:
     options: dict[str, object] = {"width": config.size, "height": config.size, "batch": 1}
     if config.stereo:
         options["cameras"] = stereo.cameras(CAMERAS)
-    renderer = renderers.make("raycast", scene.load("insert"), **options)
-    looks = changed.looks(config.params, scene.load("insert"))
-    changed_renderer = renderer if looks is None else LooksRenderer(renderer, looks)
-    return (
-        SensorRenderer(changed_renderer, config.size) if config.params.sensor else changed_renderer
-    )
+    insert = scene.load("insert")
+    renderer: Renderer = renderers.make("raycast", insert, **options)
+    looks = changed.looks(config.params, insert)
+    if looks is not None:
+        renderer = LooksRenderer(renderer, looks)
+    if config.params.sensor:
+        renderer = SensorRenderer(renderer, config.size)
+        renderer.render(insert.home_qpos[None])  # compiles, which no control step has time for
+    return renderer
 
 
 def _hidden(params: WorldParams) -> HiddenConfig:
