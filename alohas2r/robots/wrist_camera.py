@@ -54,7 +54,8 @@ class SensorRenderer:
         import jax
 
         self._renderer, self._corrupt = renderer, jax.jit(corrupt)
-        self._bank = jax.device_put(line_bank(size, size))  # 34 MB, too much to hand over at each picture
+        # Once: it is 34 MB, too much to hand over with each picture.
+        self._bank = jax.device_put(line_bank(size, size))
 
     def render(self, poses: Array, looks: PyTree = None) -> tuple[Array, Array]:
         """Returns rgb [1, C, H, W, 3] and depth [1, C, H, W] of poses [1, nq]."""
