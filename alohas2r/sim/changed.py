@@ -18,10 +18,8 @@ NOMINAL_PEG_MM = 2000 * PEG_HALF
 PEG_MM = 10.0, 35.0
 MOST_DELAY = 10  # control steps
 MOST_MM, MOST_DEG = 50.0, 30.0
-_WHOLE = {
-    "delay": ", of whole steps",
-    "sensor": "",
-}  # keys of whole numbers, and what a wrong one is told
+# Keys of whole numbers, and what is said beside a value that is none.
+_WHOLE = {"delay": ", of whole steps", "sensor": ""}
 SPELLING = "peg=MM,delay=STEPS,camera=MM:DEG,sensor=0|1"
 
 

@@ -352,10 +352,8 @@ def parse_online_run(content: bytes, name: str) -> AnyRun:
     try:
         described: JsonObject = json.loads(content)
         of: type[AnyRun] = OnlineRun
-        world = {
-            **to_dict(NOMINAL),
-            **described.get("world", {}),
-        }  # what runs do not say that are older than it
+        # Runs that are older than a key of their world do not say it.
+        world = {**to_dict(NOMINAL), **described.get("world", {})}
         earlier: JsonObject = {}
         if described["spec"]["task"] == TASK:
             of = PacedRun if described["config"].get("tempo") else InsertRun
