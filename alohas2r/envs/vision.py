@@ -32,6 +32,7 @@ from alohas2r.rendering.looks import sensor as transfer_sensor
 from alohas2r.rendering.looks.config import TransferConfig, find_looks
 from alohas2r.rendering.protocol import Frames
 from alohas2r.sim import scene
+from alohas2r.sim.changed import check_camera, moved_cameras
 from alohas2r.sim.signals import Signals
 from alohas2r.sim.variation import Held
 
@@ -56,6 +57,8 @@ class SensesConfig:
         `rendering.looks.config`, or their ranges, which take the place of `corrupt`.
       shadows: share of the environments whose lights may cast shadows; shadows take a good part of the time.
       looks_steps: after so many steps an episode gets other looks, so that a student meets more of them; 0 for never.
+      camera: how far both wrist cameras are moved (mm) and turned (degrees) on top of that, as in
+        `sim.changed.WorldParams`: mounted as on one certain robot.
     """
 
     joint_pos: float = 0.1
@@ -65,6 +68,7 @@ class SensesConfig:
     looks: bool | str | TransferConfig = True
     shadows: float = 0.25
     looks_steps: int = 0
+    camera: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         check(0 <= self.joint_pos <= 1, f"joint_pos must be in 0..1 rad, not {self.joint_pos}")
@@ -80,6 +84,7 @@ class SensesConfig:
             f"looks_steps must be in 0..10000, not {self.looks_steps}",
         )
         find_looks(self.looks)
+        check_camera(self.camera)
 
     @property
     def transfer(self) -> TransferConfig | None:
@@ -251,6 +256,7 @@ class Senses:
             drawn = self._sample(
                 root[padded], drawing[padded], None if start is None else start[padded]
             )
+            drawn |= self._mounted(drawn, np)
             for name, value in drawn.items():
                 value = np.asarray(value)[: len(some)]
                 if self._looks[name].dtype != value.dtype:
@@ -285,6 +291,15 @@ class Senses:
             return _sample_looks(root, drawing, name=self.spec.phase, rights=self._rights)
         return _sample_transfer(root, drawing, start, config=self._transfer)
 
+    def _mounted(self, looks: Mapping[str, Any], xp: Any) -> dict[str, Any]:
+        """Returns where the cameras of looks [..., ncam, 3 or 4] are on a robot that has them mounted elsewhere."""
+        if self.config.camera == (0.0, 0.0) or "cam_pos" not in looks:
+            return {}
+        place, turn = moved_cameras(
+            self.config.camera, self._scene, looks["cam_pos"], looks["cam_quat"], xp
+        )
+        return {"cam_pos": place, "cam_quat": turn}
+
     def _start(self, state: SensesState, qpos: Any, xp: Any) -> Any:
         """Returns where the objects were at the start of the episodes, [N, 2, 2] (m); None where it does not matter."""
         if state.start is None:
@@ -312,6 +327,7 @@ class Senses:
             }
         if self.spec.paired:
             base |= stereo.no_error(self._rights)
+        base |= self._mounted(base, np)
         looks = visual_randomization.repeat(base, self.num_envs)
         looks |= self._geometry
         looks["light_castshadow"][~self._may_cast] = False
@@ -325,7 +341,8 @@ class Senses:
         """
         looks = {name: jnp.asarray(value) for name, value in self._nominal().items()}
         if self.config.looks:
-            looks |= self._sample(state.root, self._drawing(state), self._start(state, qpos, jnp))
+            drawn = self._sample(state.root, self._drawing(state), self._start(state, qpos, jnp))
+            looks |= drawn | self._mounted(drawn, jnp)
             looks["light_castshadow"] &= jnp.asarray(self._may_cast)[:, None]
         return looks
 

@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from alohas2r.config import check, to_dict
+from alohas2r.core.types import Array
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.sim import physics_randomization
 from alohas2r.sim.objects import PEG_HALF
@@ -50,11 +51,7 @@ class WorldParams:
             f"delay = {self.delay} must lie in 0..{MOST_DELAY} control steps",
         )
         check(self.sensor in (0, 1), f"sensor = {self.sensor} must be 0 or 1")
-        moved, turned = self.camera
-        check(
-            abs(moved) <= MOST_MM and abs(turned) <= MOST_DEG,
-            f"camera = {moved:g}:{turned:g} must lie within {MOST_MM:g} mm and {MOST_DEG:g} degrees, either way",
-        )
+        check_camera(self.camera)
 
     @property
     def raised_m(self) -> float:
@@ -73,6 +70,15 @@ class WorldParams:
         if self.sensor:
             said.append(f"sensor={self.sensor}")
         return ",".join(said)
+
+
+def check_camera(camera: tuple[float, float]) -> None:
+    """Raises a ConfigError where cameras would be moved (mm) or turned (degrees) too far."""
+    moved, turned = camera
+    check(
+        abs(moved) <= MOST_MM and abs(turned) <= MOST_DEG,
+        f"camera = {moved:g}:{turned:g} must lie within {MOST_MM:g} mm and {MOST_DEG:g} degrees, either way",
+    )
 
 
 NOMINAL = WorldParams()
@@ -159,18 +165,33 @@ def looks(params: WorldParams, loaded: Scene) -> dict[str, np.ndarray] | None:
     """Returns what the wrist cameras' pictures show otherwise: model field -> [1, ...]; None: nothing."""
     if (params.peg, params.camera) == (NOMINAL_PEG_MM, NOMINAL.camera):
         return None
-    model, (moved, turned) = loaded.model, params.camera
+    model = loaded.model
     size, place, turn = (
         one[None].copy() for one in (model.geom_size, model.cam_pos, model.cam_quat)
     )
     size[0, loaded.id("geom", "red_peg"), 1:] = params.peg / 2000
-    half = np.radians(turned) / 2
-    about = np.array([np.cos(half), 0.0, np.sin(half), 0.0])
-    for arm in loaded.arms:
-        camera = loaded.id("camera", f"wrist_cam_{arm.name}")
-        along, turned_quat = np.zeros(3), np.zeros(4)
-        mujoco.mju_rotVecQuat(along, np.array([moved / 1000, 0, 0]), model.cam_quat[camera])
-        mujoco.mju_mulQuat(turned_quat, model.cam_quat[camera], about)
-        place[0, camera] += along
-        turn[0, camera] = turned_quat
+    place, turn = moved_cameras(params.camera, loaded, place, turn)
     return {"geom_size": size, "cam_pos": place, "cam_quat": turn}
+
+
+def moved_cameras(
+    camera: tuple[float, float], loaded: Scene, place: Array, turn: Array, xp: Array = np
+) -> tuple[Array, Array]:
+    """Returns where cameras are once the wrists' are moved and turned.
+
+    Args:
+      camera: by how much, as of `WorldParams`; they are moved along the x axis that they have in the scene.
+      place: [..., ncam, 3] (m), turn: [..., ncam, 4] where they were before, as the model's cam_pos and cam_quat.
+      xp: the array namespace.
+    """
+    moved, half = camera[0] / 1000, np.radians(camera[1]) / 2
+    along, about = np.zeros((loaded.model.ncam, 3)), np.tile([1.0, 0.0], (loaded.model.ncam, 1))
+    for arm in loaded.arms:
+        wrist = loaded.id("camera", f"wrist_cam_{arm.name}")
+        mujoco.mju_rotVecQuat(along[wrist], np.array([moved, 0, 0]), loaded.model.cam_quat[wrist])
+        about[wrist] = np.cos(half), np.sin(half)
+    along, about = along.astype(place.dtype), about.astype(turn.dtype)
+    cos, sin = about[:, 0], about[:, 1]
+    w, x, y, z = (turn[..., axis] for axis in range(4))
+    turned = [w * cos - y * sin, x * cos - z * sin, y * cos + w * sin, z * cos + x * sin]
+    return place + along, xp.stack(turned, -1)

@@ -20,7 +20,8 @@ from alohas2r.rendering import registry as renderers
 from alohas2r.rendering import stereo
 from alohas2r.rendering.protocol import Frames
 from alohas2r.robots.base import Frame, Proprio
-from alohas2r.sim import scene, signals
+from alohas2r.sim import changed, scene, signals
+from alohas2r.sim.changed import WorldParams
 from alohas2r.sim.signals import Readout, Signals
 from alohas2r.tasks.insert import hold_out
 from alohas2r.tasks.insert.config import InsertConfig
@@ -228,6 +229,34 @@ def test_an_episode_gets_other_looks_as_often_as_it_is_told(looks: bool | str) -
     np.testing.assert_array_equal((later == first).all((1, 2)), [True, False, False])
     np.testing.assert_array_equal(later, colours(eyes, [1, 3, 4]))
     assert not (later[1] == colours(eyes, [1, 4, 4])[1]).all()
+
+
+@pytest.mark.parametrize("looks", [False, True, "transfer"])
+def test_cameras_are_mounted_as_on_a_robot_that_has_them_elsewhere(looks: bool | str) -> None:
+    insert, half = scene.load("insert"), np.full(3, 0.010)
+    plain = dataclasses.replace(SensesConfig(), looks=looks)
+    moved = dataclasses.replace(plain, camera=(30.0, 12.0))
+    eyes, before = (Senses(make_spec(), given, half, None) for given in (moved, plain))
+    state = eyes.reset(keys(3))
+    found, nominal = eyes.looks(state), before.looks(state)
+    if not looks:
+        # What the robot in a changed world shows.
+        world = changed.looks(WorldParams(camera=(30.0, 12.0)), insert)
+        assert world is not None
+        for name in ("cam_pos", "cam_quat"):
+            np.testing.assert_allclose(found[name][1], world[name][0], atol=1e-6)
+    wrists = [insert.id("camera", f"wrist_cam_{side}") for side in ("left", "right")]
+    for name in ("cam_pos", "cam_quat"):
+        traced = jax.jit(eyes.looks_traced)(state)[name]
+        np.testing.assert_allclose(traced, found[name], atol=1e-6)
+        differ = (found[name] != nominal[name]).any((0, 2))
+        np.testing.assert_array_equal(np.flatnonzero(differ), wrists)
+    apart = found["cam_pos"] - nominal["cam_pos"]
+    np.testing.assert_allclose(np.linalg.norm(apart[:, wrists], axis=-1), 0.030, atol=1e-6)
+    between = np.abs((found["cam_quat"] * nominal["cam_quat"]).sum(-1))[:, wrists]
+    np.testing.assert_allclose(np.degrees(2 * np.arccos(between)), 12.0, atol=0.1)
+    with pytest.raises(ConfigError, match="must lie within 50 mm and 30 degrees"):
+        dataclasses.replace(plain, camera=(60.0, 0.0))
 
 
 def test_what_is_held_out_is_out_of_sight_and_its_arm_stands_still() -> None:
