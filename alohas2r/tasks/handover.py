@@ -24,8 +24,8 @@ from alohas2r.tasks.registry import TaskEntry, register
 from alohas2r.tasks.scoring import SuccessScorer
 from alohas2r.tasks.single_arm import (
     SINGLE_ARM_OBSERVATION,
+    arm_observations,
     grasped,
-    single_arm_observation,
     slow_joints,
 )
 from alohas2r.tasks.stages import SecondStage
@@ -146,19 +146,7 @@ class HandoverTask:
 
     def observation(self, measured: Measured, state: HandoverState) -> jax.Array:
         """Returns both arms' observations [106] of a measurement; the target is the meeting place."""
-        return single_arm_observation(
-            measured.qpos,
-            measured.qvel,
-            measured.ctrl,
-            measured.object_linvel,
-            measured.object_angvel,
-            measured.gripper_mat,
-            measured.object_mat,
-            measured.tip_to_grip,
-            measured.object_pos,
-            self._target_pos,
-            self._target_mat,
-        ).reshape(-1)
+        return arm_observations(measured, self._target_pos, self._target_mat).reshape(-1)
 
     def privileged(self, signals: Signals, state: HandoverState, context: jax.Array) -> jax.Array:
         """Returns what the critic sees [113]: the exact observation, and the task's memory."""

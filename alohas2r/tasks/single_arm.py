@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from alohas2r.envs.noise import Measured
 from alohas2r.envs.task import TARGETS_LEFT
 from alohas2r.sim.signals import Signals
 
@@ -51,34 +52,27 @@ def home_pose(qpos: jax.Array, home: jax.Array) -> jax.Array:
     return 1 - jnp.tanh(jnp.linalg.norm(qpos - home, axis=-1))
 
 
-def single_arm_observation(
-    qpos: jax.Array,
-    qvel: jax.Array,
-    ctrl: jax.Array,
-    linvel: jax.Array,
-    angvel: jax.Array,
-    gripper_mat: jax.Array,
-    object_mat: jax.Array,
-    tip_to_grip: jax.Array,
-    object_pos: jax.Array,
-    target_pos: jax.Array,
-    target_mat: jax.Array,
-) -> jax.Array:
-    """Assembles one arm's observation, `SINGLE_ARM_OBSERVATION` [..., 53], all in its base frame."""
-    lead = qpos.shape[:-1]
-    difference = target_mat[..., :2, :] - object_mat[..., :2, :]
+def arm_observations(measured: Measured, target_pos: jax.Array, target_mat: jax.Array) -> jax.Array:
+    """Assembles each arm's observation, `SINGLE_ARM_OBSERVATION` [A, 53], all in its base frame.
+
+    Args:
+      measured: of A arms.
+      target_pos: [A, 3] or [3], target_mat: [A, 3, 3] or [3, 3] where their objects should be.
+    """
+    lead = measured.qpos.shape[:-1]
+    difference = target_mat[..., :2, :] - measured.object_mat[..., :2, :]
     return jnp.concatenate(
         [
-            qpos,
-            qvel,
-            linvel,
-            angvel,
-            gripper_mat[..., 1:, :].reshape(*lead, 6),
-            object_mat[..., 1:, :].reshape(*lead, 6),
-            tip_to_grip,
-            target_pos - object_pos,
-            jnp.broadcast_to(difference, (*object_mat.shape[:-2], 2, 3)).reshape(*lead, 6),
-            ctrl - qpos[..., :7],
+            measured.qpos,
+            measured.qvel,
+            measured.object_linvel,
+            measured.object_angvel,
+            measured.gripper_mat[..., 1:, :].reshape(*lead, 6),
+            measured.object_mat[..., 1:, :].reshape(*lead, 6),
+            measured.tip_to_grip,
+            target_pos - measured.object_pos,
+            difference.reshape(*lead, 6),
+            measured.ctrl - measured.qpos[..., :7],
         ],
         -1,
     )

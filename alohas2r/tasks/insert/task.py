@@ -25,9 +25,9 @@ from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.single_arm import (
     LIFTED,
     SINGLE_ARM_OBSERVATION,
+    arm_observations,
     grasped,
     home_pose,
-    single_arm_observation,
     slow_joints,
 )
 
@@ -210,19 +210,7 @@ class InsertTask:
 
     def observation(self, measured: Measured, state: InsertState) -> jax.Array:
         """Returns the observation [109]: both pick observations and socket rear minus peg end."""
-        single = single_arm_observation(
-            measured.qpos,
-            measured.qvel,
-            measured.ctrl,
-            measured.object_linvel,
-            measured.object_angvel,
-            measured.gripper_mat,
-            measured.object_mat,
-            measured.tip_to_grip,
-            measured.object_pos,
-            self.targets,
-            jnp.eye(3),
-        )
+        single = arm_observations(measured, self.targets, jnp.eye(3))
         return jnp.concatenate([single.reshape(-1), measured.socket_minus_peg])
 
     def privileged(self, signals: Signals, state: InsertState, context: jax.Array) -> jax.Array:

@@ -22,9 +22,9 @@ from alohas2r.tasks.pick.config import PickConfig
 from alohas2r.tasks.single_arm import (
     LIFTED,
     SINGLE_ARM_OBSERVATION,
+    arm_observations,
     grasped,
     home_pose,
-    single_arm_observation,
     slow_joints,
 )
 
@@ -126,19 +126,7 @@ class PickTask:
 
     def observation(self, measured: Measured, state: PickState) -> jax.Array:
         """Returns the policy's observation [53] of a measurement."""
-        return single_arm_observation(
-            measured.qpos[0],
-            measured.qvel[0],
-            measured.ctrl[0],
-            measured.object_linvel[0],
-            measured.object_angvel[0],
-            measured.gripper_mat[0],
-            measured.object_mat[0],
-            measured.tip_to_grip[0],
-            measured.object_pos[0],
-            state.target_pos,
-            jnp.eye(3),
-        )
+        return arm_observations(measured, state.target_pos, jnp.eye(3))[0]
 
     def privileged(self, signals: Signals, state: PickState, context: jax.Array) -> jax.Array:
         """Returns what the critic sees [65]: the exact observation, the block, and the task's memory."""
