@@ -221,10 +221,19 @@ ARMS = {
 REAL_TIME = {FERM: ("updates=2",)}
 
 
-# Of insertion, with a decision in every control step.
+# Of insertion, with a decision in every control step: too short to tell one from another, so exploration stays the same
+# for an episode, and returns are of two seconds.
 INSERT_ARMS = {
     "residual": OnlineConfig(
-        "residual", updates=4, discount=0.97, clone_steps=0, feature_noise=0.0
+        "residual",
+        updates=4,
+        n_step=40,
+        discount=0.99,
+        bins=51,
+        steady=1.0,
+        loudest=-1.5,
+        clone_steps=0,
+        feature_noise=0.0,
     ),
 }
 
