@@ -71,6 +71,7 @@ def test_every_command_parses(command: Command) -> None:
 
 def test_every_setting_exists() -> None:
     pytest.importorskip("jax")
+    from alohas2r.deployment.online.tempo import TempoConfig
     from alohas2r.learning.dagger import config as dagger
     from alohas2r.learning.encoder import config as encoder
     from alohas2r.learning.pixels import config as pixels
@@ -87,6 +88,9 @@ def test_every_setting_exists() -> None:
             check_sweep(command)
             continue
         values = parse(command.arguments)
+        if name == ("learn",) and values["arm"] == "tempo":
+            config.override(TempoConfig("student.onnx"), changes)
+            continue
         if name == ("learn",):
             online.find_arm(str(values["arm"]), tuple(changes), str(values["task"]))
             continue
