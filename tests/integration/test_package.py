@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import alohas2r
 
@@ -100,6 +102,27 @@ def test_every_requirement_is_pinned_and_no_registry_is_named() -> None:
     for requirement in (item for group in groups for item in group):
         name = requirement.split(">=")[0].split("[")[0].lower()
         assert name == "alohas2r" or name in pinned, f"{requirement} is not in constraints.txt"
+
+
+def test_what_is_pinned_runs_on_every_python_that_the_package_does() -> None:
+    """A version that wants 3.11.5 leaves those out whose distribution has 3.11.2."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = f"{project['requires-python'].removeprefix('>=')}.0"
+    checked, refused = 0, []
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, version = line.partition("==")
+        try:
+            found = metadata.metadata(name) if version else None
+        except metadata.PackageNotFoundError:  # of an extra that is not installed
+            continue
+        if found is None or found["Version"] != version:
+            continue
+        checked += 1
+        wants = ",".join(found.get_all("Requires-Python") or [])
+        if not SpecifierSet(wants).contains(oldest):
+            refused.append(f"{line} wants Python {wants}")
+    assert checked > 20
+    assert not refused
 
 
 def test_scenes_and_policies_are_found_from_an_installed_wheel(
