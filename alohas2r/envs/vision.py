@@ -293,7 +293,7 @@ class Senses:
 
     def _mounted(self, looks: Mapping[str, Any], xp: Any) -> dict[str, Any]:
         """Returns where the cameras of looks [..., ncam, 3 or 4] are on a robot that has them mounted elsewhere."""
-        if self.config.camera == (0.0, 0.0) or "cam_pos" not in looks:
+        if self.config.camera == (0.0, 0.0):
             return {}
         place, turn = moved_cameras(
             self.config.camera, self._scene, looks["cam_pos"], looks["cam_quat"], xp

@@ -221,8 +221,8 @@ ARMS = {
 REAL_TIME = {FERM: ("updates=2",)}
 
 
-# Of insertion, with a decision in every control step: too short to tell one from another, so exploration stays the same
-# for an episode, and returns are of two seconds.
+# Of insertion, with a decision in every control step. One alone changes too little for critics to learn its worth, so
+# exploration stays the same for an episode, and returns add up two seconds.
 INSERT_ARMS = {
     "residual": OnlineConfig(
         "residual",
