@@ -23,7 +23,7 @@ from alohas2r.embodiment.joints import two_fingers
 from alohas2r.embodiment.observation import proprioception as joint_values
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
-from alohas2r.policies.online.classifier import REWARD, ClassifierSpec, SuccessClassifier
+from alohas2r.policies.online.classifier import ClassifierSpec, SuccessClassifier
 from alohas2r.policies.online.eyes import read_eyes
 from alohas2r.policies.online.spec import OnlineSpec
 from alohas2r.policies.online.tasks import make_spec
@@ -80,9 +80,9 @@ def always(base: Base, hidden: int = 2, sure: float = 20.0) -> SuccessClassifier
     """A classifier that is as sure of all that it sees."""
     spec = insert_spec(base)
     of = ClassifierSpec(student_hash=spec.student_hash, pictures=spec.pictures, hidden=(hidden,))
-    shapes = networks.mlp_shapes(REWARD, of.sizes)
+    shapes = networks.mlp_shapes(of.names[0], of.sizes)
     weights = {name: np.zeros(shape) for name, shape in shapes.items()}
-    weights["reward/layer1/bias"][:] = sure
+    weights["reward/0/layer1/bias"][:] = sure
     scales = {"mean": np.zeros(of.features), "std": np.ones(of.features)}
     return SuccessClassifier(of, weights | scales, {})
 

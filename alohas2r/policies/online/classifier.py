@@ -32,7 +32,7 @@ class ClassifierSpec:
     Attributes:
       student_hash: of the exported student whose first layers look at the pictures.
       pictures: how many numbers these make of both wrists' pictures.
-      task: what it tells. hidden: layers.
+      task: what it tells. hidden: layers. networks: how many tell it together, by the mean of their log odds.
       sure: probability above which a control step counts. steps: how many in a row are the reward.
     """
 
@@ -40,6 +40,7 @@ class ClassifierSpec:
     pictures: int
     task: str = TASK
     hidden: tuple[int, ...] = (64, 64)
+    networks: int = 1
     sure: float = 0.9
     steps: int = 5
 
@@ -48,6 +49,7 @@ class ClassifierSpec:
         check(self.task == TASK, f"task must be {TASK}, not '{self.task}'")
         check(self.pictures >= 1, f"pictures must be at least 1, not {self.pictures}")
         check(bool(self.hidden) and min(self.hidden) >= 1, "hidden needs layers of 1 or more")
+        check(self.networks >= 1, f"networks must be at least 1, not {self.networks}")
         check(0 < self.sure < 1, f"sure must lie in (0, 1), not {self.sure}")
         check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
 
@@ -58,15 +60,20 @@ class ClassifierSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of the network's input, hidden layers and output."""
+        """Of a network's input, hidden layers and output."""
         return self.features, *self.hidden, 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the networks, in the names of their weights."""
+        return tuple(f"{REWARD}/{index}" for index in range(self.networks))
 
 
 class SuccessClassifier:
     """Tells an insertion, as an artifact.
 
     Args:
-      spec: its description. weights: "mean", "std" and "reward/layerI/...".
+      spec: its description. weights: "mean", "std" and "reward/N/layerI/...".
       trained: how it was trained.
 
     Raises:
@@ -86,7 +93,9 @@ class SuccessClassifier:
         self.trained: JsonObject = dict(trained)
         found = {name: value.shape for name, value in self.weights.items()}
         wanted = {"mean": (spec.features,), "std": (spec.features,)}
-        if found != wanted | networks.mlp_shapes(REWARD, spec.sizes):
+        for name in spec.names:
+            wanted |= networks.mlp_shapes(name, spec.sizes)
+        if found != wanted:
             raise ArtifactError("The weights do not fit the classifier's description.")
         broken = [name for name, value in self.weights.items() if not np.isfinite(value).all()]
         if broken:
@@ -106,8 +115,11 @@ class SuccessClassifier:
         """
         features = np.concatenate([pictures, proprioception], -1).astype(np.float32)
         normal = networks.normalize(self.weights, features)
-        said = networks.mlp(self.weights, REWARD, normal, len(self.spec.hidden))[..., 0]
-        return 0.5 * (1 + np.tanh(0.5 * said))
+        layers = len(self.spec.hidden)
+        said = [
+            networks.mlp(self.weights, name, normal, layers)[..., 0] for name in self.spec.names
+        ]
+        return 0.5 * (1 + np.tanh(0.5 * np.mean(said, 0)))
 
     def describe(self) -> JsonObject:
         """Returns what classifier.json says of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -18,7 +19,6 @@ from alohas2r.learning.online.reward import RewardConfig, measure, split, train_
 from alohas2r.policies import artifact
 from alohas2r.policies.online import networks
 from alohas2r.policies.online.classifier import (
-    REWARD,
     ClassifierSpec,
     InsertReward,
     Look,
@@ -48,11 +48,10 @@ def look(says: float, held: bool = True) -> Look:
 def by_the_first() -> SuccessClassifier:
     """A classifier that is sure where the first of its numbers is 1, and sure of the contrary at -1."""
     spec = ClassifierSpec(student_hash="s", pictures=N, hidden=(2,))
-    weights = {
-        name: np.zeros(shape) for name, shape in networks.mlp_shapes(REWARD, spec.sizes).items()
-    }
-    weights["reward/layer0/kernel"][0] = 1, -1
-    weights["reward/layer1/kernel"][:, 0] = 5, -5
+    shapes = networks.mlp_shapes(spec.names[0], spec.sizes)
+    weights = {name: np.zeros(shape) for name, shape in shapes.items()}
+    weights["reward/0/layer0/kernel"][0] = 1, -1
+    weights["reward/0/layer1/kernel"][:, 0] = 5, -5
     size = {"mean": np.zeros(spec.features), "std": np.ones(spec.features)}
     return SuccessClassifier(spec, weights | size, {})
 
@@ -226,10 +225,10 @@ def made(tmp_path_factory):
 
     episodes = [
         (at, at % 2 == 0, [None, *[seen(False) for _ in range(12)], *[seen(at % 2 == 0)] * 5])
-        for at in range(16)
+        for at in range(32)
     ]
     run = record(folder / "run", episodes, {"student_hash": base.policy.hash})
-    config = RewardConfig(steps=300, hidden=(8,), held_out=0.5)
+    config = RewardConfig(steps=600, hidden=(16,), noise=0.1, networks=2, held_out=0.5)
     result = train_reward([run], shipped_base(), folder / "reward", config)
     return run, folder / "reward", result, config
 
@@ -237,8 +236,8 @@ def made(tmp_path_factory):
 def test_it_tells_episodes_that_it_has_not_seen(made):
     run, folder, result, config = made
     held = result["held_out"]
-    assert (held["failed"], held["succeeded"]) == (4, 4)
-    assert (held["false"], held["true"], held["early"]) == (0, 4, 0)
+    assert (held["failed"], held["succeeded"]) == (8, 8)
+    assert (held["false"], held["true"], held["early"]) == (0, 8, 0)
     assert result["worlds"]["nominal"] == held
     stored = artifact.load(folder, SuccessClassifier)
     assert stored.hash == result["hash"]
@@ -247,6 +246,46 @@ def test_it_tells_episodes_that_it_has_not_seen(made):
     assert stored.trained["runs"] == [str(run)]
     again = train_reward([run], shipped_base(), folder.parent / "again", config)
     assert again["hash"] == result["hash"]
+
+
+def test_the_reward_asks_for_more_than_a_failure_that_was_not_learnt_from_came_to(made):
+    """Failures that look like insertions for as long as the reward asks raise what it asks for; shorter ones do not."""
+    run, _, result, config = made
+    size = insert_spec(read_base(shipped_base())).pictures
+    trials = read_trials([run], size)
+    successes = [one for one in trials.trials if one.inserted is not None]
+    failures = [one for one in trials.trials if one.inserted is None]
+    assert result["sure"] == 0.9  # none of them did
+
+    def sure(seen: int) -> float:
+        """Of a classifier that is asked of one more failure, in which as many steps are those of a success."""
+        alike = [*failures[0].looks[:-seen], *successes[0].looks[-seen:], *failures[0].looks[-5:]]
+        one = failures[0]._replace(looks=alike, start=(-1,))
+        spec = ClassifierSpec(student_hash="s", pictures=size, hidden=(8,), networks=2)
+        learnt = reward.learn(spec, [*successes, *failures, one], config, 0)
+        assert learnt.spec.names == ("reward/0", "reward/1")
+        assert rewarded(learnt, one.looks) is None
+        return learnt.spec.sure
+
+    assert sure(4) == 0.9
+    assert 0.95 < sure(5) < 1
+
+
+def test_networks_tell_together_by_the_mean_of_their_odds():
+    one = by_the_first()
+    spec = dataclasses.replace(one.spec, networks=2)
+    weights = {
+        **one.weights,
+        **{key.replace("/0/", "/1/", 1): value for key, value in one.weights.items()},
+    }
+    weights["reward/1/layer1/kernel"] = 3 * weights["reward/0/layer1/kernel"]
+    both = SuccessClassifier(spec, weights, {})
+    odds = [
+        np.log(p / (1 - p)) for p in (one.probability(*look(0.3)), both.probability(*look(0.3)))
+    ]
+    assert odds[1] == pytest.approx(2 * odds[0], rel=1e-5)
+    with pytest.raises(ArtifactError, match="do not fit"):
+        SuccessClassifier(spec, one.weights, {})
 
 
 def test_labels_decide_not_what_else_differs(made, monkeypatch):
