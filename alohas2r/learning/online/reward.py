@@ -258,7 +258,7 @@ def learn(
         surest = max([surest, *(_surest(alone, one) for one in failures)])
         weights |= {key.replace(spec.names[0], name): value for key, value in learnt.items()}
     return SuccessClassifier(
-        dataclasses.replace(spec, sure=_sure(spec, surest, config)), weights, {}
+        dataclasses.replace(spec, sure=sure_enough(spec, surest, config)), weights, {}
     )
 
 
@@ -272,9 +272,11 @@ def _surest(classifier: SuccessClassifier, failure: Trial) -> float:
     return max((min(said[at : at + steps]) for at in range(len(said) - steps + 1)), default=0.0)
 
 
-def _sure(spec: ClassifierSpec, surest: float, config: RewardConfig) -> float:
+def sure_enough(spec: ClassifierSpec, surest: float, config: RewardConfig) -> float:
     """Returns the probability that the reward asks for, at least the description's, given the surest of failures."""
-    odds = np.log(surest / (1 - surest)) + config.margin if 0 < surest < 1 else -np.inf
+    if surest <= 0:
+        return spec.sure
+    odds = np.log(surest) - np.log(max(1 - surest, np.exp(-_MOST_ODDS))) + config.margin
     return max(spec.sure, float(1 / (1 + np.exp(-min(odds, _MOST_ODDS)))))
 
 

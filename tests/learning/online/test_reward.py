@@ -271,6 +271,16 @@ def test_the_reward_asks_for_more_than_a_failure_that_was_not_learnt_from_came_t
     assert 0.95 < sure(5) < 1
 
 
+@pytest.mark.parametrize(
+    ("surest", "wanted"), [(0, 0.9), (0.5, 0.9), (0.95, 0.981), (0.99999, 0.999994), (1, 0.999994)]
+)
+def test_what_the_reward_asks_for_by_the_surest_failure(surest, wanted):
+    spec = ClassifierSpec(student_hash="s", pictures=N)
+    assert reward.sure_enough(spec, surest, RewardConfig()) == pytest.approx(
+        wanted, abs=1e-6 if wanted > 0.99 else 1e-3
+    )
+
+
 def test_networks_tell_together_by_the_mean_of_their_odds():
     one = by_the_first()
     spec = dataclasses.replace(one.spec, networks=2)
