@@ -53,10 +53,10 @@ class RewardConfig:
     batch: int = 96
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    noise: float = 0.4
+    noise: float = 0.8
     hidden: tuple[int, ...] = (64, 64)
     networks: int = 8
-    margin: float = 1.0
+    margin: float = 1.5
     held_out: float = 0.4
 
     def __post_init__(self) -> None:
