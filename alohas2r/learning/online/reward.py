@@ -247,7 +247,7 @@ def learn(
     mean, std = every.mean(0), np.maximum(every.std(0), 0.001)
     scales = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
     weights, surest = dict(scales), 0.0
-    parts = _parts(trials, config.networks, seed)
+    parts = _parts(trials, spec.networks, seed)
     update = _update(spec, config)
     for index, (name, part) in enumerate(zip(spec.names, parts, strict=True)):
         others = [one for at in range(len(parts)) if at != index for one in parts[at]]
