@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
+Default = TypeVar("Default")
 Item = TypeVar("Item", contravariant=True)
 # A configuration as JSON has it: nested dicts, lists, text, numbers.
 Plain: TypeAlias = dict[str, Any]
@@ -45,6 +46,7 @@ class _Reader(Protocol[Item]):
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _NONE = ("none", "null", "")
+_LATER = "later"  # in the metadata of a field
 _BRACKETS = {"(": ")", "[": "]"}
 
 
@@ -140,9 +142,29 @@ def difference(old: object, new: object) -> list[str]:
 
 
 def digest(config: object) -> str:
-    """Returns a SHA-256 (64 hexadecimal digits) of a configuration's keys and values."""
-    text = json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    """Returns a SHA-256 (64 hexadecimal digits) of a configuration's keys and values.
+
+    A field that is `later` counts only where it differs from its default: what was there before keeps its hash.
+    """
+    text = json.dumps(_counted(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def later(default: Default) -> Default:
+    """Declares a field that a configuration did not always have; its default must mean what was so before."""
+    return dataclasses.field(default=default, metadata={_LATER: True})
+
+
+def _counted(config: object) -> Plain:
+    """Returns what `digest` covers."""
+    counted = to_dict(config)
+    for field in _fields(type(config)):
+        value = getattr(config, field.name)
+        if field.metadata.get(_LATER) and value == field.default:
+            del counted[field.name]
+        elif dataclasses.is_dataclass(value):
+            counted[field.name] = _counted(value)
+    return counted
 
 
 def _fields(cls: type) -> list[dataclasses.Field[object]]:

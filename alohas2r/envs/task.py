@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 
+from alohas2r.config import check, later
 from alohas2r.core.types import PyTree
 from alohas2r.embodiment.history import HistoryConfig, HistoryState
 from alohas2r.envs.actuation import ControlConfig, ControlState
@@ -15,6 +16,7 @@ from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 from alohas2r.sim.variation import Held, VariationConfig
 
+CONES = PYRAMIDAL, ELLIPTIC = "pyramidal", "elliptic"  # of friction
 # How the part of an observation ends by name that is an arm's targets less its joint positions.
 TARGETS_LEFT = "target_ctrl_minus_joint_pos"
 
@@ -28,6 +30,8 @@ class EnvConfig:
       noise: observation noise and delay.
       history: what the policy remembers.
       contacts: whether everything that can touch does, as in the scenes NAME_contact.
+      cone: of friction, "pyramidal" or "elliptic". Under stiff arms a pyramid lets go of what is gripped; an ellipse
+        does not, and is solved until it has converged: the scenes NAME_elliptic, for contacts alone.
       variation: what differs from robot to robot; nothing by default.
     """
 
@@ -36,10 +40,17 @@ class EnvConfig:
     history: HistoryConfig = HistoryConfig()
     contacts: bool = False
     variation: VariationConfig = VariationConfig()
+    cone: str = later(PYRAMIDAL)
+
+    def __post_init__(self) -> None:
+        check(self.cone in CONES, f"cone must be {' or '.join(CONES)}, not '{self.cone}'.")
+        check(self.contacts or self.cone == PYRAMIDAL, "cone=elliptic needs contacts=true.")
 
     def scene_of(self, name: str) -> str:
         """Returns the name of a task's scene under these conditions."""
-        return f"{name}_contact" if self.contacts else name
+        if not self.contacts:
+            return name
+        return f"{name}_contact" if self.cone == PYRAMIDAL else f"{name}_elliptic"
 
 
 class Start(NamedTuple):

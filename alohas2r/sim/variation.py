@@ -15,7 +15,7 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from alohas2r.config import check
+from alohas2r.config import check, later
 from alohas2r.core.types import Array
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S, PER_ARM
 from alohas2r.sim.scene import Scene
@@ -23,6 +23,7 @@ from alohas2r.sim.scene import Scene
 VARIATION_DRAWS = 160  # uniform numbers that one environment's variation takes
 _FACTORS = (
     "stiffness",
+    "rigidity",
     "gain",
     "gripper_gain",
     "damping",
@@ -43,6 +44,8 @@ class VariationConfig:
     Attributes:
       stiffness: factor on the position gains of all arm joints of a robot at once, as its servos are set up
         alike; their damping goes with its root, which keeps the damping ratio.
+      rigidity: factor on the gains and the damping of all arm joints of a robot at once, as friction in their
+        gears makes them: they follow as slowly, but hang less and give way less.
       gain: factor on each arm joint's position gain; gripper_gain: on the gripper's.
       damping: factor on each joint's damping.
       joint_friction: factor on each joint's dry friction.
@@ -59,6 +62,7 @@ class VariationConfig:
     """
 
     stiffness: tuple[float, float] = (1.0, 1.0)
+    rigidity: tuple[float, float] = later((1.0, 1.0))
     gain: tuple[float, float] = (1.0, 1.0)
     gripper_gain: tuple[float, float] = (1.0, 1.0)
     damping: tuple[float, float] = (1.0, 1.0)
@@ -231,9 +235,10 @@ def sample(scene: Scene, config: VariationConfig, uniform: np.ndarray) -> Robots
         drawn = first + np.floor(draw(1)[:, 0] * (last - first + 1))
         delays[name] = np.minimum(drawn, last).astype(np.int32)
     stiffness = np.repeat(factor(config.stiffness, 1), arms * 6, 1)
+    rigidity = np.repeat(factor(config.rigidity, 1), arms * 6, 1)
     neutral = np.ones((count, arms))
-    gain = gain * each_arm(stiffness, neutral)
-    damping = damping * each_arm(np.sqrt(stiffness), neutral)
+    gain = gain * each_arm(stiffness * rigidity, neutral)
+    damping = damping * each_arm(np.sqrt(stiffness) * rigidity, neutral)
     held = Held(
         offset=each_arm(zero, travel).astype(np.float32),
         scale=each_arm(np.ones((count, arms * 6)), scale).astype(np.float32),

@@ -10,7 +10,7 @@ from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.embodiment.joints import CONTROL_PERIOD_S
 from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.noise import NoiseConfig
-from alohas2r.envs.task import EnvConfig
+from alohas2r.envs.task import ELLIPTIC, PYRAMIDAL, EnvConfig
 from alohas2r.policies.switch import Switch
 from alohas2r.sim.physics_randomization import BlockConfig, InsertRandomization, ObjectRanges
 from alohas2r.sim.variation import NEUTRAL, ROBOTS, VariationConfig
@@ -25,7 +25,7 @@ class Conditions(Generic[Settings]):
 
     Attributes:
       task: settings of the task. control: action scale and delays. noise: of the observation.
-      contacts, variation: as in `envs.task.EnvConfig`.
+      contacts, variation, cone: as in `envs.task.EnvConfig`.
     """
 
     task: Settings
@@ -33,6 +33,7 @@ class Conditions(Generic[Settings]):
     noise: NoiseConfig
     contacts: bool = False
     variation: VariationConfig = NEUTRAL
+    cone: str = PYRAMIDAL
 
     def env(self, memory: HistoryConfig, scale: float | None = None) -> EnvConfig:
         """Returns the environments' configuration.
@@ -41,7 +42,9 @@ class Conditions(Generic[Settings]):
           memory: of the policy. scale: by which its actions move the targets; that of the conditions if None.
         """
         control = self.control if scale is None else dataclasses.replace(self.control, scale=scale)
-        return EnvConfig(control, self.noise, memory, self.contacts, self.variation)
+        return EnvConfig(
+            control, self.noise, memory, self.contacts, self.variation, self.cone
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,11 +208,13 @@ class TransferProtocol(Protocol):
       insert: see TransferInsert.
       variation: of the robots.
       looks: of what a student sees, see `rendering.looks.config.find_looks`; empty for those of the scene.
+      cone: of friction, as in `envs.task.EnvConfig`.
     """
 
     insert: TransferInsert = TransferInsert()
     variation: VariationConfig = ROBOTS
     looks: str = "transfer held out"
+    cone: str = config.later(PYRAMIDAL)
 
 
 EVAL_V2 = TransferProtocol(
@@ -218,6 +223,8 @@ EVAL_V2 = TransferProtocol(
     noise=dataclasses.replace(EVAL_V1.noise, joint_pos=SERVO_POS, joint_vel=SERVO_VEL),
     pick=PickProtocol(steps=200, block=BlockConfig(half_side=(0.009, 0.026), mass=(0.030, 0.100))),
 )
+# The same, where what is gripped is not lost to the shape of a friction cone.
+EVAL_V3 = dataclasses.replace(EVAL_V2, name="eval-v3", cone=ELLIPTIC)
 _NOMINAL_INSERT = TransferInsert(
     physics=InsertRandomization((0.010, 0.010), (1, 1), (1, 1), (1, 1), (1, 1)),
     objects=ObjectRanges(),

@@ -8,6 +8,7 @@ from alohas2r.config import check
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.noise import NoiseConfig
+from alohas2r.envs.task import PYRAMIDAL
 from alohas2r.envs.vision import SensesConfig
 from alohas2r.errors import ConfigError, did_you_mean
 from alohas2r.policies import spec
@@ -53,7 +54,7 @@ class DistillConfig:
       task: the episodes. hold_out: missing objects.
       control: action delay. senses: what the student's observation suffers.
       noise: what the teacher's does.
-      contacts, variation: as in `envs.task.EnvConfig`.
+      contacts, variation, cone: as in `envs.task.EnvConfig`.
       protocol: that of the evaluations on the way; the task's own if empty.
       draws: a label is the mean of the teacher's actions on so many independent measurements of the state, each with
         its own memory. From one measurement to the next they scatter about as much as all that a student fails to
@@ -90,6 +91,7 @@ class DistillConfig:
     noise: NoiseConfig = INSERT_NOISE
     contacts: bool = False
     variation: VariationConfig = VariationConfig()
+    cone: str = PYRAMIDAL
     protocol: str = ""
     draws: int = 4
     senses: SensesConfig = SensesConfig()

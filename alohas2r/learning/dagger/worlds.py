@@ -164,6 +164,7 @@ def set_up(
         memory,
         settings.contacts,
         settings.variation,
+        settings.cone,
     )
     loaded = scene.load_physics(environment.scene_of(entry.scene))
     draws = np.random.default_rng([seed, 2]).random((count, count_draws(entry, environment)))

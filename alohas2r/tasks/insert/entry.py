@@ -19,6 +19,7 @@ from alohas2r.tasks.insert.task import InsertTask
 from alohas2r.tasks.protocol import (
     EVAL_V1,
     EVAL_V2,
+    EVAL_V3,
     TRANSFER_SCALE,
     Conditions,
     Protocol,
@@ -59,7 +60,9 @@ def _conditions(protocol: Protocol) -> Conditions[InsertConfig]:
             inside=protocol.insert.inside,
             switch=protocol.insert.switch,
         )
-        return Conditions(task, protocol.control, rules.noise, True, protocol.variation)
+        return Conditions(
+            task, protocol.control, rules.noise, True, protocol.variation, protocol.cone
+        )
     return Conditions(task, protocol.control, rules.noise)
 
 
@@ -164,6 +167,6 @@ ENTRY = register(
             },
         },
         modified=_modified,
-        protocols=(EVAL_V2,),
+        protocols=(EVAL_V2, EVAL_V3),
     )
 )

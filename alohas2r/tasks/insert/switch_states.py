@@ -22,7 +22,7 @@ from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.env import Env
 from alohas2r.envs.noise import NoiseConfig
-from alohas2r.envs.task import EnvConfig, EnvState
+from alohas2r.envs.task import PYRAMIDAL, EnvConfig, EnvState
 from alohas2r.errors import ArtifactError, ConfigError
 from alohas2r.policies import artifact
 from alohas2r.policies.staged import StagedPolicy
@@ -68,7 +68,7 @@ class CollectConditions:
     """Conditions of the episodes beyond the physics of `CollectConfig`; those of eval-v1 by default.
 
     Attributes:
-      objects, switch: as InsertConfig. contacts, variation, noise: as EnvConfig.
+      objects, switch: as InsertConfig. contacts, variation, noise, cone: as EnvConfig.
     """
 
     objects: ObjectRanges = ObjectRanges()
@@ -76,6 +76,7 @@ class CollectConditions:
     contacts: bool = False
     variation: VariationConfig = VariationConfig()
     noise: NoiseConfig = INSERT_NOISE
+    cone: str = PYRAMIDAL
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,7 +168,7 @@ def under(
 ) -> tuple[CollectConfig, CollectConditions]:
     """Returns how switch states are collected under the conditions of an insertion."""
     conditions = CollectConditions(
-        insert.objects, insert.switch, env.contacts, env.variation, env.noise
+        insert.objects, insert.switch, env.contacts, env.variation, env.noise, env.cone
     )
     return dataclasses.replace(settings, physics=insert.physics), conditions
 
@@ -298,6 +299,7 @@ def _environments(
         history=picker.history,
         contacts=conditions.contacts,
         variation=conditions.variation,
+        cone=conditions.cone,
     )
     shape = count, count_draws(entry, env)
     draws = np.random.default_rng([seed, 1]).random(shape)

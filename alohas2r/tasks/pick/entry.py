@@ -14,6 +14,7 @@ from alohas2r.tasks.pick.task import PickTask
 from alohas2r.tasks.protocol import (
     EVAL_V1,
     EVAL_V2,
+    EVAL_V3,
     TRANSFER_SCALE,
     Conditions,
     Protocol,
@@ -34,7 +35,9 @@ def _conditions(protocol: Protocol) -> Conditions[PickConfig]:
         steps=rules.steps, start=rules.start, block=rules.block, crossed_x=rules.crossed_x
     )
     if isinstance(protocol, TransferProtocol):
-        return Conditions(task, protocol.control, protocol.noise, True, protocol.variation)
+        return Conditions(
+            task, protocol.control, protocol.noise, True, protocol.variation, protocol.cone
+        )
     return Conditions(task, protocol.control, protocol.noise)
 
 
@@ -88,7 +91,7 @@ ENTRY = register(
             ),
         },
         second=RefineConfig(),
-        protocols=(EVAL_V2,),
+        protocols=(EVAL_V2, EVAL_V3),
         view=((-0.25, 0.0, 0.18), 1.0, 120.0, -22.0),
         sizes=block_sizes,
     )
