@@ -227,6 +227,36 @@ def test_digest_does_not_depend_on_how_a_number_was_written() -> None:
     assert config.digest(written) != config.digest(Training())
 
 
+@dataclasses.dataclass(frozen=True)
+class Before:
+    low: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class After:
+    low: float = 1.0
+    high: float = config.later(2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldsBefore:
+    inner: Before = Before()
+
+
+@dataclasses.dataclass(frozen=True)
+class HoldsAfter:
+    inner: After = After()
+
+
+def test_a_later_field_counts_only_where_it_differs() -> None:
+    changed = After(high=3.0)
+    assert config.digest(After()) == config.digest(Before())
+    assert config.digest(HoldsAfter()) == config.digest(HoldsBefore())
+    assert config.digest(changed) != config.digest(After())
+    assert config.digest(HoldsAfter(changed)) != config.digest(HoldsAfter())
+    assert config.to_dict(After()) == {"low": 1.0, "high": 2.0}
+
+
 def test_values_of_a_wrong_type_cannot_be_written() -> None:
     with pytest.raises(ConfigError, match="'note' = 3 must be text"):
         config.to_dict(Training(note=3))  # pyright: ignore[reportArgumentType]

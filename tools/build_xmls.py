@@ -469,6 +469,14 @@ def scene_insert(contact: bool = False) -> ET.Element:
     return root
 
 
+def scene_elliptic(name: str) -> ET.Element:
+    """A contact scene whose friction cones are ellipses; with ten iterations they would diverge."""
+    root = ET.Element("mujoco", model=f"alohas2r {name} elliptic")
+    element(root, "include", file=f"scene_{name}_contact.xml")
+    element(root, "option", cone="elliptic", iterations=50, ls_iterations=20)
+    return root
+
+
 def render(root: ET.Element) -> str:
     """The file's text, with a line saying where it comes from."""
     ET.indent(root, "  ")
@@ -482,6 +490,8 @@ SCENES = {
     "scene_insert.xml": scene_insert,
     "scene_pick_contact.xml": functools.partial(scene_pick, contact=True),
     "scene_insert_contact.xml": functools.partial(scene_insert, contact=True),
+    "scene_pick_elliptic.xml": functools.partial(scene_elliptic, "pick"),
+    "scene_insert_elliptic.xml": functools.partial(scene_elliptic, "insert"),
 }
 
 

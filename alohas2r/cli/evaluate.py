@@ -75,7 +75,7 @@ def evaluate_policy(
         str | None,
         typer.Option(
             help="Repeat under other conditions: clearance (thicker pegs), latency (more delay), "
-            "recovery (15 s; eval-v1) or calibration (eval-v2)."
+            "recovery (15 s; eval-v1) or calibration (eval-v2, eval-v3)."
         ),
     ] = None,
     paired: Annotated[
@@ -94,14 +94,15 @@ def evaluate_policy(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="Frozen conditions: eval-v1, or eval-v2 for robots that differ (eval-v1 if left out)."
+            help="Frozen conditions: eval-v1, or eval-v2 or eval-v3 for robots that differ (eval-v1 if left "
+            "out)."
         ),
     ] = None,
     causes: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.png|none",
-            help="With --protocol eval-v2: success by quantile of each cause, and its plot; none: the "
+            help="With eval-v2 or eval-v3: success by quantile of each cause, and its plot; none: the "
             "nominal robot alone.",
         ),
     ] = None,
@@ -120,7 +121,7 @@ def evaluate_policy(
     world_params: WorldParams = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how often a policy succeeds, under the frozen protocol eval-v1 or eval-v2.
+    """Measure how often a policy succeeds, under the frozen protocol eval-v1, eval-v2 or eval-v3.
 
     Rates come with their 95% Wilson intervals. The protocol's name and hash go with every
     result; only results of the same protocol can be compared. A student is measured with

@@ -52,7 +52,7 @@ def record(
     ] = False,
     protocol: Annotated[
         str | None,
-        typer.Option(help="Frozen conditions: eval-v1 or eval-v2 (eval-v1 if left out)."),
+        typer.Option(help="Frozen conditions: eval-v1, eval-v2 or eval-v3 (eval-v1 if left out)."),
     ] = None,
     renderer: Renderer = "auto",
     seed: Seed = 0,

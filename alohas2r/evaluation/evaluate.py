@@ -465,7 +465,7 @@ def find_rules(phase: str, name: str | None, nominal: bool = False) -> TaskProto
         return rules
     if not isinstance(rules, TransferProtocol):
         raise ConfigError(
-            f"The protocol '{rules.name}' has no causes to leave out; use --protocol eval-v2."
+            f"The protocol '{rules.name}' has no causes to leave out; use --protocol eval-v2 or eval-v3."
         )
     return without_causes(rules)
 

@@ -42,9 +42,7 @@ class Conditions(Generic[Settings]):
           memory: of the policy. scale: by which its actions move the targets; that of the conditions if None.
         """
         control = self.control if scale is None else dataclasses.replace(self.control, scale=scale)
-        return EnvConfig(
-            control, self.noise, memory, self.contacts, self.variation, self.cone
-        )
+        return EnvConfig(control, self.noise, memory, self.contacts, self.variation, self.cone)
 
 
 @dataclasses.dataclass(frozen=True)

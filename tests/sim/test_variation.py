@@ -102,6 +102,21 @@ def test_stiffness_is_one_factor_for_the_whole_robot_and_keeps_the_damping_ratio
         np.testing.assert_array_equal(after[name], before[name])
 
 
+def test_rigid_robots_follow_as_slowly_and_hang_less() -> None:
+    loaded = scene.load_physics("insert_contact")
+    others = VariationConfig(gain=(0.5, 2.0), gripper_gain=(0.5, 6.0), damping=(0.5, 2.0))
+    rigid = dataclasses.replace(others, rigidity=(1.0, 8.0))
+    before = variation.sample(loaded, others, uniform(500)).drawn
+    after = variation.sample(loaded, rigid, uniform(500)).drawn
+    gain = (after["gain"] / before["gain"]).reshape(-1, 2, 7)
+    damping = (after["damping"] / before["damping"]).reshape(-1, 2, 7)
+    assert 1 <= gain[:, 0, 0].min() < 1.1
+    assert 7 < gain[:, 0, 0].max() <= 8
+    np.testing.assert_allclose(gain, damping)
+    np.testing.assert_allclose(gain[..., :6] / gain[:, :1, :1], 1)
+    np.testing.assert_allclose(gain[..., 6], 1)
+
+
 def test_readings_turn_back() -> None:
     robots = variation.sample(scene.load_physics("insert"), ROBOTS, uniform())
     joints = np.random.default_rng(1).normal(size=(COUNT, 14))

@@ -75,6 +75,21 @@ def _scorer(protocol: Protocol, context: np.ndarray) -> InsertScorer:
 _OF_ROBOTS = ("action_delay_ms", "view_delay_ms", "zero_deg", "travel_mm", "base_mm")
 _CLEARANCE = tuple({"peg_mm": float(side)} for side in (20, 24, 28, 32, 34))
 _DELAYS_MS = (50.0, 100.0, 150.0)
+_OF_TRANSFER = {
+    "clearance": _CLEARANCE,
+    "latency": (
+        {"action_delay_ms": 0.0, "view_delay_ms": 0.0},
+        *({"action_delay_ms": late} for late in _DELAYS_MS),
+        *({"view_delay_ms": late} for late in _DELAYS_MS),
+        *({"action_delay_ms": late, "view_delay_ms": late} for late in _DELAYS_MS),
+    ),
+    "calibration": (
+        *({"zero_deg": off} for off in (0.5, 1.0, 1.5)),
+        *({"travel_mm": off} for off in (1.0, 2.0, 3.0)),
+        *({"base_mm": off} for off in (5.0, 10.0, 15.0)),
+        {"zero_deg": 1.5, "travel_mm": 3.0, "base_mm": 15.0},
+    ),
+}
 
 
 def _modified(protocol: Protocol, condition: Mapping[str, float]) -> Protocol:
@@ -150,21 +165,8 @@ ENTRY = register(
                 "latency": tuple({"extra_delay_steps": steps} for steps in range(5)),
                 "recovery": ({"seconds": 15.0},),
             },
-            EVAL_V2.name: {
-                "clearance": _CLEARANCE,
-                "latency": (
-                    {"action_delay_ms": 0.0, "view_delay_ms": 0.0},
-                    *({"action_delay_ms": late} for late in _DELAYS_MS),
-                    *({"view_delay_ms": late} for late in _DELAYS_MS),
-                    *({"action_delay_ms": late, "view_delay_ms": late} for late in _DELAYS_MS),
-                ),
-                "calibration": (
-                    *({"zero_deg": off} for off in (0.5, 1.0, 1.5)),
-                    *({"travel_mm": off} for off in (1.0, 2.0, 3.0)),
-                    *({"base_mm": off} for off in (5.0, 10.0, 15.0)),
-                    {"zero_deg": 1.5, "travel_mm": 3.0, "base_mm": 15.0},
-                ),
-            },
+            EVAL_V2.name: _OF_TRANSFER,
+            EVAL_V3.name: _OF_TRANSFER,
         },
         modified=_modified,
         protocols=(EVAL_V2, EVAL_V3),
