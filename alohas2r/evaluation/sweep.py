@@ -28,8 +28,9 @@ def sweep(
       policy_path: the policy.
       name: one of the sweeps of its task and protocol. Of the insertion: "clearance" (pegs of 20 to 34 mm in the
         36 mm hole); under eval-v1 "latency" (0 to 4 steps of constant action delay on top) and "recovery" (15 s
-        instead of 10, for success at 8, 10 and 15 s); under eval-v2 and eval-v3, from their nominal robot, "latency" (0 to
-        150 ms of constant delay of actions, of what is seen, of both) and "calibration" (joint zeros, finger travel, bases).
+        instead of 10, for success at 8, 10 and 15 s); under eval-v2 and eval-v3, from their nominal robot,
+        "latency" (0 to 150 ms of constant delay of actions, of what is seen, of both) and "calibration" (joint zeros,
+        finger travel, bases).
       episodes: per condition. seed, threads, progress: as `evaluate`.
       protocol: to start from; the task's own if None.
       stop: ends the work where it is.
