@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -469,11 +469,13 @@ def scene_insert(contact: bool = False) -> ET.Element:
     return root
 
 
-def scene_elliptic(name: str) -> ET.Element:
+def elliptic(build: Callable[..., ET.Element], name: str) -> ET.Element:
     """A contact scene whose friction cones are ellipses; with ten iterations they would diverge."""
-    root = ET.Element("mujoco", model=f"alohas2r {name} elliptic")
-    element(root, "include", file=f"scene_{name}_contact.xml")
-    element(root, "option", cone="elliptic", iterations=50, ls_iterations=20)
+    root = build(contact=True)
+    root.set("model", f"alohas2r {name} elliptic")
+    option = root.find("option")
+    assert option is not None
+    option.attrib |= {"cone": "elliptic", "iterations": "50", "ls_iterations": "20"}
     return root
 
 
@@ -490,8 +492,8 @@ SCENES = {
     "scene_insert.xml": scene_insert,
     "scene_pick_contact.xml": functools.partial(scene_pick, contact=True),
     "scene_insert_contact.xml": functools.partial(scene_insert, contact=True),
-    "scene_pick_elliptic.xml": functools.partial(scene_elliptic, "pick"),
-    "scene_insert_elliptic.xml": functools.partial(scene_elliptic, "insert"),
+    "scene_pick_elliptic.xml": functools.partial(elliptic, scene_pick, "pick"),
+    "scene_insert_elliptic.xml": functools.partial(elliptic, scene_insert, "insert"),
 }
 
 
