@@ -35,9 +35,6 @@ class PickReward:
       pressed: every step: force of a finger that touches while the block is not grasped, in proportion up to
         `pressed_force`; a finger that has landed on top of a block must come up again.
       pressed_force: see pressed (N).
-      askew: every step: fingertips closer than 6 cm, along the fingers, to a grip point that they do not hold and that
-        is not in the middle between them, in full from 10 mm beside it on; so that fingers straddle a wide block
-        before they come down, and do not land on it.
       crossed: paid once when the far end of the block crosses the middle of the table; ends the episode.
     """
 
@@ -56,7 +53,6 @@ class PickReward:
     finish: float = 0.0
     pressed: float = 0.0
     pressed_force: float = 20.0
-    askew: float = 0.0
     crossed: float = -1.0
 
 

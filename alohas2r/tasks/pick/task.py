@@ -28,9 +28,6 @@ from alohas2r.tasks.single_arm import (
     slow_joints,
 )
 
-ASKEW_FROM = 0.06  # m before the grip point, along the fingers
-ASKEW_BESIDE = 0.01  # m, as much as there is to spare beside a wide block
-
 
 class PickState(NamedTuple):
     """One environment's task state."""
@@ -159,14 +156,6 @@ class PickTask:
         angle = config.angle_deg[0] + share * (config.angle_deg[1] - config.angle_deg[0])
         return position / 1000, jnp.deg2rad(angle)
 
-    def _askew(self, signals: Signals) -> jax.Array:
-        """Returns how far the fingertips are beside a grip point that they are close to, 0 to 1."""
-        offset = signals.grip_pos[0] - signals.tip_pos[0]
-        beside = jnp.abs(offset @ signals.finger_axis[0])
-        ahead = jnp.sqrt(jnp.maximum(offset @ offset - beside**2, 1e-12))
-        close = jnp.clip((ASKEW_FROM - ahead) / (ASKEW_FROM / 2), 0, 1)
-        return close * jnp.minimum(beside / ASKEW_BESIDE, 1) ** 2
-
     def step(self, signals: Signals, state: PickState, context: jax.Array) -> Outcome:
         """Scores a new state; no episode is cut off by time alone: the critic sees the time, the end is an end."""
         config, weight = self.config, self.config.reward
@@ -207,7 +196,6 @@ class PickTask:
             + weight.grip * (holding & lifted) / (1 + (tip_error / 0.01) ** 2)
             + weight.finger_force * force * holding
             + weight.pressed * jnp.minimum(forces.max() / weight.pressed_force, 1.0) * ~holding
-            + weight.askew * self._askew(signals) * ~holding
             + weight.no_table * ~signals.on_table[0]
             + weight.slow * slow_joints(signals.qvel[0])
             + weight.home * home_pose(signals.qpos[0], self._home_arm)

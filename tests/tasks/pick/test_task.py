@@ -261,23 +261,6 @@ def test_a_finger_that_presses_without_a_grasp_can_cost(step: Step) -> None:
         assert careful(case, paid)[1] - step(case, paid)[1] == pytest.approx(expected, abs=1e-5)
 
 
-def test_fingertips_beside_a_block_that_they_come_close_to_can_cost(step: Step) -> None:
-    pick = scene.load_physics("pick")
-    straight = make_step(PickTask(pick, PickConfig(reward=PickReward(askew=-0.4))))
-    paid = state(best=np.float32(50))
-    for above, beside, force, expected in (
-        (0.03, 0.0, 0.0, 0.0),
-        (0.03, 0.01, 0.0, -0.4),
-        (0.03, -0.05, 0.0, -0.4),
-        (0.045, 0.005, 0.0, -0.05),
-        (0.07, 0.02, 0.0, 0.0),  # far above
-        (0.01, 0.01, 5.0, 0.0),  # held
-    ):
-        case = signals(force=force)
-        case = case._replace(tip_pos=case.grip_pos + np.array([0, beside, above]))
-        assert straight(case, paid)[1] - step(case, paid)[1] == pytest.approx(expected, abs=1e-5)
-
-
 def test_the_last_step_can_pay_for_a_block_at_its_target_whenever_it_got_there() -> None:
     pick = scene.load_physics("pick")
     plain, rewarded = (
