@@ -30,9 +30,9 @@ class EnvConfig:
       noise: observation noise and delay.
       history: what the policy remembers.
       contacts: whether everything that can touch does, as in the scenes NAME_contact.
+      variation: what differs from robot to robot; nothing by default.
       cone: of friction, "pyramidal" or "elliptic". Under stiff arms a pyramid lets go of what is gripped; an ellipse
         does not, and is solved until it has converged: the scenes NAME_elliptic, for contacts alone.
-      variation: what differs from robot to robot; nothing by default.
     """
 
     control: ControlConfig = ControlConfig()

@@ -83,14 +83,21 @@ def test_draws_fill_their_ranges_and_causes_are_independent() -> None:
     assert np.abs(correlation).max() < 0.08, robots.causes.keys()
 
 
-def test_stiffness_is_one_factor_for_the_whole_robot_and_keeps_the_damping_ratio() -> None:
+def of_servos(**changes: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns by what factors gains and damping [N, 2, 7] change; all else that is drawn must stay as it is."""
     loaded = scene.load_physics("insert_contact")
     others = VariationConfig(gain=(0.5, 2.0), gripper_gain=(0.5, 6.0), damping=(0.5, 2.0))
-    stiff = dataclasses.replace(others, stiffness=(0.5, 7.0))
     before = variation.sample(loaded, others, uniform(500)).drawn
-    after = variation.sample(loaded, stiff, uniform(500)).drawn
-    gain = (after["gain"] / before["gain"]).reshape(-1, 2, 7)
-    damping = (after["damping"] / before["damping"]).reshape(-1, 2, 7)
+    changed = dataclasses.replace(others, **changes)
+    after = variation.sample(loaded, changed, uniform(500)).drawn
+    for name in ("joint_friction", "force", "place", "table"):
+        np.testing.assert_array_equal(after[name], before[name])
+    gain, damping = after["gain"] / before["gain"], after["damping"] / before["damping"]
+    return gain.reshape(-1, 2, 7), damping.reshape(-1, 2, 7)
+
+
+def test_stiffness_is_one_factor_for_the_whole_robot_and_keeps_the_damping_ratio() -> None:
+    gain, damping = of_servos(stiffness=(0.5, 7.0))
     stiffness = gain[:, 0, 0]
     assert 0.5 <= stiffness.min() < 0.6
     assert 6 < stiffness.max() <= 7
@@ -98,18 +105,10 @@ def test_stiffness_is_one_factor_for_the_whole_robot_and_keeps_the_damping_ratio
     np.testing.assert_allclose(damping[..., :6] ** 2 / stiffness[:, None, None], 1)
     np.testing.assert_allclose(gain[..., 6], 1)
     np.testing.assert_allclose(damping[..., 6], 1)
-    for name in ("joint_friction", "force", "place", "table"):
-        np.testing.assert_array_equal(after[name], before[name])
 
 
 def test_rigid_robots_follow_as_slowly_and_hang_less() -> None:
-    loaded = scene.load_physics("insert_contact")
-    others = VariationConfig(gain=(0.5, 2.0), gripper_gain=(0.5, 6.0), damping=(0.5, 2.0))
-    rigid = dataclasses.replace(others, rigidity=(1.0, 8.0))
-    before = variation.sample(loaded, others, uniform(500)).drawn
-    after = variation.sample(loaded, rigid, uniform(500)).drawn
-    gain = (after["gain"] / before["gain"]).reshape(-1, 2, 7)
-    damping = (after["damping"] / before["damping"]).reshape(-1, 2, 7)
+    gain, damping = of_servos(rigidity=(1.0, 8.0))
     assert 1 <= gain[:, 0, 0].min() < 1.1
     assert 7 < gain[:, 0, 0].max() <= 8
     np.testing.assert_allclose(gain, damping)
