@@ -44,8 +44,8 @@ class VariationConfig:
     Attributes:
       stiffness: factor on the position gains of all arm joints of a robot at once, as its servos are set up
         alike; their damping goes with its root, which keeps the damping ratio.
-      rigidity: factor on the gains and the damping of all arm joints of a robot at once, as friction in their
-        gears makes them: they follow as slowly, but hang less and give way less.
+      rigidity: factor on both the gain and the damping of each arm joint, as friction in its gears makes it: it
+        follows as slowly, but hangs less and gives way less.
       gain: factor on each arm joint's position gain; gripper_gain: on the gripper's.
       damping: factor on each joint's damping.
       joint_friction: factor on each joint's dry friction.
@@ -235,7 +235,7 @@ def sample(scene: Scene, config: VariationConfig, uniform: np.ndarray) -> Robots
         drawn = first + np.floor(draw(1)[:, 0] * (last - first + 1))
         delays[name] = np.minimum(drawn, last).astype(np.int32)
     stiffness = np.repeat(factor(config.stiffness, 1), arms * 6, 1)
-    rigidity = np.repeat(factor(config.rigidity, 1), arms * 6, 1)
+    rigidity = factor(config.rigidity, arms * 6)
     neutral = np.ones((count, arms))
     gain = gain * each_arm(stiffness * rigidity, neutral)
     damping = damping * each_arm(np.sqrt(stiffness) * rigidity, neutral)

@@ -107,12 +107,13 @@ def test_stiffness_is_one_factor_for_the_whole_robot_and_keeps_the_damping_ratio
     np.testing.assert_allclose(damping[..., 6], 1)
 
 
-def test_rigid_robots_follow_as_slowly_and_hang_less() -> None:
-    gain, damping = of_servos(rigidity=(1.0, 8.0))
-    assert 1 <= gain[:, 0, 0].min() < 1.1
+def test_rigid_joints_follow_as_slowly_and_hang_less() -> None:
+    gain, damping = of_servos(rigidity=(0.2, 8.0))
+    assert 0.2 <= gain[:, 0, 0].min() < 0.25
     assert 7 < gain[:, 0, 0].max() <= 8
     np.testing.assert_allclose(gain, damping)
-    np.testing.assert_allclose(gain[..., :6] / gain[:, :1, :1], 1)
+    joints = np.log(gain[..., :6].reshape(len(gain), -1))
+    assert np.abs(np.corrcoef(joints.T) - np.eye(joints.shape[1])).max() < 0.3  # each for itself
     np.testing.assert_allclose(gain[..., 6], 1)
 
 
