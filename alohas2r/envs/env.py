@@ -19,7 +19,7 @@ from alohas2r.embodiment.joints import PER_ARM
 from alohas2r.envs import actuation, noise
 from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.noise import DelayState
-from alohas2r.envs.task import TARGETS_LEFT, EnvConfig, EnvState, Scored, Start, Task
+from alohas2r.envs.task import TARGETS_LEFT, EnvConfig, EnvState, Guided, Scored, Start, Task
 from alohas2r.errors import ModelError
 from alohas2r.sim import physics_randomization, signals
 from alohas2r.sim.engines.base import Engine
@@ -166,6 +166,15 @@ class Env:
           The new state, the policy's features [N, F] and the critic's view [N, P] (exact, undelayed).
         """
         return jax.vmap(self._observe_one)(state, self.extract(readout))
+
+    def guided(self, state: EnvState, readout: Readout) -> jax.Array:
+        """Returns what the task's guide would do [N, A * 7], from the exact state (traceable)."""
+        task = self.task
+        assert isinstance(task, Guided)
+        scale = self.config.control.scale
+        return jax.vmap(lambda qpos, context: task.guide(qpos, context, scale))(
+            jnp.asarray(readout.qpos), state.context
+        )
 
     def felt(self, state: EnvState, signal: signals.Signals) -> signals.Signals:
         """Returns signals [N, ...] with joints and targets in terms of readings, where robots vary (traceable)."""

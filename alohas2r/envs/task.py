@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -148,6 +148,20 @@ class Task(Protocol):
 
     def step(self, signals: Signals, state: PyTree, context: jax.Array) -> Outcome:
         """Scores a new state."""
+        ...
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """A task that knows what might be done: a policy may imitate it before reinforcement goes on."""
+
+    def guide(self, qpos: jax.Array, context: jax.Array, scale: float) -> jax.Array:
+        """Returns what to do, in -1..1 [action_size].
+
+        Args:
+          qpos: [nq] exact state. context: [C] what is fixed in this environment.
+          scale: change of a target by an action of 1 (rad).
+        """
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from alohas2r.config import check
+from alohas2r.config import check, later
 from alohas2r.embodiment.history import HistoryConfig
 from alohas2r.envs.actuation import ControlConfig
 from alohas2r.envs.noise import NoiseConfig
@@ -59,6 +59,8 @@ class DistillConfig:
       draws: a label is the mean of the teacher's actions on so many independent measurements of the state, each with
         its own memory. From one measurement to the next they scatter about as much as all that a student fails to
         predict. 1 for a state student, which observes what the teacher does.
+      guide: whether the controller of `tasks.insert.guide`, on the exact state, says what to do once insertion has
+        taken over, instead of the teacher.
       engine: sizes of the buffers of the engine "warp".
       evaluations: evaluations on the way, evenly spread; the last is at the end.
       evaluation_episodes: episodes of each.
@@ -94,6 +96,7 @@ class DistillConfig:
     cone: str = PYRAMIDAL
     protocol: str = ""
     draws: int = 4
+    guide: bool = later(False)
     senses: SensesConfig = SensesConfig()
     engine: BufferConfig = BufferConfig()
     evaluations: int = 2

@@ -85,8 +85,11 @@ class StudentStep:
         state, sense, seen, known, signals, _ = student_step.observe(
             setup.env, setup.senses, state, readout, sense, drawn
         )
+        label = wanted(setup.teacher, known, looked, switched)
+        if settings.guide:
+            label = jnp.where(switched[:, None], setup.env.guided(state, readout), label)
         label = hold_out.still(
-            wanted(setup.teacher, known, looked, switched),
+            label,
             held_out,
             signals.ctrl[..., -1],
             self._open_grip,

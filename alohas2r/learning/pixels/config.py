@@ -96,6 +96,7 @@ class PixelsConfig(TrainConfig):
             not self.env.variation.varies and self.senses.transfer is None,
             "robots that vary and the looks 'transfer' are for students: leave env.variation and senses.looks",
         )
+        config.check(not self.ppo.guided, "a guide is for teachers: leave ppo.guide")
 
 
 @dataclasses.dataclass(frozen=True)

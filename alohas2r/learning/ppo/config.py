@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from alohas2r.config import check
+from alohas2r.config import check, later
 from alohas2r.policies.networks.mlp import NetworkConfig
 
 
@@ -27,6 +27,8 @@ class PpoConfig:
       max_gradient: norm to which gradients are clipped.
       reward_scale: factor on rewards before learning.
       network: shapes.
+      guide: share of the policy's loss that asks for what the task's guide would do, at the start and at the end of
+        training (linear between); the rest is reinforcement. For tasks that have a guide, as `insert`.
     """
 
     num_envs: int = 1024
@@ -44,6 +46,7 @@ class PpoConfig:
     max_gradient: float = 1.0
     reward_scale: float = 0.1
     network: NetworkConfig = NetworkConfig()
+    guide: tuple[float, float] = later((0.0, 0.0))
 
     def __post_init__(self) -> None:
         check(
@@ -66,8 +69,14 @@ class PpoConfig:
         check(0 < self.clipping < 1, f"clipping must be in (0, 1), not {self.clipping}")
         check(min(self.entropy) >= 0, "entropy must be two numbers >= 0")
         check(min(self.target_kl) > 0, "target_kl must be two numbers > 0")
+        check(min(self.guide) >= 0 and max(self.guide) <= 1, "guide must be two numbers in [0, 1]")
         check(self.max_gradient > 0, "max_gradient must be > 0")
         check(self.reward_scale > 0, "reward_scale must be > 0")
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guide is imitated."""
+        return max(self.guide) > 0
 
     @property
     def steps_per_update(self) -> int:

@@ -20,7 +20,8 @@ from brax.training.acme import running_statistics, specs
 
 from alohas2r.core.types import PyTree
 from alohas2r.envs.env import Env
-from alohas2r.envs.task import EnvState, Scored
+from alohas2r.envs.task import EnvState, Guided, Scored
+from alohas2r.errors import ConfigError
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.gae import generalized_advantages
 from alohas2r.learning.ppo.loss import clipped_loss, step_size
@@ -61,7 +62,7 @@ class Rollout(NamedTuple):
     depth: jax.Array | None = None  # [T, N, C, H, W] uint16, see `envs.vision.pack_depth`
     objects: jax.Array | None = None  # [T, N, C, 3] where they are in the gripper's frame (m)
     sighted: jax.Array | None = None  # [T, N, C] bool, whether they are in the camera's sight
-    wanted: jax.Array | None = None  # [T, N, A] what a teacher would have done, where there is one
+    wanted: jax.Array | None = None  # [T, N, A] what a teacher, or a guide, would have done
 
 
 class Ppo:
@@ -71,9 +72,14 @@ class Ppo:
       config: hyperparameters.
       env: environments to learn in.
       spread: the processes that learn together, each in environments of its own; None for this one alone.
+
+    Raises:
+      ConfigError: a guide is to be imitated, and the task has none.
     """
 
     def __init__(self, config: PpoConfig, env: Env, spread: Spread | None = None):
+        if config.guided and not isinstance(env.task, Guided):
+            raise ConfigError("ppo.guide needs a task that has a guide, such as 'insert'.")
         self.config, self.spread = config, spread
         self.env = env
         actions = env.task.action_size
@@ -143,6 +149,7 @@ class Ppo:
     def _act(
         self, params: PyTree, stats: PyTree, state: EnvState, readout: Readout, key: jax.Array
     ) -> tuple[EnvState, dict[str, jax.Array], jax.Array]:
+        wanted = self.env.guided(state, readout) if self.config.guided else None
         state, features, privileged = self.env.observe(state, readout)
         logits = self.logits(params, stats, features)
         raw = self.distribution.sample_no_postprocessing(logits, key)
@@ -155,6 +162,8 @@ class Ppo:
             "log_prob": log_prob,
             "logits": logits,
         }
+        if wanted is not None:
+            step["wanted"] = wanted
         return state, step, ctrl
 
     def rollout(
@@ -292,6 +301,8 @@ class Ppo:
             "advantage": advantages,
             "return": returns,
         }
+        if config.guided and rollout.wanted is not None:
+            rows["guided"] = rollout.wanted
         return rows, policy_stats, value_stats, explained
 
     def _update(
@@ -302,6 +313,7 @@ class Ppo:
         size = rollout.reward.size
         flat = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), rows)
         entropy_weight = config.entropy[0] + progress * (config.entropy[1] - config.entropy[0])
+        guide_weight = config.guide[0] + progress * (config.guide[1] - config.guide[0])
         target_kl = config.target_kl[0] + progress * (config.target_kl[1] - config.target_kl[0])
         key = jax.random.fold_in(jax.random.fold_in(learner.key, LEARNING), learner.updates)
 
@@ -310,7 +322,7 @@ class Ppo:
             indices, noise_key = inputs
             batch = jax.tree.map(lambda x: x[indices], flat)
             (_, figures), gradient = jax.value_and_grad(self._loss, has_aux=True)(
-                params, batch, noise_key, entropy_weight
+                params, batch, noise_key, entropy_weight, guide_weight
             )
             gradient, figures = mean((gradient, figures), self.spread)
             rate = step_size(config, rate, figures["loss/kl"], target_kl)
@@ -346,12 +358,20 @@ class Ppo:
         batch: dict[str, jax.Array],
         noise_key: jax.Array,
         entropy_weight: jax.Array,
+        guide_weight: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss of a minibatch, and figures."""
         logits = mlp.apply(self.policy, params["policy"], batch["features"])
         value = mlp.apply(self.value, params["value"], batch["privileged"])[..., 0]
         return clipped_loss(
-            self.config, self.distribution, logits, value, batch, noise_key, entropy_weight
+            self.config,
+            self.distribution,
+            logits,
+            value,
+            batch,
+            noise_key,
+            entropy_weight,
+            guide_weight,
         )
 
 

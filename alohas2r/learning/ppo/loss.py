@@ -20,6 +20,7 @@ def clipped_loss(
     batch: Mapping[str, jax.Array],
     noise_key: jax.Array,
     entropy_weight: jax.Array,
+    guide_weight: jax.Array | float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss of a minibatch, and figures.
 
@@ -27,8 +28,9 @@ def clipped_loss(
       config: weights and clipping. dist: of the actions.
       logits: [B, 2 n] what the policy says now. value: [B] what the critic does.
       batch: "raw_action" [B, n] before tanh, "log_prob" [B] and "logits" [B, 2 n] as they were taken, "advantage" and
-        "return" [B].
+        "return" [B]; "guided" [B, n] where a guide is imitated.
       noise_key: of the entropy's estimate. entropy_weight: [].
+      guide_weight: [] share of the policy's loss that is imitation of a guide, in squared error of all n actions.
 
     Source: Schulman et al., Proximal Policy Optimization Algorithms (2017), eq. 7 and 9.
     """
@@ -38,16 +40,19 @@ def clipped_loss(
     policy_loss = -jnp.minimum(ratio * batch["advantage"], clipped * batch["advantage"]).mean()
     value_loss = jnp.square(value - batch["return"]).mean()
     entropy = dist.entropy(logits, noise_key).mean()
-    total = policy_loss + config.value_weight * value_loss - entropy_weight * entropy
-    kl = normal_kl(dist, batch["logits"], logits).mean()
+    acting = policy_loss - entropy_weight * entropy
     figures = {
         "loss/policy": policy_loss,
         "loss/value": value_loss,
         "loss/entropy": entropy,
         "loss/clipped": (jnp.abs(ratio - 1) > config.clipping).mean(),
-        "loss/kl": kl,
+        "loss/kl": normal_kl(dist, batch["logits"], logits).mean(),
     }
-    return total, figures
+    if "guided" in batch:
+        imitation = jnp.square(dist.mode(logits) - batch["guided"]).sum(-1).mean()
+        acting = (1 - guide_weight) * acting + guide_weight * imitation
+        figures["loss/guide"] = imitation
+    return acting + config.value_weight * value_loss, figures
 
 
 def step_size(

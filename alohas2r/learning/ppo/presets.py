@@ -76,6 +76,7 @@ class TrainConfig:
                 target_kl=self.refine.target_kl,
                 discount=self.refine.discount,
                 reward_scale=self.refine.reward_scale,
+                guide=(self.ppo.guide[1],) * 2,
             ),
         )
         return [self, second]

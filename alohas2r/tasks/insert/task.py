@@ -7,6 +7,7 @@ functions of one environment.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -18,10 +19,11 @@ from alohas2r.core.types import Array
 from alohas2r.envs.noise import Measured, exact
 from alohas2r.envs.task import Outcome, Start
 from alohas2r.sim import geometry
-from alohas2r.sim.objects import HALF_LENGTH, SOCKET_HALF, TABLE_HEIGHT
+from alohas2r.sim.objects import HALF_LENGTH, HOLE_HALF, SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 from alohas2r.tasks.insert.config import InsertConfig
+from alohas2r.tasks.insert.guide import Guide, Sizes
 from alohas2r.tasks.single_arm import (
     LIFTED,
     SINGLE_ARM_OBSERVATION,
@@ -237,15 +239,32 @@ class InsertTask:
         )
         return jnp.concatenate([self.observation(exact(signals), state), extra])
 
+    @functools.cached_property
+    def _guide(self) -> Guide:
+        return Guide(self.scene)
+
+    def guide(self, qpos: jax.Array, context: jax.Array, scale: float) -> jax.Array:
+        """Returns what the controller of `insert.guide` would do [14], see `envs.task.Guided`."""
+        half_length, hole = HALF_LENGTH, HOLE_HALF
+        if self.config.sized:
+            half_length, hole = context[2], context[3]
+        sizes = Sizes(context[0], half_length, hole, self._goal(context)[1])
+        return self._guide.action(qpos, sizes, scale)
+
+    def _goal(self, context: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
+        """Returns half the width of the section (m) and the depth in the socket (m) that count as inserted."""
+        config = self.config
+        if config.inside > 0:
+            return context[3], HALF_LENGTH - 2 * config.inside * context[2]
+        return config.hole, config.inserted_x
+
     def _fit(self, signals: Signals, context: jax.Array) -> Fit:
         """Returns how the peg stands to the socket."""
         config = self.config
         end = signals.peg_end_in_socket
         tip_error = jnp.linalg.norm(signals.tip_pos - signals.grip_pos, axis=-1)
-        hole, inserted_x, deep = config.hole, config.inserted_x, _DEEP
-        if config.inside > 0:
-            hole, inserted_x = context[3], HALF_LENGTH - 2 * config.inside * context[2]
-            deep = inserted_x - _BEYOND
+        hole, inserted_x = self._goal(context)
+        deep = inserted_x - _BEYOND if config.inside > 0 else _DEEP
         section = (jnp.abs(end[1:]) <= hole).all()
         entered = section & (end[0] <= HALF_LENGTH) & (end[0] > -0.06)
         in_place = (

@@ -32,6 +32,7 @@ from alohas2r.learning.dagger import train as dagger
 from alohas2r.learning.dagger import worlds as dagger_worlds
 from alohas2r.learning.dagger.distiller import Distiller, DistillState, make_distiller
 from alohas2r.learning.dagger.samples import Samples
+from alohas2r.learning.dagger.student_step import StudentStep
 from alohas2r.learning.run import log as run_log
 from alohas2r.policies import artifact
 from alohas2r.policies import spec as policies_spec
@@ -458,6 +459,23 @@ def test_a_label_is_the_mean_over_independent_measurements(small: Small) -> None
     held_out = np.repeat(np.asarray(state.task.held_out), 7, -1)
     expected = np.where(held_out, 0, actions.mean(1))  # at the start grippers are open
     np.testing.assert_allclose(small.samples.label[:4], expected, atol=1e-5)
+
+
+def test_a_guide_takes_the_teachers_place_once_insertion_has_taken_over() -> None:
+    settings = dataclasses.replace(student_cases.settings("state"), guide=True)
+    teacher = student_cases.staged()
+    distiller = make_distiller(settings, teacher, None, 3, 1, "exact")
+    world = distiller.init().world
+    switched = jnp.arange(4) < 2
+    present = jnp.zeros((4, 2), bool)
+    state = world.env._replace(task=world.env.task._replace(switched=switched, held_out=present))
+    step = StudentStep(distiller.setup, lambda params, pictures: pictures)
+    samples = jax.jit(step.note)(state, world.readout, None, None).samples
+    guided = distiller.setup.env.guided(state, world.readout)
+    np.testing.assert_allclose(samples.label[:2], guided[:2], atol=1e-5)
+    expected = teacher.apply(samples.features, switched, jnp)
+    np.testing.assert_allclose(samples.label[2:], expected[2:], atol=1e-5)
+    assert np.abs(samples.label[:2] - expected[:2]).max() > 0.1
 
 
 def test_clocks_are_scattered_at_the_start(small: Small) -> None:

@@ -274,6 +274,7 @@ def test_policies_that_do_not_go_together_are_refused(
             r"updates must be in 1\.\.100000",
         ),
         ({"start": "student", "overrides": ["student.tether_share=0"]}, "tether_share must be in"),
+        ({"overrides": ["ppo.guide=1,0"]}, "a guide is for teachers"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(

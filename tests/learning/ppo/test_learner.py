@@ -16,13 +16,17 @@ from alohas2r.errors import ConfigError
 from alohas2r.learning.ppo import gae as ppo_gae
 from alohas2r.learning.ppo.config import PpoConfig
 from alohas2r.learning.ppo.learner import LearnerState, Ppo, Rollout
+from alohas2r.learning.ppo.loss import clipped_loss
 from alohas2r.policies.networks import mlp
 from alohas2r.policies.networks.mlp import NetworkConfig
 from alohas2r.sim import physics_randomization, scene
 from alohas2r.sim.engines.cpu import CpuEngine
 from alohas2r.sim.physics_randomization import BlockConfig
+from alohas2r.tasks.building import build, count_draws
+from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.pick.config import PickConfig
 from alohas2r.tasks.pick.task import PickTask
+from alohas2r.tasks.registry import find_task
 
 pytestmark = pytest.mark.compiles
 
@@ -280,6 +284,65 @@ def test_an_episode_that_was_only_cut_off_goes_on_in_value(
     assert max(jax.tree.leaves(difference)) > 1e-3
 
 
+@pytest.fixture(scope="module")
+def inserting() -> Ppo:
+    """An insertion whose guide alone is imitated at first, and half at the end."""
+    entry = find_task("insert")
+    settings = dataclasses.replace(InsertConfig(), steps=40)
+    draws = np.random.default_rng(0).random((COUNT, count_draws(entry, EnvConfig())))
+    env = build(entry, settings, EnvConfig(), draws, 1).env
+    config = dataclasses.replace(PpoConfig(), num_envs=COUNT, unroll=UNROLL, minibatches=2)
+    network = NetworkConfig((16,), (16,))
+    free = (100.0, 100.0)  # the step size does not shrink while one rollout is learnt by heart
+    return Ppo(dataclasses.replace(config, network=network, guide=(1.0, 0.5), target_kl=free), env)
+
+
+def test_a_guide_is_imitated(inserting: Ppo) -> None:
+    learner = inserting.init(jax.random.PRNGKey(0))
+    begin = inserting.env.reset(jax.random.split(jax.random.PRNGKey(1), COUNT))
+    rollout, final, *_ = inserting.rollout(learner, *begin)
+    assert rollout.wanted is not None
+    assert rollout.wanted.shape == (UNROLL, COUNT, 14)
+    np.testing.assert_allclose(
+        rollout.wanted[0], jax.jit(inserting.env.guided)(begin[0], begin[2]), atol=1e-6
+    )
+    apart = []
+    for _ in range(40):  # where it stood still, so that nothing but the guide changes
+        learner, figures = inserting.update(learner, rollout, final, jnp.float32(0))
+        apart.append(float(figures["loss/guide"]))
+    logits = inserting.logits(learner.params, learner.policy_stats, rollout.features)
+    mode = inserting.distribution.mode(logits)
+    assert float(jnp.square(mode - rollout.wanted).sum(-1).mean()) < 0.2 * apart[0]
+
+
+def test_reinforcement_takes_over_from_a_guide(inserting: Ppo) -> None:
+    draw = np.random.default_rng(4)
+    actions = inserting.env.task.action_size
+    shapes = {"raw_action": actions, "logits": 2 * actions}
+    batch = {name: jnp.asarray(draw.normal(size=(8, size))) for name, size in shapes.items()}
+    batch |= {name: jnp.asarray(draw.normal(size=8)) for name in ("advantage", "return")}
+    batch["log_prob"] = inserting.distribution.log_prob(batch["logits"], batch["raw_action"])
+    guided = batch | {"guided": jnp.zeros((8, actions))}
+    value, key = jnp.zeros(8), jax.random.PRNGKey(0)
+    given = inserting.config, inserting.distribution, batch["logits"] + 0.1, value
+
+    def loss(rows: dict[str, jax.Array], share: float) -> float:
+        return float(clipped_loss(*given, rows, key, jnp.float32(0.01), share)[0])
+
+    critic = inserting.config.value_weight * float(jnp.square(batch["return"]).mean())
+    mode = inserting.distribution.mode(batch["logits"] + 0.1)
+    imitation = float(jnp.square(mode).sum(-1).mean())
+    assert loss(guided, 0.0) == pytest.approx(loss(batch, 0.0), rel=1e-5)
+    assert loss(guided, 1.0) == pytest.approx(imitation + critic, rel=1e-5)
+    halves = (loss(guided, 0.0) + loss(guided, 1.0)) / 2
+    assert loss(guided, 0.5) == pytest.approx(halves, rel=1e-5)
+
+
+def test_a_task_without_a_guide_has_nothing_to_imitate(learner: Ppo) -> None:
+    with pytest.raises(ConfigError, match="guide needs a task that has a guide"):
+        Ppo(dataclasses.replace(learner.config, guide=(1.0, 0.0)), learner.env)
+
+
 def test_networks_normalize_and_limit_their_inputs() -> None:
     found = mlp.normalize(jnp.array([1.0, 5.0, 1e6, -1e6]), jnp.float32(1.0), jnp.float32(2.0))
     np.testing.assert_allclose(found, [0, 2, 10, -10])
@@ -306,6 +369,8 @@ def test_networks_normalize_and_limit_their_inputs() -> None:
         ({"target_kl": (0.0, 0.1)}, "target_kl"),
         ({"max_gradient": 0.0}, "max_gradient"),
         ({"reward_scale": 0.0}, "reward_scale"),
+        ({"guide": (1.5, 0.0)}, "guide"),
+        ({"guide": (1.0, -0.1)}, "guide"),
     ],
 )
 def test_values_out_of_range(changes: dict[str, Any], part: str) -> None:

@@ -205,6 +205,22 @@ def test_resuming_nothing_or_rubble_is_an_error_of_one_line(
         assert error.count("\n") == 1
 
 
+def test_a_guide_that_has_faded_does_not_come_back_in_the_second_stage() -> None:
+    settings = ("ppo.guide=1,0.2", "refine.steps=32")
+    first, second = config.override(presets.find_preset("insert", "quick"), settings).stages()
+    assert first.ppo.guide == (1.0, 0.2)
+    assert second.ppo.guide == (0.2, 0.2)
+
+
+def test_a_guide_where_there_is_none_is_an_error_of_one_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(arguments(tmp_path / "run", "--set", "ppo.guide=1,0")) == 1
+    error = capsys.readouterr().err
+    assert "ppo.guide needs a task that has a guide" in error
+    assert error.count("\n") == 1
+
+
 class Small:
     """A learner that has not learnt, and one unroll of it."""
 
