@@ -58,16 +58,32 @@ def rotation_angle(first: jax.Array, second: jax.Array) -> jax.Array:
     Uses the sine for small angles and the cosine for large ones, so that it is accurate everywhere.
     """
     relative = jnp.swapaxes(first, -1, -2) @ second
-    trace = jnp.trace(relative, axis1=-2, axis2=-1)
-    skew = jnp.stack(
+    sine, cosine = jnp.linalg.norm(_doubled_sine(relative), axis=-1), _doubled_cosine(relative)
+    return jnp.arctan2(sine, cosine)
+
+
+def rotation_vector(mat: jax.Array) -> jax.Array:
+    """Returns vectors [..., 3] along the axes of rotations [..., 3, 3], as long as their angles (rad), below pi."""
+    along = _doubled_sine(mat)
+    sine = jnp.linalg.norm(along, axis=-1, keepdims=True)
+    return along * jnp.arctan2(sine, _doubled_cosine(mat)[..., None]) / (sine + 1e-9)
+
+
+def _doubled_sine(mat: jax.Array) -> jax.Array:
+    """Returns the vectors [..., 3] along the axes of rotations [..., 3, 3], of twice the sine of their angles."""
+    return jnp.stack(
         [
-            relative[..., 2, 1] - relative[..., 1, 2],
-            relative[..., 0, 2] - relative[..., 2, 0],
-            relative[..., 1, 0] - relative[..., 0, 1],
+            mat[..., 2, 1] - mat[..., 1, 2],
+            mat[..., 0, 2] - mat[..., 2, 0],
+            mat[..., 1, 0] - mat[..., 0, 1],
         ],
         -1,
     )
-    return jnp.arctan2(jnp.linalg.norm(skew, axis=-1), trace - 1)
+
+
+def _doubled_cosine(mat: jax.Array) -> jax.Array:
+    """Returns twice the cosine [...] of the angles of rotations [..., 3, 3]."""
+    return jnp.trace(mat, axis1=-2, axis2=-1) - 1
 
 
 def segment_distance(

@@ -127,3 +127,11 @@ def test_of_four_quarter_turns_about_the_long_axis_the_upright_one_stands_for_al
     differences = np.abs(four - upright[:1]).max((-1, -2))
     assert (differences.min(0) < 1e-6).all()
     np.testing.assert_allclose(upright[0][:, 2, 2], four[..., 2, 2].max(0), atol=1e-6)
+
+
+def test_a_rotation_vector_is_that_of_scipy() -> None:
+    turns = Rotation.random(50, random_state=0).as_rotvec()
+    mats = Rotation.from_rotvec(turns).as_matrix()
+    found = geometry.rotation_vector(jnp.asarray(mats))
+    np.testing.assert_allclose(found, turns, atol=1e-3)
+    np.testing.assert_allclose(geometry.rotation_vector(jnp.eye(3)), 0, atol=1e-9)

@@ -95,7 +95,7 @@ class Guide:
         end = socket.T @ (point - socket_pos)
         wanted = socket @ jnp.array(_TURNED)
         # Sections are square: the nearest of four rotations that look alike.
-        turn = -wanted @ _rotation_vector(geometry.upright_quarter(wanted.T @ peg))
+        turn = -wanted @ geometry.rotation_vector(geometry.upright_quarter(wanted.T @ peg))
         angle, aside = jnp.linalg.norm(turn), jnp.abs(end[1:]).max()
 
         goal = sizes.inserted_x - config.beyond
@@ -126,10 +126,3 @@ def _pose(free: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _shortened(vector: jax.Array, longest: float) -> jax.Array:
     """Returns a vector of the same direction that is no longer than that."""
     return vector * jnp.minimum(1.0, longest / (jnp.linalg.norm(vector) + 1e-9))
-
-
-def _rotation_vector(mat: jax.Array) -> jax.Array:
-    """Returns the vector [3] along a rotation's axis, as long as its angle (rad); of angles below 180 degrees."""
-    skew = jnp.stack([mat[2, 1] - mat[1, 2], mat[0, 2] - mat[2, 0], mat[1, 0] - mat[0, 1]])
-    sine = jnp.linalg.norm(skew)
-    return skew * jnp.arctan2(sine, jnp.trace(mat) - 1) / (sine + 1e-9)

@@ -467,8 +467,8 @@ def test_a_guide_takes_the_teachers_place_once_insertion_has_taken_over() -> Non
     distiller = make_distiller(settings, teacher, None, 3, 1, "exact")
     world = distiller.init().world
     switched = jnp.arange(4) < 2
-    present = jnp.zeros((4, 2), bool)
-    state = world.env._replace(task=world.env.task._replace(switched=switched, held_out=present))
+    held_out = jnp.zeros((4, 2), bool)
+    state = world.env._replace(task=world.env.task._replace(switched=switched, held_out=held_out))
     step = StudentStep(distiller.setup, lambda params, pictures: pictures)
     samples = jax.jit(step.note)(state, world.readout, None, None).samples
     guided = distiller.setup.env.guided(state, world.readout)
