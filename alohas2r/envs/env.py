@@ -172,9 +172,18 @@ class Env:
         task = self.task
         assert isinstance(task, Guided)
         scale = self.config.control.scale
-        return jax.vmap(lambda qpos, context: task.guide(qpos, context, scale))(
-            jnp.asarray(readout.qpos), state.context
-        )
+
+        def one(qpos: jax.Array, context: jax.Array, under_way: jax.Array) -> jax.Array:
+            return task.guide(qpos, context, scale, under_way)
+
+        return jax.vmap(one)(jnp.asarray(readout.qpos), state.context, self._under_way(state))
+
+    def _under_way(self, state: EnvState) -> jax.Array:
+        """Returns by how much targets [N, A * 7] changed in those of the last steps whose effect may be to come."""
+        past = state.control.actions  # [N, history, A * 7]
+        if state.held is None:
+            return self.config.control.scale * past[:, :-1].sum(1)
+        return past[:, 0] - past[:, -1]
 
     def felt(self, state: EnvState, signal: signals.Signals) -> signals.Signals:
         """Returns signals [N, ...] with joints and targets in terms of readings, where robots vary (traceable)."""

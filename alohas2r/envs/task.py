@@ -155,12 +155,15 @@ class Task(Protocol):
 class Guided(Protocol):
     """A task that knows what might be done: a policy may imitate it before reinforcement goes on."""
 
-    def guide(self, qpos: jax.Array, context: jax.Array, scale: float) -> jax.Array:
+    def guide(
+        self, qpos: jax.Array, context: jax.Array, scale: float, under_way: jax.Array
+    ) -> jax.Array:
         """Returns what to do, in -1..1 [action_size].
 
         Args:
           qpos: [nq] exact state. context: [C] what is fixed in this environment.
           scale: change of a target by an action of 1 (rad).
+          under_way: [action_size] by how much the last steps have changed the targets (rad; m of the grippers).
         """
         ...
 

@@ -2,10 +2,11 @@
 
 Both arms together turn the peg onto the socket's axis and bring its end to where it is wanted, by damped least squares
 on the Jacobian of the peg's end in the socket. Before the mouth the peg waits until it is in line with the hole, and
-goes back where it is not. It knows nothing of delays, loads or grips: it only ever takes a share of what is left.
+goes back where it is not. It takes a share of what is left less what is on its way already, so that a robot that acts
+late is not asked twice. Of loads and grips it knows nothing.
 
 Source: Wampler, Manipulator Inverse Kinematic Solutions Based on Vector Formulations and Damped Least-Squares Methods
-(1986).
+(1986); Smith, Closer Control of Loops with Dead Time (1957).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class GuideConfig:
     """Settings of the controller.
 
     Attributes:
-      share: of what is left that a step commands.
+      share: of what is left, and not on its way, that a step commands.
       beyond: depth that is wanted beyond what counts as inserted (m).
       before: distance from the mouth at which the peg waits (m).
       inside: depth from which the peg counts as inside (m).
@@ -49,7 +50,7 @@ class GuideConfig:
       damping: of the least squares; arm: lever by which angles are weighed (m).
     """
 
-    share: float = 0.08
+    share: float = 0.2
     beyond: float = 0.008
     before: float = 0.012
     inside: float = 0.003
@@ -75,15 +76,20 @@ class Guide:
         self._joints = [arm.qpos[:JOINTS] for arm in scene.arms]
         self._objects = [arm.object_qpos for arm in scene.arms]
 
-    def action(self, qpos: jax.Array, sizes: Sizes, scale: float) -> jax.Array:
+    def action(
+        self, qpos: jax.Array, sizes: Sizes, scale: float, under_way: jax.Array
+    ) -> jax.Array:
         """Returns what both arms should do [14], in -1..1.
 
         Args:
           qpos: [nq] of the simulation. sizes: of the objects.
           scale: change of a target by an action of 1 (rad).
+          under_way: [14] by how much the last steps have changed the targets (rad; m of the grippers).
         """
-        left = self.correction(qpos, sizes)
-        arms = jnp.clip(self.config.share * left / scale, -1, 1).reshape(2, JOINTS)
+        left = (
+            self.correction(qpos, sizes).reshape(2, JOINTS) - under_way.reshape(2, -1)[:, :JOINTS]
+        )
+        arms = jnp.clip(self.config.share * left / scale, -1, 1)
         return jnp.concatenate([arms, jnp.full((2, 1), _CLOSING)], -1).reshape(-1)
 
     def correction(self, qpos: jax.Array, sizes: Sizes) -> jax.Array:

@@ -243,13 +243,15 @@ class InsertTask:
     def _guide(self) -> Guide:
         return Guide(self.scene)
 
-    def guide(self, qpos: jax.Array, context: jax.Array, scale: float) -> jax.Array:
+    def guide(
+        self, qpos: jax.Array, context: jax.Array, scale: float, under_way: jax.Array
+    ) -> jax.Array:
         """Returns what the controller of `insert.guide` would do [14], see `envs.task.Guided`."""
         half_length, hole = HALF_LENGTH, HOLE_HALF
         if self.config.sized:
             half_length, hole = context[2], context[3]
         sizes = Sizes(context[0], half_length, hole, self._goal(context)[1])
-        return self._guide.action(qpos, sizes, scale)
+        return self._guide.action(qpos, sizes, scale, under_way)
 
     def _goal(self, context: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
         """Returns half the width of the section (m) and the depth in the socket (m) that count as inserted."""

@@ -70,6 +70,11 @@ class Held:
     def left(self) -> np.ndarray:
         return np.asarray(self.correction(jnp.asarray(self.qpos, jnp.float32), SIZES))
 
+    def act(self, scale: float, under_way: np.ndarray | None = None) -> np.ndarray:
+        under_way = np.zeros(14) if under_way is None else under_way
+        qpos = jnp.asarray(self.qpos, jnp.float32)
+        return np.asarray(self.guide.action(qpos, SIZES, scale, jnp.asarray(under_way)))
+
     def step(self, share: float = 0.2) -> None:
         change = share * self.left().reshape(2, 6)
         for side, arm in enumerate(self.scene.arms):
@@ -142,10 +147,19 @@ def test_a_tight_hole_asks_for_more_precision() -> None:
 
 def test_actions_are_bounded_and_close_the_grippers() -> None:
     case = Held((0.25, 0.10, -0.08), (40, 30, -30))
-    action = np.asarray(case.guide.action(jnp.asarray(case.qpos, jnp.float32), SIZES, 0.001))
+    action = case.act(0.001)
     assert action.shape == (14,)
     assert abs(action).max() == 1.0
     np.testing.assert_array_equal(action[[6, 13]], -1.0)
+
+
+def test_what_is_on_its_way_is_not_asked_for_again() -> None:
+    case = Held((0.12, 0.01, -0.005), (2, 0, 3))
+    left = case.left().reshape(2, 6)
+    both = np.concatenate([left, [[0.01], [-0.02]]], -1).reshape(-1)  # grippers do not count
+    np.testing.assert_allclose(case.act(1.0, both).reshape(2, 7)[:, :6], 0, atol=1e-6)
+    half = case.act(1.0, both / 2).reshape(2, 7)[:, :6]
+    np.testing.assert_allclose(half, GuideConfig().share * left / 2, atol=1e-6)
 
 
 class _GuidedActor:
