@@ -19,7 +19,16 @@ from alohas2r.embodiment.joints import PER_ARM
 from alohas2r.envs import actuation, noise
 from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.noise import DelayState
-from alohas2r.envs.task import TARGETS_LEFT, EnvConfig, EnvState, Guided, Scored, Start, Task
+from alohas2r.envs.task import (
+    TARGETS_LEFT,
+    EnvConfig,
+    EnvState,
+    Guided,
+    Now,
+    Scored,
+    Start,
+    Task,
+)
 from alohas2r.errors import ModelError
 from alohas2r.sim import physics_randomization, signals
 from alohas2r.sim.engines.base import Engine
@@ -173,10 +182,12 @@ class Env:
         assert isinstance(task, Guided)
         scale = self.config.control.scale
 
-        def one(qpos: jax.Array, context: jax.Array, under_way: jax.Array) -> jax.Array:
-            return task.guide(qpos, context, scale, under_way)
+        def one(now: Now, own: PyTree, context: jax.Array) -> jax.Array:
+            return task.guide(now, own, context, scale)
 
-        return jax.vmap(one)(jnp.asarray(readout.qpos), state.context, self._under_way(state))
+        signal = self.felt(state, self.extract(readout))
+        now = Now(jnp.asarray(readout.qpos), signal, self._under_way(state))
+        return jax.vmap(one)(now, state.task, state.context)
 
     def _under_way(self, state: EnvState) -> jax.Array:
         """Returns by how much targets [N, A * 7] changed in those of the last steps whose effect may be to come."""

@@ -151,19 +151,26 @@ class Task(Protocol):
         ...
 
 
+class Now(NamedTuple):
+    """What a guide knows of one environment, exactly."""
+
+    qpos: jax.Array  # [nq] of the simulation
+    signals: Signals  # joints and targets in terms of readings
+    under_way: (
+        jax.Array
+    )  # [action_size] by how much the last steps changed the targets (rad; m of the grippers)
+
+
 @runtime_checkable
 class Guided(Protocol):
     """A task that knows what might be done: a policy may imitate it before reinforcement goes on."""
 
-    def guide(
-        self, qpos: jax.Array, context: jax.Array, scale: float, under_way: jax.Array
-    ) -> jax.Array:
-        """Returns what to do, in -1..1 [action_size].
+    def guide(self, now: Now, state: PyTree, context: jax.Array, scale: float) -> jax.Array:
+        """Returns what to do, in -1..1 [action_size], in one environment.
 
         Args:
-          qpos: [nq] exact state. context: [C] what is fixed in this environment.
+          now: the exact state. state: the task's. context: [C] what is fixed in this environment.
           scale: change of a target by an action of 1 (rad).
-          under_way: [action_size] by how much the last steps have changed the targets (rad; m of the grippers).
         """
         ...
 

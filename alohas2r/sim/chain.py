@@ -77,6 +77,15 @@ class Chain(NamedTuple):
         return jnp.stack(anchors), jnp.stack(axes)
 
 
+def least_squares(rows: jax.Array, twist: jax.Array, damping: float) -> jax.Array:
+    """Returns the joints' change [n] that comes nearest to a twist, and is small where none comes near.
+
+    Args:
+      rows: [6, n] Jacobian. twist: [6] what is wanted. damping: weight of the change.
+    """
+    return rows.T @ jnp.linalg.solve(rows @ rows.T + damping * jnp.eye(6), twist)
+
+
 def jacobian(anchors: jax.Array, axes: jax.Array, point: jax.Array) -> jax.Array:
     """Returns how a point that the gripper holds moves with the joints.
 

@@ -115,3 +115,8 @@ def upright_quarter(mat: jax.Array) -> jax.Array:
     new_side = jnp.select([way == 0, way == 1, way == 2], [side, top, -side], -top)
     new_top = jnp.select([way == 0, way == 1, way == 2], [top, -side, -top], side)
     return jnp.stack([mat[..., 0], new_side, new_top], -1)
+
+
+def shortened(vector: jax.Array, longest: float) -> jax.Array:
+    """Returns a vector [n] of the same direction that is no longer than that."""
+    return vector * jnp.minimum(1.0, longest / (jnp.linalg.norm(vector) + 1e-9))

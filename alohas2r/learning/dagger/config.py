@@ -24,6 +24,7 @@ from alohas2r.tasks.protocol import EVAL_V2, SERVO_POS, TRANSFER_SCALE
 ENVS_STREAM, SENSES_STREAM, SHIFT_STREAM, ORDER_STREAM, WEIGHTS_STREAM, TUTOR_STREAM = range(6)
 PICTURES_AT_ONCE = 512  # samples that are encoded at once
 WORLD_SIZE = 256  # environments that one thread simulates, draws and decides for at a time
+GUIDES = ("", "insertion", "all")
 CHECK_ROWS = 16  # observations in the artifact's check
 
 
@@ -59,8 +60,8 @@ class DistillConfig:
       draws: a label is the mean of the teacher's actions on so many independent measurements of the state, each with
         its own memory. From one measurement to the next they scatter about as much as all that a student fails to
         predict. 1 for a state student, which observes what the teacher does.
-      guide: whether the controller of `tasks.insert.guide`, on the exact state, says what to do once insertion has
-        taken over, instead of the teacher.
+      guide: whether controllers on the exact state say what to do instead of the teacher: "insertion" (once it has
+        taken over, that of `tasks.insert.guide`), "all" (before as well, that of `tasks.grasping`), or "" for neither.
       engine: sizes of the buffers of the engine "warp".
       evaluations: evaluations on the way, evenly spread; the last is at the end.
       evaluation_episodes: episodes of each.
@@ -96,7 +97,7 @@ class DistillConfig:
     cone: str = PYRAMIDAL
     protocol: str = ""
     draws: int = 4
-    guide: bool = later(False)
+    guide: str = later("")
     senses: SensesConfig = SensesConfig()
     engine: BufferConfig = BufferConfig()
     evaluations: int = 2
@@ -131,6 +132,10 @@ class DistillConfig:
         check(
             self.draws == 1 or self.observation != "state",
             f"draws must be 1 for a state student, not {self.draws}",
+        )
+        check(
+            self.guide in GUIDES,
+            f"guide must be one of {', '.join(GUIDES[1:])}, or empty, not '{self.guide}'",
         )
         check(0 <= self.evaluations <= 10_000, "evaluations must be in 0..10000")
         check(1 <= self.evaluation_episodes <= 100_000, "evaluation_episodes must be in 1..100000")

@@ -87,7 +87,8 @@ class StudentStep:
         )
         label = wanted(setup.teacher, known, looked, switched)
         if settings.guide:
-            label = jnp.where(switched[:, None], setup.env.guided(state, readout), label)
+            guided = switched[:, None] | (settings.guide == "all")
+            label = jnp.where(guided, setup.env.guided(state, readout), label)
         label = hold_out.still(
             label,
             held_out,

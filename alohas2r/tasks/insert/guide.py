@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from alohas2r.sim import geometry
-from alohas2r.sim.chain import JOINTS, Chain, jacobian
+from alohas2r.sim.chain import JOINTS, Chain, jacobian, least_squares
 from alohas2r.sim.objects import HALF_LENGTH
 from alohas2r.sim.scene import Scene
 
@@ -50,7 +50,7 @@ class GuideConfig:
       damping: of the least squares; arm: lever by which angles are weighed (m).
     """
 
-    share: float = 0.2
+    share: float = 0.3
     beyond: float = 0.008
     before: float = 0.012
     inside: float = 0.003
@@ -114,21 +114,16 @@ class Guide:
         # A peg beside the socket goes back first.
         across = jnp.where(outside | within, -end[1:], 0.0)
         along = jnp.clip(along, -config.stride, config.stride)
-        move = _shortened(socket @ jnp.concatenate([along[None], across]), config.across)
-        twist = jnp.concatenate([move, config.arm * _shortened(turn, config.turn)])
+        move = geometry.shortened(socket @ jnp.concatenate([along[None], across]), config.across)
+        twist = jnp.concatenate([move, config.arm * geometry.shortened(turn, config.turn)])
 
         parts = []
         for chain, joints, sign in zip(self._chains, self._joints, (-1.0, 1.0), strict=True):
             parts.append(sign * jacobian(*chain.hinges(qpos[joints]), point))
         rows = jnp.concatenate(parts, -1) * jnp.array([1.0] * 3 + [config.arm] * 3)[:, None]
-        return rows.T @ jnp.linalg.solve(rows @ rows.T + config.damping * jnp.eye(6), twist)
+        return least_squares(rows, twist, config.damping)
 
 
 def _pose(free: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns position [3] and rotation [3, 3] of a free joint's qpos [7]."""
     return free[:3], geometry.quat_to_mat(free[3:])
-
-
-def _shortened(vector: jax.Array, longest: float) -> jax.Array:
-    """Returns a vector of the same direction that is no longer than that."""
-    return vector * jnp.minimum(1.0, longest / (jnp.linalg.norm(vector) + 1e-9))

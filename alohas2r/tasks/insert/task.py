@@ -17,11 +17,12 @@ import numpy as np
 
 from alohas2r.core.types import Array
 from alohas2r.envs.noise import Measured, exact
-from alohas2r.envs.task import Outcome, Start
+from alohas2r.envs.task import Now, Outcome, Start
 from alohas2r.sim import geometry
 from alohas2r.sim.objects import HALF_LENGTH, HOLE_HALF, SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
+from alohas2r.tasks.grasping import GraspGuide
 from alohas2r.tasks.insert.config import InsertConfig
 from alohas2r.tasks.insert.guide import Guide, Sizes
 from alohas2r.tasks.single_arm import (
@@ -240,18 +241,28 @@ class InsertTask:
         return jnp.concatenate([self.observation(exact(signals), state), extra])
 
     @functools.cached_property
-    def _guide(self) -> Guide:
-        return Guide(self.scene)
+    def _guides(self) -> tuple[GraspGuide, Guide]:
+        return GraspGuide(self.scene), Guide(self.scene)
 
-    def guide(
-        self, qpos: jax.Array, context: jax.Array, scale: float, under_way: jax.Array
-    ) -> jax.Array:
-        """Returns what the controller of `insert.guide` would do [14], see `envs.task.Guided`."""
+    def guide(self, now: Now, state: InsertState, context: jax.Array, scale: float) -> jax.Array:
+        """Returns what the controllers would do [14], see `envs.task.Guided`.
+
+        That of `tasks.grasping` until the switch, then that of `insert.guide`.
+        """
         half_length, hole = HALF_LENGTH, HOLE_HALF
         if self.config.sized:
             half_length, hole = context[2], context[3]
         sizes = Sizes(context[0], half_length, hole, self._goal(context)[1])
-        return self._guide.action(qpos, sizes, scale, under_way)
+        lifting, inserting = self._guides
+        picking = lifting.action(
+            now.signals,
+            self.targets,
+            jnp.stack([jnp.float32(SOCKET_HALF), context[0]]),
+            scale,
+            now.under_way,
+        )
+        inserted = inserting.action(now.qpos, sizes, scale, now.under_way)
+        return jnp.where(state.switched, inserted, picking)
 
     def _goal(self, context: jax.Array) -> tuple[jax.Array | float, jax.Array | float]:
         """Returns half the width of the section (m) and the depth in the socket (m) that count as inserted."""

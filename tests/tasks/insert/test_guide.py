@@ -8,6 +8,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from alohas2r.core import assets
+from alohas2r.envs.actuation import ControlState
 from alohas2r.envs.task import EnvState, Guided
 from alohas2r.evaluation.episodes import episode_keys
 from alohas2r.evaluation.evaluate import Runner
@@ -17,7 +18,7 @@ from alohas2r.sim import scene
 from alohas2r.sim.objects import HALF_LENGTH, HOLE_HALF
 from alohas2r.sim.signals import Readout
 from alohas2r.tasks.insert.guide import Guide, GuideConfig, Sizes
-from alohas2r.tasks.protocol import EVAL_V2, without_causes
+from alohas2r.tasks.protocol import EVAL_V1, EVAL_V2, TaskProtocol, without_causes
 
 pytestmark = pytest.mark.compiles
 
@@ -181,8 +182,35 @@ class _GuidedActor:
         del keys
 
 
+def _teacher(name: str) -> StagedPolicy:
+    return artifact.load(assets.data_path("params") / name, StagedPolicy)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "protocol"), [("teacher", EVAL_V1), ("transfer/teacher", EVAL_V2)]
+)
+def test_what_the_last_steps_asked_for_is_on_its_way(teacher: str, protocol: TaskProtocol) -> None:
+    runner = Runner(_teacher(teacher), protocol, episode_keys(7, 0, 2))
+    env = runner.setting.env
+    state, _, readout = env.reset(episode_keys(7, 0, 2))
+    scale, share = env.config.control.scale, GuideConfig().share
+    past = state.control.actions  # [N, history, 14]
+    steps = past.shape[1] - 1
+    asked = 0.1  # of the largest action, in each of the last steps
+    if state.held is None:
+        past = past.at[:, :-1].set(asked)
+    else:
+        past = past + asked * scale * jnp.arange(steps, -1, -1)[:, None]
+    later = state._replace(control=ControlState(past))
+    before = np.asarray(env.guided(state, readout)).reshape(2, 2, 7)[..., :6]
+    change = np.asarray(env.guided(later, readout)).reshape(2, 2, 7)[..., :6] - before
+    expected = np.clip(before - share * asked * steps, -1, 1) - before
+    np.testing.assert_allclose(change[abs(before) < 1], expected[abs(before) < 1], atol=1e-4)
+    assert (abs(before) < 1).sum() >= 6
+
+
 def test_it_inserts_in_the_physics() -> None:
-    teacher = artifact.load(assets.data_path("params") / "transfer" / "teacher", StagedPolicy)
+    teacher = _teacher("transfer/teacher")
     runner = Runner(teacher, without_causes(EVAL_V2), episode_keys(7, 0, 8))
     assert isinstance(runner.setting.env.task, Guided)
     runner.actor = _GuidedActor(runner, teacher)
