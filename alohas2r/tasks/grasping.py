@@ -20,6 +20,7 @@ import numpy as np
 
 from alohas2r.sim import geometry
 from alohas2r.sim.chain import JOINTS, Chain, jacobian, least_squares
+from alohas2r.sim.kinematics import quaternion_matrix
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
 
@@ -96,8 +97,8 @@ class GraspGuide:
     def __init__(self, scene: Scene, config: GraspConfig = GraspConfig()) -> None:
         self.config = config
         self._chains = [Chain.of(scene, arm) for arm in scene.arms]
-        self._base_pos = [arm.base_pos for arm in scene.arms]
-        self._base_mat = [geometry.quat_to_mat(jnp.array(arm.base_quat)) for arm in scene.arms]
+        self._base_pos = [np.float32(arm.base_pos) for arm in scene.arms]
+        self._base_mat = [np.float32(quaternion_matrix(arm.base_quat)) for arm in scene.arms]
         self._open = [float(scene.ctrl_high[arm.ctrl[-1]]) for arm in scene.arms]
 
     def action(

@@ -461,8 +461,9 @@ def test_a_label_is_the_mean_over_independent_measurements(small: Small) -> None
     np.testing.assert_allclose(small.samples.label[:4], expected, atol=1e-5)
 
 
-def test_a_guide_takes_the_teachers_place_once_insertion_has_taken_over() -> None:
-    settings = dataclasses.replace(student_cases.settings("state"), guide=True)
+@pytest.mark.parametrize(("guide", "count"), [("insertion", 2), ("all", 4)])
+def test_a_guide_takes_the_teachers_place(guide: str, count: int) -> None:
+    settings = dataclasses.replace(student_cases.settings("state"), guide=guide)
     teacher = student_cases.staged()
     distiller = make_distiller(settings, teacher, None, 3, 1, "exact")
     world = distiller.init().world
@@ -472,10 +473,10 @@ def test_a_guide_takes_the_teachers_place_once_insertion_has_taken_over() -> Non
     step = StudentStep(distiller.setup, lambda params, pictures: pictures)
     samples = jax.jit(step.note)(state, world.readout, None, None).samples
     guided = distiller.setup.env.guided(state, world.readout)
-    np.testing.assert_allclose(samples.label[:2], guided[:2], atol=1e-5)
+    np.testing.assert_allclose(samples.label[:count], guided[:count], atol=1e-5)
     expected = teacher.apply(samples.features, switched, jnp)
-    np.testing.assert_allclose(samples.label[2:], expected[2:], atol=1e-5)
-    assert np.abs(samples.label[:2] - expected[:2]).max() > 0.1
+    np.testing.assert_allclose(samples.label[count:], expected[count:], atol=1e-5)
+    assert (np.abs(guided - expected).max(-1) > 0.1).all()
 
 
 def test_clocks_are_scattered_at_the_start(small: Small) -> None:

@@ -164,17 +164,15 @@ def test_what_is_on_its_way_is_not_asked_for_again() -> None:
 
 
 class _GuidedActor:
-    """Picks as a teacher does, and inserts as the guide says."""
+    """Does from home to insertion as the task's guide says."""
 
-    def __init__(self, runner: Runner, teacher: StagedPolicy) -> None:
+    def __init__(self, runner: Runner) -> None:
         env = runner.setting.env
 
         def act(state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
             wanted = env.guided(state, readout)
-            state, features, _ = env.observe(state, readout)
-            picked = teacher.apply_pick(features, jnp)
-            action = jnp.where(state.task.switched[:, None], wanted, picked)
-            return env.control(state, readout, action)
+            state, _, _ = env.observe(state, readout)
+            return env.control(state, readout, wanted)
 
         self.act = jax.jit(act)
 
@@ -209,11 +207,12 @@ def test_what_the_last_steps_asked_for_is_on_its_way(teacher: str, protocol: Tas
     assert (abs(before) < 1).sum() >= 6
 
 
-def test_it_inserts_in_the_physics() -> None:
-    teacher = _teacher("transfer/teacher")
-    runner = Runner(teacher, without_causes(EVAL_V2), episode_keys(7, 0, 8))
+def test_both_guides_pick_and_insert_in_the_physics() -> None:
+    runner = Runner(_teacher("transfer/teacher"), without_causes(EVAL_V2), episode_keys(7, 0, 8))
     assert isinstance(runner.setting.env.task, Guided)
-    runner.actor = _GuidedActor(runner, teacher)
+    runner.actor = _GuidedActor(runner)
     table = runner.run().table
+    assert table["lifted_both"].all()
     assert table["success"].sum() >= 7
     assert table["held_at_end"].sum() >= 7
+    assert table["dropped"].sum() <= 1
