@@ -36,6 +36,7 @@ GROUP = "alohas2r.tasks"  # of entry points
 _SHARED = {
     "building",
     "follows",
+    "grasping",
     "make",
     "protocol",
     "registry",

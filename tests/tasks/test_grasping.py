@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from alohas2r.core import assets
+from alohas2r.envs.task import EnvState, Guided
+from alohas2r.evaluation.episodes import episode_keys
+from alohas2r.evaluation.evaluate import Runner
+from alohas2r.policies import artifact
+from alohas2r.policies.state import StatePolicy
 from alohas2r.sim import scene
 from alohas2r.sim.objects import PEG_HALF, SOCKET_HALF, TABLE_HEIGHT
 from alohas2r.sim.signals import Readout, Signals, extractor
 from alohas2r.tasks.grasping import GraspConfig, GraspGuide
+from alohas2r.tasks.protocol import EVAL_V1
 
 pytestmark = pytest.mark.compiles
 
@@ -195,3 +202,29 @@ def test_what_is_on_its_way_is_not_asked_for_again() -> None:
     expected = np.clip(action[:, :6] - CONFIG.share * 0.01 / SCALE, -1, 1)
     np.testing.assert_allclose(later[:, :6][part], expected[part], atol=1e-4)
     assert part.sum() >= 4
+
+
+class _GuidedActor:
+    """Does as the task's guide says."""
+
+    def __init__(self, runner: Runner) -> None:
+        env = runner.setting.env
+
+        def act(state: EnvState, readout: Readout) -> tuple[EnvState, jax.Array]:
+            wanted = env.guided(state, readout)
+            state, _, _ = env.observe(state, readout)
+            return env.control(state, readout, wanted)
+
+        self.act = jax.jit(act)
+
+    def reset(self, keys: jax.Array) -> None:
+        del keys
+
+
+def test_it_picks_a_block_in_the_physics() -> None:
+    pick = artifact.load(assets.data_path("params") / "pick", StatePolicy)
+    runner = Runner(pick, EVAL_V1, episode_keys(7, 0, 8))
+    assert isinstance(runner.setting.env.task, Guided)
+    runner.actor = _GuidedActor(runner)
+    table = runner.run().table
+    assert table["success"].sum() >= 7

@@ -79,7 +79,7 @@ class Ppo:
 
     def __init__(self, config: PpoConfig, env: Env, spread: Spread | None = None):
         if config.guided and not isinstance(env.task, Guided):
-            raise ConfigError("ppo.guide needs a task that has a guide, such as 'insert'.")
+            raise ConfigError("ppo.guide needs a task that has a guide: 'pick' or 'insert'.")
         self.config, self.spread = config, spread
         self.env = env
         actions = env.task.action_size

@@ -6,6 +6,7 @@ batch.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from alohas2r.envs.noise import Measured, exact
-from alohas2r.envs.task import Outcome, Start
+from alohas2r.envs.task import Now, Outcome, Start
 from alohas2r.sim import geometry
 from alohas2r.sim.objects import TABLE_HEIGHT
 from alohas2r.sim.scene import Scene
 from alohas2r.sim.signals import Signals
+from alohas2r.tasks.grasping import GraspGuide
 from alohas2r.tasks.pick.config import PickConfig
 from alohas2r.tasks.single_arm import (
     LIFTED,
@@ -147,6 +149,15 @@ class PickTask:
         return jnp.concatenate(
             [self.observation(exact(signals), state), memory, signals.object_pos[0]]
         )
+
+    @functools.cached_property
+    def _guide(self) -> GraspGuide:
+        return GraspGuide(self.scene)
+
+    def guide(self, now: Now, state: PickState, context: jax.Array, scale: float) -> jax.Array:
+        """Returns what the controller of `tasks.grasping` would do [7], see `envs.task.Guided`."""
+        target, half = state.target_pos[None], context[:1]
+        return self._guide.action(now.signals, target, half, scale, now.under_way)
 
     def thresholds(self, stage: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the success thresholds of a stage: position (m) and angle (rad)."""

@@ -215,7 +215,8 @@ def test_a_guide_that_has_faded_does_not_come_back_in_the_second_stage() -> None
 def test_a_guide_where_there_is_none_is_an_error_of_one_line(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert app.main(arguments(tmp_path / "run", "--set", "ppo.guide=1,0")) == 1
+    command = ["train-teacher", "--phase", "handover", "--out", str(tmp_path / "run")]
+    assert app.main([*command, "--set", "ppo.guide=1,0"]) == 1
     error = capsys.readouterr().err
     assert "ppo.guide needs a task that has a guide" in error
     assert error.count("\n") == 1
