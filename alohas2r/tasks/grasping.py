@@ -37,7 +37,7 @@ class GraspConfig:
       pitch_deg: angle by which the gripper points down.
       behind: of the grip point, away from where the object leads, that is gripped (m); below: under it.
       above_table: least height of fingertips above the object's lower side, which may lie on the table (m).
-      under: metres under the line of approach that count as one beside it, inverse.
+      under: share of the distance under the line of approach that counts as beside it.
       lateral: distance from the line of approach that is as good as none (m); angle_deg: angle likewise.
       backward: metres that the fingertips stay back per metre beside the line; backward_turn: per radian.
       back: the furthest that they stay back (m).
