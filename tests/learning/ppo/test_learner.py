@@ -338,11 +338,6 @@ def test_reinforcement_takes_over_from_a_guide(inserting: Ppo) -> None:
     assert loss(guided, 0.5) == pytest.approx(halves, rel=1e-5)
 
 
-def test_a_task_without_a_guide_has_nothing_to_imitate(learner: Ppo) -> None:
-    with pytest.raises(ConfigError, match="guide needs a task that has a guide"):
-        Ppo(dataclasses.replace(learner.config, guide=(1.0, 0.0)), learner.env)
-
-
 def test_networks_normalize_and_limit_their_inputs() -> None:
     found = mlp.normalize(jnp.array([1.0, 5.0, 1e6, -1e6]), jnp.float32(1.0), jnp.float32(2.0))
     np.testing.assert_allclose(found, [0, 2, 10, -10])
